@@ -1,0 +1,59 @@
+"""Adaptive Adversarial Logits Pairing and its baselines: train robust image classifiers, and prove that they are."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aalp.commands.loading import load
+    from aalp.errors import AalpError
+    from aalp.evaluation.robustness import Evaluation, evaluate
+    from aalp.method.guided_dropout import GuidedDropout
+    from aalp.method.objectives import AALP, ALP, AT, CLP, MART, TRADES, LossParts, Objective, Standard
+    from aalp.method.pgd import perturb
+    from aalp.method.sample_weights import SampleWeights
+    from aalp.method.threat import L2, Linf, Threat
+    from aalp.models.classifier import Classifier
+
+__all__ = [
+    "AALP",
+    "ALP",
+    "AT",
+    "CLP",
+    "L2",
+    "MART",
+    "TRADES",
+    "AalpError",
+    "Classifier",
+    "Evaluation",
+    "GuidedDropout",
+    "Linf",
+    "LossParts",
+    "Objective",
+    "SampleWeights",
+    "Standard",
+    "Threat",
+    "evaluate",
+    "load",
+    "perturb",
+]
+
+_HOMES = {
+    "aalp.commands.loading": ("load",),
+    "aalp.errors": ("AalpError",),
+    "aalp.evaluation.robustness": ("Evaluation", "evaluate"),
+    "aalp.method.guided_dropout": ("GuidedDropout",),
+    "aalp.method.objectives": ("AALP", "ALP", "AT", "CLP", "MART", "TRADES", "LossParts", "Objective", "Standard"),
+    "aalp.method.pgd": ("perturb",),
+    "aalp.method.sample_weights": ("SampleWeights",),
+    "aalp.method.threat": ("L2", "Linf", "Threat"),
+    "aalp.models.classifier": ("Classifier",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: torch takes seconds, and `aalp --help` does not need it."""
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(home), name)
+            return value
+    raise AttributeError(f"module 'aalp' has no attribute '{name}'")

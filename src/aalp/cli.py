@@ -1,0 +1,166 @@
+"""The command line: `aalp VERB ...`. A verb's function signature is its options, its YAML schema and its help."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aalp.errors import AalpError, unknown_name
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+VERBS = {
+    "train": "train a classifier",
+    "evaluate": "attack a trained classifier, report its clean and robust accuracy",
+    "compare": "train and evaluate several objectives with several seeds",
+}
+"""Verbs and what they do; each lives in the module of its name in `aalp.commands`, imported when it is called."""
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        arguments: the words after `aalp`; by default those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 training diverged, 2 bad input, 130 and 143 stopped by a signal and saved.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] in ([], ["-h"], ["--help"]):
+        print(_overview())
+        return EXIT_OK
+    if words[0] == "--version":
+        print(f"aalp {metadata.version('aalp')}")
+        return EXIT_OK
+    try:
+        if words[0] not in VERBS:
+            raise AalpError(unknown_name("verb", words[0], VERBS))
+        _function(words[0])(**_parse(words[0], words[1:]))
+    except AalpError as error:
+        print(f"aalp: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("aalp: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
+        sys.stderr.close()
+        return EXIT_OK
+    return EXIT_OK
+
+
+def _overview() -> str:
+    lines = ["usage: aalp VERB ...", "", "Adversarially robust image classifiers: train, attack, compare.", ""]
+    lines += [f"  {name:<10}{purpose}" for name, purpose in VERBS.items()]
+    lines += ["", "`aalp VERB --help` tells a verb's options. Presets for --config: " + ", ".join(presets())]
+    return "\n".join(lines)
+
+
+def presets() -> dict[str, Path]:
+    """The shipped configurations by name."""
+    folder = Path(str(resources.files("aalp") / "presets"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def build_parser(verb: str) -> ArgumentParser:
+    """The parser of a verb."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=f"aalp {verb}", exit_on_error=False, allow_abbrev=False)
+    parser.add_function_arguments(_function(verb), as_positional=verb == "evaluate", fail_untyped=True)
+    if verb != "evaluate":
+        parser.add_argument("--config", action="config", help="preset name or YAML file; other options override it")
+    return parser
+
+
+def _function(verb: str) -> Callable[..., None]:
+    function: Callable[..., None] = getattr(import_module(f"aalp.commands.{verb}"), verb)
+    return function
+
+
+def _parse(verb: str, words: list[str]) -> dict[str, Any]:
+    from jsonargparse import ArgumentError
+
+    parser = build_parser(verb)
+    words = _with_config(verb, words)
+    try:
+        parsed = parser.parse_args(words)
+        options: dict[str, Any] = parser.instantiate(parsed).as_dict()
+    except ArgumentError as error:
+        raise AalpError(_one_line(str(error), parser)) from error
+    options.pop("config", None)
+    return options
+
+
+def _with_config(verb: str, words: list[str]) -> list[str]:
+    """The words with preset names replaced by their files, and the configuration that goes without saying."""
+    if verb == "evaluate" or "--help" in words or "-h" in words:
+        return words
+    flags = {word.partition("=")[0] for word in words}
+    if verb == "train" and "--resume" in flags:
+        run = _value_of("--resume", words)
+        others = flags - {"--resume", "--evaluate", "--quiet", run}
+        if any(flag.startswith("--") for flag in others):
+            odd = sorted(flag for flag in others if flag.startswith("--"))[0]
+            raise AalpError(f"{odd} cannot be given with --resume: a run continues with the options it was started with")
+        if not (Path(run) / "config.yaml").is_file():
+            raise AalpError(f"'{run}' is not a run directory (it has no config.yaml): name one that `aalp train` made")
+        return ["--config", str(Path(run) / "config.yaml"), *words]
+    if "--config" not in flags:
+        return words if "--data" in flags else ["--config", str(presets()["digits"]), *words]
+    name = _value_of("--config", words)
+    if name in presets():
+        path = str(presets()[name])
+    elif Path(name).is_file():
+        path = name
+    else:
+        raise AalpError(unknown_name("preset or file", name, presets()))
+    at = next(i for i, word in enumerate(words) if word.partition("=")[0] == "--config")
+    rest = words[at + 1 :] if "=" in words[at] else words[at + 2 :]
+    # First, so that options override it wherever they stand.
+    return ["--config", path, *words[:at], *rest]
+
+
+def _value_of(flag: str, words: list[str]) -> str:
+    for position, word in enumerate(words):
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+        if word == flag and position + 1 < len(words):
+            return words[position + 1]
+    raise AalpError(f"{flag} needs a value")
+
+
+def _one_line(message: str, parser: ArgumentParser) -> str:
+    """jsonargparse's message as one line that names the value and the remedy."""
+    text = " ".join(message.split())
+    options = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", text)
+    if unknown:
+        flag = unknown.group(1).partition("=")[0]
+        near = difflib.get_close_matches(flag, options, n=1)
+        return f"unknown option {flag}: " + (f"did you mean {near[0]}?" if near else f"see `{parser.prog} --help`")
+    foreign = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'|[Kk]ey '([\w.]+)' is not expected", text)
+    if foreign:
+        group, key = (foreign.group(1), foreign.group(2)) if foreign.group(1) else ("", foreign.group(3))
+        name = ".".join(part for part in (group, key) if part)
+        near = difflib.get_close_matches(f"--{name}", options, n=1)
+        return f"unknown option {name}: " + (f"did you mean {near[0][2:]}?" if near else f"see `{parser.prog} --help`")
+    typed = re.search(r'Parser key "([\w.]+)": (.*)', text)
+    if typed:
+        return f"--{typed.group(1)}: {typed.group(2)}; see `{parser.prog} --help`"
+    return f"{text}; see `{parser.prog} --help`" if "--help" not in text else text
+
+
+def console() -> None:
+    """The `aalp` command."""
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""`aalp compare`: train and evaluate several objectives with several seeds, and put the figures side by side."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from aalp.commands.config import (
+    EvaluationOptions,
+    MethodOptions,
+    ThreatOptions,
+    read_yaml,
+    split_names,
+    to_plain,
+)
+from aalp.commands.console import Display, print_out
+from aalp.commands.evaluate import command_line
+from aalp.commands.tables import markdown_table, text_table
+from aalp.commands.train import check, describe, evaluate_run, train_run, write_config
+from aalp.data.sources import DataOptions, Source, load_source
+from aalp.errors import OptionError, RunError
+from aalp.method.pgd import AttackOptions
+from aalp.models.catalog import ModelOptions
+from aalp.store.files import write_atomically
+from aalp.store.records import read_record, write_record
+from aalp.store.run import RunDirectory
+from aalp.training.options import TrainingOptions
+
+EVERYTHING = "standard,at,trades,mart,alp,aalp,aalp-no-dropout,aalp-no-weights"
+
+
+def compare(
+    run: Path,
+    objectives: str | list[str] = EVERYTHING,
+    seeds: str | int | list[int] = "0,1,2",
+    data: str = "digits",
+    model: str = "small-cnn",
+    quiet: bool = False,
+    threat: ThreatOptions = ThreatOptions(),
+    attack: AttackOptions = AttackOptions(),
+    method: MethodOptions = MethodOptions(),
+    training: TrainingOptions = TrainingOptions(),
+    data_options: DataOptions = DataOptions(),
+    model_options: ModelOptions = ModelOptions(),
+    evaluation: EvaluationOptions = EvaluationOptions(),
+) -> None:
+    """Train and evaluate a list of objectives with several seeds; run again, it continues where it stopped.
+
+    Args:
+        run: directory of the comparison, new, or begun with the same options; each cell is a run directory in it.
+        objectives: separated by commas.
+        seeds: separated by commas.
+        data: as for `aalp train`.
+        model: as for `aalp train`.
+        quiet: show no progress.
+        threat: what the adversary may do.
+        attack: the attack used in training.
+        method: numbers of the objectives; each takes those that it has.
+        training: how to train.
+        data_options: how the data is read.
+        model_options: how the model is built.
+        evaluation: what is measured.
+    """
+    names, numbers = split_names(objectives), _seeds(seeds)
+    shared: dict[str, Any] = {
+        "data": data,
+        "model": model,
+        "threat": threat,
+        "attack": attack,
+        "method": method,
+        "training": training,
+        "data_options": data_options,
+        "model_options": model_options,
+        "evaluation": evaluation,
+    }
+    if not names:
+        raise OptionError("objectives is empty: name at least one")
+    for name in names:
+        check({**shared, "objective": name}, strict=False)
+    display = Display(quiet)
+    source = load_source(data, data_options)
+    _open(run, shared)
+    cells = [
+        _cell(run / f"{name}-seed{seed}", {**shared, "objective": name, "seed": seed}, source, display)
+        for seed in numbers
+        for name in names
+    ]
+    content = summary(cells, names)
+    record = write_record(run / "comparison.json", "comparison", {"command": command_line(), **content})
+    markdown = _markdown(record)
+    write_atomically(run / "comparison.md", markdown.encode())
+    print_out(_text(record))
+    print_out(f"\nrecords: {run / 'comparison.json'}, {run / 'comparison.md'}")
+
+
+def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Means, deviations and single values by objective, and each objective's difference from the others' AutoAttack.
+
+    Args:
+        cells: one for each objective and seed: `objective`, `seed` and `figures` by name.
+        names: objectives, in the order of the table.
+    """
+    columns = list(cells[0]["figures"])
+    table = {
+        name: {
+            column: _spread([cell["figures"][column] for cell in cells if cell["objective"] == name]) for column in columns
+        }
+        for name in names
+    }
+    judged = "autoattack" if "autoattack" in columns else "robust"
+    by_seed = {(cell["objective"], cell["seed"]): cell["figures"][judged] for cell in cells}
+    seeds = sorted({cell["seed"] for cell in cells})
+    reference = "aalp" if "aalp" in names else names[0]
+    differences = {
+        name: _difference([by_seed[reference, seed] - by_seed[name, seed] for seed in seeds])
+        for name in names
+        if name != reference
+    }
+    compared = {"reference": reference, "figure": judged, "differences": differences}
+    return {"columns": columns, "seeds": seeds, "table": table, "compared": compared, "cells": list(cells)}
+
+
+def _cell(path: Path, options: dict[str, Any], source: Source, display: Display) -> dict[str, Any]:
+    """One objective with one seed: what is done already is read, what is begun is continued."""
+    directory = RunDirectory(path)
+    record_path = directory.evaluations / "test.json"
+    if not record_path.is_file():
+        begun = directory.config.is_file()
+        if not begun:
+            path.mkdir(exist_ok=True)
+            write_config(directory.config, options)
+        display.say(describe(options, source, path))
+        train_run(directory, options, source, display, resuming=bool(directory.states()), strict=False)
+        evaluate_run(directory, options, source, display, name="test")
+    record = read_record(record_path, "evaluation")
+    figures = {"clean": record["clean"]}
+    figures |= {result["name"]: result["accuracy"] for result in record["attacks"]}
+    figures["robust"] = record["robust"]
+    figures |= {name: value for name, value in record["measures"].items() if name in ("n90", "n90_adversarial")}
+    conflict = _last_metric(directory, "conflict_rate")
+    if conflict is not None:
+        figures["conflict_rate"] = conflict
+    figures["train_seconds"] = _last_metric(directory, "seconds") or 0.0
+    return {
+        "objective": options["objective"],
+        "seed": options["seed"],
+        "images": record["images"],
+        "best_epoch": record["model"]["epoch"],
+        "figures": figures,
+        "attack_seconds": {result["name"]: result["seconds"] for result in record["attacks"]},
+        "environment": record["environment"],
+    }
+
+
+def _last_metric(directory: RunDirectory, column: str) -> float | None:
+    with directory.metrics.open(newline="") as file:
+        value = list(csv.DictReader(file))[-1].get(column)
+    return float(value) if value else None
+
+
+def _seeds(seeds: str | int | list[int]) -> list[int]:
+    try:
+        numbers = [int(seed) for seed in split_names(seeds)]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise OptionError(f"seeds is '{seeds}': give whole numbers separated by commas, such as 0,1,2")
+    return list(dict.fromkeys(numbers))
+
+
+def _open(run: Path, shared: Mapping[str, Any]) -> None:
+    """A new comparison directory, or one that was begun with the same options.
+
+    Raises:
+        RunError: it was begun with others, or is something else.
+    """
+    config = run / "config.yaml"
+    if not run.exists():
+        RunDirectory.create(run)
+        write_config(config, shared)
+        return
+    before, now = read_yaml(config), to_plain(shared)
+    for name in now:
+        if before.get(name) != now[name]:
+            raise RunError(f"'{run}' was begun with another {name}: choose another --run, or give the same options as then")
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    if not known:
+        return {"mean": None, "deviation": None, "values": list(values)}
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    return {"mean": statistics.fmean(known), "deviation": deviation, "values": list(values)}
+
+
+def _difference(gaps: Sequence[float]) -> dict[str, Any]:
+    """Mean of the per-seed gaps with its 95 % t interval; a difference is called one only if that leaves out 0."""
+    mean = statistics.fmean(gaps)
+    if len(gaps) < 2:
+        return {"mean": mean, "interval": None, "real": False}
+    half = float(stats.t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    return {"mean": mean, "interval": [mean - half, mean + half], "real": abs(mean) > half}
+
+
+PLAIN = frozenset({"n90", "n90_adversarial", "train_seconds"})
+
+
+def _table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    columns = record["columns"]
+    rows = [[name, *(_show(column, figures.get(column)) for column in columns)] for name, figures in record["table"].items()]
+    return ["objective", *columns], rows
+
+
+def _show(column: str, figure: Mapping[str, Any] | None) -> str:
+    if figure is None or figure["mean"] is None:
+        return "-"
+    scale = 1 if column in PLAIN else 100
+    spread = "" if figure["deviation"] is None else f" +- {figure['deviation'] * scale:.1f}"
+    return f"{figure['mean'] * scale:.1f}{spread}"
+
+
+def _sentences(record: Mapping[str, Any]) -> list[str]:
+    compared = record["compared"]
+    lines = []
+    for name, gap in compared["differences"].items():
+        interval = gap["interval"]
+        between = "" if interval is None else f" [{interval[0] * 100:+.1f}, {interval[1] * 100:+.1f}]"
+        verdict = "a real difference" if gap["real"] else "no real difference shown"
+        lines.append(
+            f"{compared['reference']} minus {name}, {compared['figure']}: {gap['mean'] * 100:+.1f}{between} points, {verdict}"
+        )
+    return lines
+
+
+def _values(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    figure = record["compared"]["figure"]
+    rows = [[name, *(f"{v * 100:.1f}" for v in row[figure]["values"])] for name, row in record["table"].items()]
+    return [f"{figure} by seed", *map(str, record["seeds"])], rows
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    parts = [text_table(*_table(record)), text_table(*_values(record)), *(["\n".join(_sentences(record))])]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _markdown(record: Mapping[str, Any]) -> str:
+    images = record["cells"][0]["images"]
+    title = (
+        f"Accuracy in percent on {images} test images, mean +- standard deviation over seeds "
+        f"{', '.join(map(str, record['seeds']))}; n90 in features, train_seconds in seconds."
+    )
+    parts = [title, markdown_table(*_table(record)), markdown_table(*_values(record))]
+    parts.append("\n".join(f"- {line} (95 % interval over seeds)" for line in _sentences(record)))
+    return "\n\n".join([*parts, f"`{record['command']}`"]) + "\n"

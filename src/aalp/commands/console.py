@@ -1,0 +1,87 @@
+"""What a person sees while something runs: a live display on a terminal, plain lines elsewhere, nothing on request."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Display:
+    """Progress of training and evaluation, on stderr; results go to stdout.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.live = self.console.is_terminal and not quiet
+        self._bar: Progress | None = None
+        self._attack = ""
+        self._attack_started = 0.0
+
+    def say(self, line: str) -> None:
+        """A plain line."""
+        self.console.print(line, markup=False)
+
+    @contextmanager
+    def bar(self) -> Iterator[None]:
+        """A progress bar for what happens inside, on a terminal."""
+        if not self.live:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as self._bar:
+            yield
+        self._bar = None
+
+    def training_step(self, step: int, total: int, loss: float) -> None:
+        """To be called after each training step."""
+        self._advance(f"training  loss {loss:.3f}", step, total)
+
+    def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
+        """To be called after each epoch, with its metrics."""
+        left = row["seconds"] / row["epoch"] * (epochs - row["epoch"])
+        self.say(
+            f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.3f}  train {row['train_accuracy']:.1%}  "
+            f"validation {row['validation_clean']:.1%} clean, {row['validation_robust']:.1%} robust  "
+            f"{row['images_per_second']:.0f} images/s  {_minutes(left)} left"
+        )
+
+    def attack(self, name: str, done: int, total: int) -> None:
+        """To be called before and after each attacked batch."""
+        if done == 0:
+            self._attack, self._attack_started = name, time.perf_counter()
+        self._advance(name, done, total)
+        if done == total and not self.live and total > 0:
+            self.say(f"{name}: {total} images in {time.perf_counter() - self._attack_started:.1f} s")
+
+    def _advance(self, description: str, done: int, total: int) -> None:
+        if self._bar is None:
+            return
+        if not self._bar.tasks:
+            self._bar.add_task(description, total=total)
+        self._bar.update(self._bar.tasks[0].id, description=description, completed=done, total=total)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+def print_out(text: str) -> None:
+    """A result, on stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,273 @@
+"""`aalp evaluate`: clean accuracy and accuracy under attack of a run's weights, or of anybody's."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from aalp.commands.config import ThreatOptions, device, parse_number, read_yaml, split_names
+from aalp.commands.console import Display, print_out
+from aalp.commands.loading import LoadedModel, is_ours, load_foreign, load_model, weights_file
+from aalp.commands.tables import text_table
+from aalp.data.sources import DataOptions, Source, load_source
+from aalp.data.split import channel_statistics
+from aalp.errors import AalpError, OptionError, RunError
+from aalp.evaluation.attacks import attack_by_name
+from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation
+from aalp.evaluation.robustness import evaluate as run_evaluation
+from aalp.evaluation.robustness import wilson_interval
+from aalp.models.catalog import ModelOptions, build
+from aalp.seeding import derive_seed
+from aalp.store.records import write_record, write_table
+
+
+def evaluate(
+    path: Path,
+    weights: Literal["best", "last"] = "best",
+    attacks: str | list[str] | None = None,
+    images: int | None = None,
+    norm: Literal["linf", "l2"] | None = None,
+    eps: float | str | None = None,
+    data: str | None = None,
+    data_options: DataOptions | None = None,
+    model: str | None = None,
+    model_options: ModelOptions | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    out: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Attack a trained classifier and report its clean and robust accuracy.
+
+    Everything that is not given is taken from the run's own configuration.
+
+    Args:
+        path: a run directory, or a weights file (.safetensors, or a state dict of tensors; then --model, --data and --eps too).
+        weights: of a run directory, the weights to evaluate.
+        attacks: separated by commas: clean, fgsm, pgd-K, cw-K, autoattack, apgd-ce, apgd-t, fab-t, square.
+        images: how many test images, drawn by a fixed seed; by default all.
+        norm: norm of the threat.
+        eps: radius of the threat, in pixel units, such as 8/255.
+        data: data source whose test split is used.
+        data_options: how the data is read.
+        model: name of the model, for a weights file that does not say it or that needs your own code.
+        model_options: for weights that another program wrote.
+        batch_size: images attacked together.
+        seed: of the attacks.
+        out: folder of the record; by default the run's evaluations/.
+        quiet: show no progress.
+    """
+    display = Display(quiet)
+    file = weights_file(path, weights)
+    config = _run_config(path)
+    source = _source(data or config.get("data"), data_options, config)
+    loaded = _model(file, path, model, model_options, source, config)
+    threat_options = _threat(norm, eps, loaded, config)
+    wanted = config.get("evaluation", {})
+    names = split_names(attacks or wanted.get("attacks") or list(DEFAULT_ATTACKS))
+    count = images if images is not None else wanted.get("images")
+    folder = out or (path / "evaluations" if path.is_dir() else Path("evaluations"))
+    record = evaluate_model(
+        loaded,
+        source,
+        threat_options,
+        names,
+        count,
+        batch_size,
+        seed,
+        folder / f"{_free_stem(folder, file.stem)}.json",
+        {"weights": str(file), "command": command_line()},
+        display,
+    )
+    print_out(report(record))
+
+
+def evaluate_model(
+    loaded: LoadedModel,
+    source: Source,
+    threat_options: ThreatOptions,
+    attacks: list[str],
+    images: int | None,
+    batch_size: int,
+    seed: int,
+    record_path: Path,
+    about: dict[str, Any],
+    display: Display,
+) -> dict[str, Any]:
+    """Evaluate on the test split, write JSON record and Parquet table, return the record.
+
+    Raises:
+        OptionError: an attack is unknown or a number makes no sense.
+        AalpError: the model does not fit the data.
+    """
+    threat = threat_options.build()
+    for name in attacks:
+        if name not in ("clean", "autoattack"):
+            attack_by_name(name)
+    if batch_size < 1 or (images is not None and images < 1):
+        raise OptionError(f"images is {images} and batch_size is {batch_size}: both have to be at least 1")
+    if record_path.exists() or record_path.with_suffix(".parquet").exists():
+        raise RunError(f"'{record_path}' exists already: choose another --out")
+    classifier = loaded.classifier
+    if classifier.num_classes != len(source.classes):
+        raise AalpError(
+            f"the model has {classifier.num_classes} classes and '{source.name}' has {len(source.classes)}: "
+            "evaluate on the data that the model was trained for"
+        )
+    indices = _sample(len(source.test), images)
+    split = source.test.subset(indices)
+    # Float32 images in contiguous layout: what the attacks' own packages expect.
+    with display.bar():
+        evaluation = run_evaluation(
+            classifier.to(device()),
+            split,
+            threat=threat,
+            attacks=attacks,
+            batch_size=batch_size,
+            seed=seed,
+            tick=display.attack,
+        )
+    evaluation = dataclasses.replace(evaluation, indices=indices)
+    content = {**about, **_content(evaluation, source, loaded, batch_size)}
+    record = write_record(record_path, "evaluation", content)
+    write_table(record_path.with_suffix(".parquet"), _columns(evaluation))
+    record["path"] = str(record_path)
+    return record
+
+
+def report(record: dict[str, Any]) -> str:
+    """The record as a table for the screen."""
+    rows = [["clean", *_figures(record["clean"], record["images"]), "", ""]]
+    for result in record["attacks"]:
+        rows.append([result["name"], *_figures(result["accuracy"], record["images"]), f"{result['seconds']:.1f}", ""])
+        for part in result["parts"]:
+            rows.append([f"  {part['name']}", f"{part['accuracy']:.1%}", "", f"{part['seconds']:.1f}", ""])
+    rows.append(["worst case", *_figures(record["robust"], record["images"]), "", ""])
+    for row in rows:
+        broken = record["broken_by"].get(row[0].strip(), record["broken_by"].get(f"autoattack/{row[0].strip()}"))
+        row[-1] = str(broken) if broken else ""
+    threat = record["threat"]
+    title = (
+        f"{record['images']} test images of {record['data']['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
+        f"weights {record['weights']}"
+    )
+    table = text_table(["attack", "accuracy", "95 % interval", "seconds", "broke first"], rows)
+    return f"{title}\n\n{table}\n\nrecord: {record['path']}"
+
+
+def command_line() -> str:
+    """The command that this process was started with, for records."""
+    return " ".join(["aalp", *sys.argv[1:]])
+
+
+def _figures(accuracy: float, count: int) -> tuple[str, str]:
+    low, high = wilson_interval(round(accuracy * count), count)
+    return f"{accuracy:.1%}", f"{low:.1%} - {high:.1%}"
+
+
+def _content(evaluation: Evaluation, source: Source, loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
+    count = len(evaluation)
+    parts = [
+        {"name": part.name, "accuracy": part.accuracy, "attacked": part.attacked, "seconds": part.seconds}
+        for part in evaluation.parts
+    ]
+    attacks = [
+        {
+            "name": result.name,
+            "accuracy": result.accuracy,
+            "attacked": result.attacked,
+            "seconds": result.seconds,
+            "settings": result.settings,
+            "parts": parts if result.name == "autoattack" else [],
+        }
+        for result in evaluation.results
+    ]
+    broken = torch.bincount(evaluation.broken_by, minlength=len(evaluation.names)).tolist()
+    means = {name: float(values.nanmean()) for name, values in evaluation.measures.items() if not values.isnan().all()}
+    return {
+        "images": count,
+        "clean": evaluation.clean_accuracy,
+        "robust": evaluation.robust_accuracy,
+        "intervals": {
+            name: wilson_interval(round(value * count), count)
+            for name, value in (("clean", evaluation.clean_accuracy), ("robust", evaluation.robust_accuracy))
+        },
+        "attacks": attacks,
+        "broken_by": {name: number for name, number in zip(evaluation.names, broken, strict=True) if name},
+        "measures": {"on": evaluation.measured_on, **means},
+        "threat": {"norm": evaluation.threat.norm, "eps": evaluation.threat.eps},
+        "seed": evaluation.seed,
+        "batch_size": batch_size,
+        "data": {"name": source.name, "split": "test", "digest": source.digest, "test_images": len(source.test)},
+        "model": {key: loaded.metadata.get(key) for key in ("model", "objective", "epoch", "seed", "parameters")},
+    }
+
+
+def _columns(evaluation: Evaluation) -> dict[str, list[Any]]:
+    names = [None if name == "" else name for name in evaluation.names]
+    columns: dict[str, list[Any]] = {
+        "index": evaluation.indices.tolist(),
+        "label": evaluation.labels.tolist(),
+        "clean_prediction": evaluation.predictions.tolist(),
+        "broken_by": [names[position] for position in evaluation.broken_by.tolist()],
+    }
+    for result in evaluation.results:
+        columns[f"stands_{result.name}"] = result.standing.tolist()
+    return columns | {name: values.tolist() for name, values in evaluation.measures.items()}
+
+
+def _sample(count: int, wanted: int | None) -> torch.Tensor:
+    """Positions of the test images used: all, or a sample by a fixed seed, since stored orders are often by class."""
+    if wanted is None or wanted >= count:
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(derive_seed("test sample"))
+    return torch.randperm(count, generator=generator)[:wanted].sort().values
+
+
+def _free_stem(folder: Path, stem: str) -> str:
+    number = 1
+    while (folder / f"{stem}-{number:03d}.json").exists():
+        number += 1
+    return f"{stem}-{number:03d}"
+
+
+def _run_config(path: Path) -> dict[str, Any]:
+    return read_yaml(path / "config.yaml") if path.is_dir() else {}
+
+
+def _source(name: str | None, options: DataOptions | None, config: dict[str, Any]) -> Source:
+    if name is None:
+        raise OptionError("data is missing: a weights file does not know its test images; name them with --data")
+    if options is None:
+        stored = dict(config.get("data_options", {}))
+        if "cache" in stored:
+            stored["cache"] = Path(stored["cache"])
+        options = DataOptions(**stored)
+    return load_source(name, options)
+
+
+def _model(
+    file: Path, path: Path, model: str | None, options: ModelOptions | None, source: Source, config: dict[str, Any]
+) -> LoadedModel:
+    # A run directory's configuration is the user's own, so its model code may run; a lone file's metadata is not.
+    name = model or config.get("model")
+    if path.is_dir() or is_ours(file):
+        return load_model(file, name)
+    if name is None:
+        raise OptionError(f"model is missing: '{file}' does not say which model it is; name it with --model")
+    statistics = channel_statistics(source.train)
+    return load_foreign(file, build(name, len(source.classes), source.image_shape, options, statistics))
+
+
+def _threat(norm: str | None, eps: float | str | None, loaded: LoadedModel, config: dict[str, Any]) -> ThreatOptions:
+    known = config.get("threat") or loaded.metadata.get("threat") or {}
+    radius = eps if eps is not None else known.get("eps")
+    if radius is None:
+        raise OptionError("eps is missing: give the radius of the threat, such as --eps 8/255")
+    parse_number("eps", radius)
+    chosen: Any = norm or known.get("norm") or "linf"
+    return ThreatOptions(chosen, radius)

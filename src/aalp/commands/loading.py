@@ -1,0 +1,116 @@
+"""From a run directory or a weights file to a Classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aalp.errors import ModelError, RunError
+from aalp.models.catalog import BUILT_IN, ModelOptions, build
+from aalp.models.classifier import Classifier
+from aalp.store.checkpoint import read_foreign_tensors, read_metadata, read_tensors
+from aalp.store.run import RunDirectory
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier with what its file says of it (nothing, if another program wrote it)."""
+
+    classifier: Classifier
+    metadata: dict[str, Any]
+
+
+def load(path: str | Path, weights: str = "best") -> Classifier:
+    """The classifier of a run directory or of a weights file that aalp wrote, in evaluation mode on the CPU.
+
+    Nothing in the file is executed. A model that was built by `package.module:factory` has to be built by the
+    caller instead: `load_weights(classifier, path)`.
+
+    Args:
+        path: a run directory or a .safetensors file.
+        weights: `best` or `last`, for a run directory.
+
+    Raises:
+        RunError: the path is neither.
+        ModelError: the weights name a model that cannot be built from a name alone.
+    """
+    return load_model(weights_file(Path(path), weights)).classifier
+
+
+def load_model(path: Path, model: str | None = None) -> LoadedModel:
+    """The classifier of a weights file that aalp wrote.
+
+    Args:
+        model: the model's name, if not the one in the file.
+    """
+    tensors, metadata = read_tensors(path)
+    try:
+        name = model or str(metadata["model"])
+        num_classes, shape = len(metadata["classes"]), metadata["image_shape"]
+        image_shape = int(shape[0]), int(shape[1]), int(shape[2])
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise RunError(f"'{path}' does not say which model it holds: name a weights file, not a training state") from error
+    if model is None and not (name in BUILT_IN or name.startswith("timm:")):
+        raise ModelError(f"'{path}' was trained with your own model '{name}': say so with --model {name} to run its code")
+    # The file's own mean and std, below, take the place of these.
+    placeholder = ([0.0] * len(tensors.get("mean", [])), [1.0] * len(tensors.get("std", [])))
+    options = ModelOptions(*(tuple(values) or None for values in placeholder))
+    classifier = build(name, num_classes, image_shape, options)
+    load_weights(classifier, tensors, str(path))
+    return LoadedModel(_ready(classifier), metadata)
+
+
+def load_foreign(path: Path, classifier: Classifier) -> LoadedModel:
+    """Weights that another program wrote (safetensors, or a state dict of tensors only) in a classifier built by name."""
+    load_weights(classifier, read_foreign_tensors(path), str(path))
+    return LoadedModel(_ready(classifier), {})
+
+
+def _ready(classifier: Classifier) -> Classifier:
+    """In evaluation mode, frozen, and in the layout in which convolutions are fastest (the logits are the same)."""
+    classifier.eval().requires_grad_(False)
+    return classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def load_weights(classifier: Classifier, tensors: dict[str, Tensor], what: str) -> None:
+    """Put tensors into a classifier, whether they are named as in it, as in its network, or behind `module.`.
+
+    Raises:
+        ModelError: names or shapes differ.
+    """
+    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    target = classifier if any(name.startswith("network.") for name in tensors) else classifier.network
+    try:
+        target.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the weights in '{what}' do not fit the model: {reason[:300]}") from error
+
+
+def weights_file(path: Path, which: str) -> Path:
+    """The weights file that a run directory or a file path stands for.
+
+    Raises:
+        RunError: a run without weights, or no such path.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            raise RunError(f"'{path}' does not exist: name a run directory or a weights file")
+        return path
+    file = RunDirectory.open(path).weights(which)
+    if not file.is_file():
+        raise RunError(f"'{path}' has no {which} weights yet: let its first epoch finish (`aalp train --resume {path}`)")
+    return file
+
+
+def is_ours(path: Path) -> bool:
+    """Whether aalp wrote this weights file."""
+    try:
+        read_metadata(path)
+    except RunError:
+        return False
+    return True

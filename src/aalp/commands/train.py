@@ -1,0 +1,215 @@
+"""`aalp train`: train a classifier into a run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from aalp.commands.config import (
+    EvaluationOptions,
+    MethodOptions,
+    ThreatOptions,
+    build_objective,
+    split_names,
+    to_plain,
+)
+from aalp.commands.console import Display, print_out
+from aalp.commands.evaluate import command_line, evaluate_model, report
+from aalp.commands.loading import load_model
+from aalp.data.sources import DataOptions, Source, load_source
+from aalp.data.split import channel_statistics
+from aalp.errors import RunError
+from aalp.evaluation.attacks import attack_by_name
+from aalp.method.pgd import AttackOptions
+from aalp.models.catalog import ModelOptions, build
+from aalp.models.classifier import Classifier
+from aalp.seeding import derive_seed
+from aalp.store.files import write_atomically
+from aalp.store.run import RunDirectory, free_path
+from aalp.training.loop import Fit, fit
+from aalp.training.options import TrainingOptions
+from aalp.training.state import Progress
+
+
+def train(
+    data: str = "digits",
+    model: str = "small-cnn",
+    objective: str = "aalp",
+    seed: int = 0,
+    run: Path | None = None,
+    resume: Path | None = None,
+    evaluate: bool = False,
+    quiet: bool = False,
+    threat: ThreatOptions = ThreatOptions(),
+    attack: AttackOptions = AttackOptions(),
+    method: MethodOptions = MethodOptions(),
+    training: TrainingOptions = TrainingOptions(),
+    data_options: DataOptions = DataOptions(),
+    model_options: ModelOptions = ModelOptions(),
+    evaluation: EvaluationOptions = EvaluationOptions(),
+) -> None:
+    """Train a classifier.
+
+    Without --config and --data this trains on scikit-learn's digits with the preset `digits`.
+
+    Args:
+        data: digits, npz:FILE, folder:DIR, or torchvision:NAME (MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN).
+        model: small-cnn, thin-resnet, preact-resnet18, wide-resnet28-10, wide-resnet34-10, timm:NAME, or package.module:factory.
+        objective: standard, at, alp, clp, trades, mart, aalp, aalp-no-dropout or aalp-no-weights.
+        seed: of the start weights, the data order and the attacks.
+        run: directory to make; by default the next free runs/OBJECTIVE-DATA-NNN.
+        resume: a run directory to continue, with the options it was started with.
+        evaluate: evaluate on the test split afterwards, as `aalp evaluate` does.
+        quiet: show no progress.
+        threat: what the adversary may do.
+        attack: the attack used in training.
+        method: numbers of the objective.
+        training: how to train.
+        data_options: how the data is read.
+        model_options: how the model is built.
+        evaluation: what --evaluate measures.
+    """
+    options: dict[str, Any] = {
+        "data": data,
+        "model": model,
+        "objective": objective,
+        "seed": seed,
+        "threat": threat,
+        "attack": attack,
+        "method": method,
+        "training": training,
+        "data_options": data_options,
+        "model_options": model_options,
+        "evaluation": evaluation,
+    }
+    display = Display(quiet)
+    check(options)
+    source = load_source(data, options["data_options"])
+    directory = RunDirectory.open(resume) if resume else None
+    if directory is None:
+        short = data.partition(":")[2] or data
+        directory = _start(run or free_path(Path("runs"), f"{objective}-{Path(short).stem.lower()}"), options)
+    display.say(describe(options, source, directory.path))
+    train_run(directory, options, source, display, resuming=resume is not None)
+    if evaluate:
+        record = evaluate_run(directory, options, source, display, name="test")
+        print_out(report(record))
+    print_out(f"run: {directory.path}")
+
+
+def check(options: Mapping[str, Any], strict: bool = True) -> None:
+    """Refuse options that cannot work, before anything is read or written."""
+    build_objective(options["objective"], options["method"], strict)
+    options["threat"].build()
+    for name in split_names(options["evaluation"].attacks):
+        if name not in ("clean", "autoattack"):
+            attack_by_name(name)
+
+
+def train_run(
+    directory: RunDirectory,
+    options: Mapping[str, Any],
+    source: Source,
+    display: Display,
+    resuming: bool,
+    strict: bool = True,
+) -> Progress:
+    """Train into a run directory, from the start or from where it stands.
+
+    Raises:
+        AalpError: see `aalp.training.loop.fit`, `aalp.models.catalog.build`.
+    """
+    training: TrainingOptions = options["training"]
+    classifier = build_classifier(options, source)
+    threat = options["threat"].build()
+    metadata = {
+        "model": options["model"],
+        "objective": options["objective"],
+        "seed": options["seed"],
+        "classes": list(source.classes),
+        "image_shape": list(source.image_shape),
+        "threat": {"norm": options["threat"].norm, "eps": threat.eps},
+        "data": {"name": source.name, "digest": source.digest},
+        "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
+    }
+    plan = Fit(
+        classifier=classifier,
+        objective=build_objective(options["objective"], options["method"], strict),
+        threat=threat,
+        train=source.train,
+        validation=source.validation,
+        run=directory,
+        metadata=metadata,
+        attack=options["attack"],
+        options=training,
+        seed=options["seed"],
+        workers=options["data_options"].workers,
+        report=lambda row: display.epoch(row, training.epochs),
+        tick=display.training_step,
+    )
+    with display.bar():
+        return fit(plan, resume=resuming)
+
+
+def evaluate_run(
+    directory: RunDirectory, options: Mapping[str, Any], source: Source, display: Display, name: str
+) -> dict[str, Any]:
+    """Evaluate a run on its test split into evaluations/NAME.json; returns the record."""
+    wanted: EvaluationOptions = options["evaluation"]
+    weights = directory.weights(wanted.weights)
+    return evaluate_model(
+        load_model(weights, options["model"]),
+        source,
+        options["threat"],
+        split_names(wanted.attacks),
+        wanted.images,
+        wanted.batch_size,
+        wanted.seed,
+        directory.evaluations / f"{name}.json",
+        {"weights": str(weights), "command": command_line()},
+        display,
+    )
+
+
+def build_classifier(options: Mapping[str, Any], source: Source) -> Classifier:
+    """The classifier, with start weights that depend on the seed alone."""
+    torch.manual_seed(derive_seed("start", options["seed"]))
+    classifier = build(
+        options["model"],
+        len(source.classes),
+        source.image_shape,
+        options["model_options"],
+        channel_statistics(source.train),
+    )
+    if options["model_options"].channels_last:
+        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return classifier
+
+
+def write_config(path: Path, options: Mapping[str, Any]) -> None:
+    """Write options as YAML that --config accepts."""
+    write_atomically(path, yaml.safe_dump(to_plain(options), sort_keys=False).encode())
+
+
+def describe(options: Mapping[str, Any], source: Source, path: Path) -> str:
+    """One line on what is about to be trained."""
+    threat = options["threat"]
+    return (
+        f"{options['objective']} on {source.name}: {len(source.train)} training, {len(source.validation)} validation, "
+        f"{len(source.test)} test images of {'x'.join(map(str, source.image_shape))}; {options['model']}, "
+        f"{threat.norm} eps {threat.eps}, {options['training'].epochs} epochs; run {path}"
+    )
+
+
+def _start(path: Path, options: Mapping[str, Any]) -> RunDirectory:
+    directory = RunDirectory.create(path)
+    try:
+        write_config(directory.config, options)
+    except RunError:
+        path.rmdir()
+        raise
+    return directory

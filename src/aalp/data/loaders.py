@@ -1,0 +1,85 @@
+"""Batches of a split, on the device: resident images by indexing, images on disk through worker processes.
+
+The order of the images is a function of seed and epoch alone, so a run can go on at any batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from aalp.data.split import ResidentSplit, Split, as_float
+from aalp.seeding import derive_seed
+
+Batch = tuple[Tensor, Tensor]
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The order (count,) in which an epoch visits the images."""
+    generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
+    return torch.randperm(count, generator=generator)
+
+
+class Loader:
+    """Batches of a split as (images in [0, 1] float32, labels), on one device.
+
+    Args:
+        split: the images.
+        batch_size: images a batch; the last batch of a pass is smaller if the count asks for it.
+        device: where the batches go; a resident split is moved there once, as uint8.
+        workers: processes that read images from disk.
+    """
+
+    def __init__(self, split: Split, batch_size: int, device: torch.device, workers: int = 0) -> None:
+        self.split: Split = split
+        if isinstance(split, ResidentSplit):
+            self.split = ResidentSplit(split.pixels.to(device), split.labels.to(device))
+        self.batch_size = batch_size
+        self.device = device
+        self.workers = workers
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+        return -(-len(self.split) // self.batch_size)
+
+    def batches(self, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
+        """The batches of one pass, from batch number `start` on.
+
+        Args:
+            order: (N,) order of the images; by default as they are stored.
+        """
+        order = torch.arange(len(self.split)) if order is None else order
+        chunks = list(order.split(self.batch_size))[start:]
+        if isinstance(self.split, ResidentSplit):
+            for chunk in chunks:
+                indices = chunk.to(self.device)
+                yield as_float(self.split.pixels[indices]), self.split.labels[indices]
+        else:
+            reader = DataLoader(
+                _Chunks(self.split, chunks),
+                batch_size=None,
+                num_workers=self.workers,
+                pin_memory=self.device.type == "cuda",
+                # The base seed of the workers would otherwise be drawn from the global generator.
+                generator=torch.Generator().manual_seed(0),
+            )
+            for pixels, labels in reader:
+                yield as_float(pixels.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
+
+
+class _Chunks(Dataset[Batch]):
+    """A map-style data set whose items are whole batches, so that a worker decodes a batch at a time."""
+
+    def __init__(self, split: Split, chunks: list[Tensor]) -> None:
+        self.split = split
+        self.chunks = chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> Batch:
+        chunk = self.chunks[index]
+        return self.split.read(chunk), self.split.labels[chunk]

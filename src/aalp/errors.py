@@ -1,0 +1,54 @@
+"""Every error that a user of aalp can cause or meet.
+
+Each message is one line: what is wrong, with the value, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class AalpError(Exception):
+    """Base class of all errors that aalp raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+class OptionError(AalpError, ValueError):
+    """An option has a value that makes no sense."""
+
+
+class DataError(AalpError, ValueError):
+    """Images, labels or a data source are not what they have to be."""
+
+
+class ModelError(AalpError, ValueError):
+    """A network cannot be wrapped, built or loaded."""
+
+
+class RunError(AalpError):
+    """A run directory, checkpoint or record is missing, foreign or in the way."""
+
+
+class DivergedError(AalpError):
+    """A training loss stopped being finite."""
+
+    exit_code = 1
+
+
+class InterruptedRunError(AalpError):
+    """SIGINT (Ctrl-C, exit code 130) or SIGTERM (exit code 143) stopped a run; its state is saved."""
+
+    def __init__(self, signal_number: int, run: Path) -> None:
+        super().__init__(f"stopped, and saved: continue with `aalp train --resume {run}`")
+        self.exit_code = 128 + signal_number
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not in a table, with the nearest one that is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"unknown {kind} '{name}': {hint}known are {', '.join(names)}"

@@ -1,0 +1,85 @@
+"""Attacks by name. Every one of them is called the same way, and none can leave the ball.
+
+Names: `fgsm`; `pgd-K` (cross-entropy, K steps); `cw-K` (PGD on the margin, K steps);
+`apgd-ce`, `apgd-t`, `fab-t`, `square` (the four parts of AutoAttack, one by one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aalp.errors import OptionError, unknown_name
+from aalp.evaluation.autoattack import STANDARD, autoattack_part
+from aalp.method.losses import cross_entropy, margin
+from aalp.method.pgd import perturb
+from aalp.method.threat import Threat
+from aalp.models.classifier import Classifier
+
+AttackFunction = Callable[[Classifier, Tensor, Tensor, Threat, int], Tensor]
+"""(classifier, images, labels, threat, seed) -> candidates; `run_attack` checks them."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack and how it is recorded."""
+
+    name: str
+    function: AttackFunction
+    settings: Mapping[str, float | int | str]
+
+
+def attack_by_name(name: str) -> Attack:
+    """The attack of this name.
+
+    Raises:
+        OptionError: there is none.
+    """
+    kind, _, number = name.partition("-")
+    if name == "fgsm":
+        return _gradient_attack(name, steps=1, loss="cross-entropy", relative_step=1.0, random_start=0.0)
+    if kind in ("pgd", "cw") and number.isdecimal() and int(number) > 0:
+        steps = int(number)
+        loss = "cross-entropy" if kind == "pgd" else "margin"
+        return _gradient_attack(name, steps, loss, relative_step=min(1.0, 2.5 / steps), random_start=1.0)
+    if name in STANDARD:
+        return Attack(name, autoattack_part(name), {"package": "pyautoattack", "version": "standard"})
+    raise OptionError(unknown_name("attack", name, ["clean", "fgsm", "pgd-20", "cw-40", "autoattack", *STANDARD]))
+
+
+def run_attack(
+    attack: Attack, classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Attack a batch and judge the outcome in float32.
+
+    Args:
+        images: (N, channels, height, width) float32 in [0, 1]; the classifier is in evaluation mode.
+
+    Returns:
+        Adversarial images (N, ...), in the ball whatever the attack gave, and which of them (N,) are misclassified.
+    """
+    candidates = attack.function(classifier, images, labels, threat, seed)
+    # What is not finite is no image; elsewhere the projection undoes any step out of the ball before anything counts.
+    candidates = torch.where(torch.isfinite(candidates), candidates, images)
+    adversarial = threat.project(candidates.float(), images)
+    assert bool(threat.contains(adversarial, images).all())
+    with torch.no_grad():
+        fooled = classifier(adversarial).argmax(1) != labels
+    return adversarial, fooled
+
+
+def _gradient_attack(name: str, steps: int, loss: str, relative_step: float, random_start: float) -> Attack:
+    inner = cross_entropy if loss == "cross-entropy" else margin
+
+    def function(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+        generator = torch.Generator(images.device).manual_seed(seed)
+        step_size = relative_step * threat.eps
+        return perturb(
+            classifier, images, labels, threat, steps, step_size, inner, random_start=random_start, generator=generator
+        )
+
+    settings = {"steps": steps, "step_size_in_eps": relative_step, "random_start": random_start, "loss": loss}
+    return Attack(name, function, settings)

@@ -1,0 +1,275 @@
+"""Robust accuracy: run attacks, take the worst case per image, keep what each attack did to each image."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from aalp.data.sources import check_images
+from aalp.data.split import ResidentSplit, Split, as_float
+from aalp.errors import OptionError
+from aalp.evaluation.attacks import Attack, attack_by_name, run_attack
+from aalp.evaluation.autoattack import STANDARD
+from aalp.method.contributions import concentration_n, contributions
+from aalp.method.losses import logit_pairing
+from aalp.method.pgd import evaluating
+from aalp.method.sample_weights import conflict_cosine
+from aalp.method.threat import Threat
+from aalp.models.classifier import Classifier
+from aalp.seeding import derive_seed
+
+DEFAULT_ATTACKS = ("fgsm", "pgd-20", "cw-40", "autoattack")
+
+Tick = Callable[[str, int, int], None]
+"""Called as (attack, images done, images in all)."""
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What one attack did.
+
+    Attributes:
+        standing: (N,) bool: classified right clean and under this attack. For AutoAttack: under all its parts so far.
+        attacked: how many images it was run on.
+        seconds: wall time.
+        settings: what it ran with.
+    """
+
+    name: str
+    standing: Tensor
+    attacked: int
+    seconds: float
+    settings: dict[str, float | int | str]
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.standing.float().mean())
+
+
+@dataclass
+class Evaluation:
+    """Accuracy of a classifier, clean and under attack.
+
+    Attributes:
+        indices: (N,) positions of the images in their split.
+        labels, predictions: (N,) true and clean predicted classes.
+        results: one for each attack that was asked for, AutoAttack as a whole with its parts in `parts`.
+        parts: the parts of AutoAttack, in order.
+        broken_by: (N,) index into `names` of the first attack that broke the image: 0 nothing, 1 clean.
+        measures: per-image measurements by name, (N,) each (see `_measure`); NaN where an image was not measured.
+        measured_on: name of the attack whose images the adversarial measurements are of, if any.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    predictions: Tensor
+    threat: Threat
+    seed: int
+    results: list[AttackResult] = field(default_factory=list)
+    parts: list[AttackResult] = field(default_factory=list)
+    names: list[str] = field(default_factory=lambda: ["", "clean"])
+    broken_by: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    measures: dict[str, Tensor] = field(default_factory=dict)
+    measured_on: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def clean_accuracy(self) -> float:
+        return float((self.predictions == self.labels).float().mean())
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of images that are right clean and under every attack that ran."""
+        return float((self.broken_by == 0).float().mean())
+
+
+@torch.no_grad()
+def evaluate(
+    classifier: Classifier,
+    images: Tensor | Split,
+    labels: Tensor | None = None,
+    threat: Threat | None = None,
+    attacks: Sequence[str] = DEFAULT_ATTACKS,
+    *,
+    batch_size: int = 250,
+    seed: int = 0,
+    tick: Tick = lambda attack, done, total: None,
+) -> Evaluation:
+    """Clean accuracy and accuracy under each attack, in float32 and evaluation mode.
+
+    Each attack is run on the images that are classified right clean; inside AutoAttack each part on those that
+    withstood the parts before it, as in the original. The worst case is taken over all of them, image by image.
+
+    Args:
+        classifier: on the device to evaluate on.
+        images: (N, channels, height, width) in [0, 1], or a split, which brings its labels.
+        labels: (N,) integers; only with image tensors.
+        threat: the ball, such as `Linf(8 / 255)`.
+        attacks: names (see `evaluation/attacks.py`); `clean` is always measured.
+        batch_size: images attacked together.
+        seed: of the attacks' random starts.
+
+    Raises:
+        OptionError: unknown attack, or threat or labels are missing.
+        DataError: images or labels are not what they have to be.
+    """
+    if threat is None:
+        raise OptionError("threat is missing: give one, such as Linf(8 / 255)")
+    if isinstance(images, Tensor):
+        if labels is None:
+            raise OptionError("labels are missing: give one integer for each image")
+        check_images(images, labels, classifier.num_classes, "the evaluation")
+        images = ResidentSplit(images.cpu(), labels.cpu())
+    split = images
+    wanted = [name for name in dict.fromkeys(attacks) if name != "clean"]
+    single = {name: attack_by_name(name) for name in wanted if name != "autoattack"}
+    device = classifier.head_weight.device
+    with evaluating(classifier), _full_precision():
+        run = _Run(classifier, split, threat, batch_size, seed, device, tick)
+        evaluation = run.clean()
+        for name in wanted:
+            if name == "autoattack":
+                run.autoattack(evaluation)
+            else:
+                run.single(evaluation, single[name])
+        if evaluation.measured_on is None:
+            evaluation.measures |= dict.fromkeys(ADVERSARIAL_MEASURES, torch.full((len(split),), math.nan))
+    return evaluation
+
+
+ADVERSARIAL_MEASURES = ("n90_adversarial", "conflict_cosine", "pairing_distance")
+
+
+@dataclass
+class _Run:
+    """One evaluation under way."""
+
+    classifier: Classifier
+    split: Split
+    threat: Threat
+    batch_size: int
+    seed: int
+    device: torch.device
+    tick: Tick
+
+    def clean(self) -> Evaluation:
+        labels = self.split.labels
+        predictions, n90 = torch.empty_like(labels), torch.empty(len(labels))
+        for rows, images, _ in self._batches(torch.arange(len(labels)), "clean"):
+            features = self.classifier.features(images)
+            predicted = self.classifier.head(features).argmax(1)
+            predictions[rows] = predicted.cpu()
+            n90[rows] = concentration_n(contributions(features, self.classifier.head_weight, predicted)).cpu()
+        evaluation = Evaluation(torch.arange(len(labels)), labels, predictions, self.threat, self.seed)
+        evaluation.broken_by = (predictions != labels).long()
+        evaluation.measures["n90"] = n90
+        return evaluation
+
+    def single(self, evaluation: Evaluation, attack: Attack) -> None:
+        standing = evaluation.predictions == evaluation.labels
+        # One attack of ours moves every image, fooled or not: its images are those that pairs are measured on.
+        measuring = evaluation.measured_on is None and attack.name.startswith("pgd-")
+        on = torch.ones_like(standing) if measuring else standing
+        result = self._attack(attack, standing, on, evaluation if measuring else None)
+        if measuring:
+            evaluation.measured_on = attack.name
+        evaluation.results.append(result)
+        self._blame(evaluation, attack.name, result.standing)
+
+    def autoattack(self, evaluation: Evaluation) -> None:
+        standing = evaluation.predictions == evaluation.labels
+        for part in STANDARD:
+            result = self._attack(attack_by_name(part), standing, standing, None)
+            standing = result.standing
+            evaluation.parts.append(result)
+            self._blame(evaluation, f"autoattack/{part}", standing)
+        evaluation.results.append(
+            AttackResult(
+                "autoattack",
+                standing,
+                evaluation.parts[0].attacked,
+                sum(part.seconds for part in evaluation.parts),
+                dict(evaluation.parts[0].settings),
+            )
+        )
+
+    def _attack(self, attack: Attack, standing: Tensor, on: Tensor, measured: Evaluation | None) -> AttackResult:
+        started = time.perf_counter()
+        after = standing.clone()
+        rows_to_attack = on.nonzero()[:, 0]
+        columns = {name: torch.full((len(standing),), math.nan) for name in ADVERSARIAL_MEASURES}
+        for number, (rows, images, labels) in enumerate(self._batches(rows_to_attack, attack.name)):
+            seed = derive_seed("attack", attack.name, self.seed, number)
+            adversarial, fooled = run_attack(attack, self.classifier, images, labels, self.threat, seed)
+            after[rows] &= ~fooled.cpu()
+            if measured is not None:
+                for name, values in self._measure(images, adversarial, labels).items():
+                    columns[name][rows] = values.cpu()
+        if measured is not None:
+            measured.measures |= columns
+        seconds = time.perf_counter() - started
+        return AttackResult(attack.name, after, len(rows_to_attack), seconds, dict(attack.settings))
+
+    def _measure(self, images: Tensor, adversarial: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Observations 1 and 2 on pairs: contributions to the predicted class, conflict of the losses, pairing distance."""
+        clean_logits = self.classifier(images)
+        features = self.classifier.features(adversarial)
+        logits = self.classifier.head(features)
+        shares = contributions(features, self.classifier.head_weight, logits.argmax(1))
+        return {
+            "n90_adversarial": concentration_n(shares),
+            "conflict_cosine": conflict_cosine(clean_logits, logits, labels),
+            "pairing_distance": logit_pairing(clean_logits, logits),
+        }
+
+    def _batches(self, rows: Tensor, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        done = 0
+        for chunk in rows.split(self.batch_size):
+            if len(chunk) == 0:  # splitting nothing still gives one empty piece
+                return
+            self.tick(name, done, len(rows))
+            yield chunk, as_float(self.split.read(chunk).to(self.device)), self.split.labels[chunk].to(self.device)
+            done += len(chunk)
+        self.tick(name, done, len(rows))
+
+    @staticmethod
+    def _blame(evaluation: Evaluation, name: str, standing: Tensor) -> None:
+        evaluation.names.append(name)
+        newly = (evaluation.broken_by == 0) & ~standing
+        evaluation.broken_by[newly] = len(evaluation.names) - 1
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Float32 that is float32: no TF32 on GPUs, no autocast from outside."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+
+
+def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927): sound near 0 and 1, where robust accuracies like to be.
+
+    Raises:
+        ValueError: count is 0.
+    """
+    if count == 0:
+        raise ValueError("no interval without images")
+    share, spread = successes / count, z * z / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,165 @@
+"""The one inner loop: projected gradient ascent inside a threat ball (Madry et al., arXiv 1706.06083).
+
+FGSM, FGSM-RS (arXiv 2001.03994) and N-FGSM (arXiv 2202.01181) are settings of it: see `AttackOptions`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from aalp.errors import OptionError
+from aalp.method.losses import cross_entropy
+from aalp.method.threat import Threat
+
+PerImageLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class AgainstClean:
+    """An inner loss that compares the adversarial logits with the clean ones instead of with labels.
+
+    Args:
+        divergence: (clean logits, adversarial logits) -> (N,).
+    """
+
+    divergence: PerImageLoss
+
+
+InnerLoss = PerImageLoss | AgainstClean
+"""What an attack maximises, per image: (logits, labels) -> (N,), or a comparison with the clean logits."""
+
+
+class ImageClassifier(Protocol):
+    """What attacks and objectives need of a classifier; `aalp.Classifier` makes it from any network."""
+
+    training: bool
+
+    def __call__(self, images: Tensor, /) -> Tensor: ...
+    def features(self, images: Tensor, /) -> Tensor: ...
+    def head(self, features: Tensor, mask: Tensor | None = None, /) -> Tensor: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    @property
+    def head_weight(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """Settings of the attack used in training.
+
+    FGSM: steps 1, random_start 0. FGSM-RS: steps 1, step_size 1.25. N-FGSM: steps 1, step_size 1, random_start 2, project false.
+    """
+
+    steps: int = 10
+    """Gradient steps, at least 1."""
+
+    step_size: float | None = None
+    """Size of a step in units of eps; by default 2.5 / steps, at most 1."""
+
+    random_start: float = 1.0
+    """Radius of the random start in units of eps; 0 starts at the clean image."""
+
+    project: bool = True
+    """Project back into the ball after each step; only N-FGSM does without, in training."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise OptionError(f"attack steps is {self.steps}: it has to be at least 1")
+        if self.step_size is not None and not (math.isfinite(self.step_size) and self.step_size > 0):
+            raise OptionError(f"attack step_size is {self.step_size}: it has to be a positive number, in units of eps")
+        if not (math.isfinite(self.random_start) and self.random_start >= 0):
+            raise OptionError(f"attack random_start is {self.random_start}: it has to be at least 0, in units of eps")
+
+    def relative_step(self) -> float:
+        """The size of a step in units of eps."""
+        return self.step_size if self.step_size is not None else min(1.0, 2.5 / self.steps)
+
+
+def perturb(
+    classifier: ImageClassifier,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    steps: int = 10,
+    step_size: float | None = None,
+    loss: InnerLoss | None = cross_entropy,
+    *,
+    random_start: float = 1.0,
+    project: bool = True,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Adversarial images: projected gradient ascent on `loss` inside the threat ball.
+
+    The classifier attacks in evaluation mode (BatchNorm statistics fixed, no dropout) and gets
+    back the mode it came in, also when the attack raises. No gradient reaches its weights.
+
+    Args:
+        classifier: an `aalp.Classifier`.
+        images: (N, ...) float in [0, 1], on the classifier's device.
+        labels: (N,) integers in 0..C-1.
+        threat: the ball, such as `aalp.Linf(8 / 255)`.
+        steps: gradient steps.
+        step_size: size of a step in pixel units; by default 2.5 eps / steps, at most eps.
+        loss: what is maximised, per image; with None (an objective without adversary) the images come back as they are.
+        random_start: radius of the random start in units of eps; 0 starts at the clean image.
+        project: keep every step inside the ball and in [0, 1].
+        mask: feature factors (N, D), fixed for all steps, to attack through Guided Dropout.
+        generator: source of the random start, on the images' device.
+
+    Returns:
+        (N, ...) float, detached; inside the ball and in [0, 1] unless `project` is off.
+
+    Raises:
+        OptionError: steps or step_size make no sense.
+    """
+    step_size_eps = None if step_size is None else step_size / threat.eps
+    options = AttackOptions(steps, step_size_eps, random_start, project)
+    if loss is None:
+        return images
+    images = images.detach()
+    with evaluating(classifier), torch.enable_grad():
+        logits_of = _logits_through(classifier, mask)
+        ascend = _with_clean(loss, logits_of, images) if isinstance(loss, AgainstClean) else loss
+        adversarial = threat.random_start(images, generator, random_start) if random_start > 0 else images
+        if project:
+            adversarial = threat.project(adversarial, images)
+        for _ in range(options.steps):
+            adversarial = adversarial.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(ascend(logits_of(adversarial), labels).sum(), adversarial)
+            step = threat.steepest_step(gradient) * (options.relative_step() * threat.eps)
+            adversarial = adversarial.detach() + step
+            if project:
+                adversarial = threat.project(adversarial, images)
+    return adversarial.detach()
+
+
+def _logits_through(classifier: ImageClassifier, mask: Tensor | None) -> Callable[[Tensor], Tensor]:
+    if mask is None:
+        return classifier
+    return lambda images: classifier.head(classifier.features(images), mask)
+
+
+def _with_clean(loss: AgainstClean, logits_of: Callable[[Tensor], Tensor], images: Tensor) -> PerImageLoss:
+    with torch.no_grad():
+        clean_logits = logits_of(images)
+    return lambda logits, _labels: loss.divergence(clean_logits, logits)
+
+
+@contextmanager
+def evaluating(classifier: ImageClassifier) -> Iterator[None]:
+    """Every module in evaluation mode inside the block, and back in the mode it had after it."""
+    trained = [module for module in classifier.modules() if module.training]
+    for module in trained:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True

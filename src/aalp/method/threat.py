@@ -1,0 +1,122 @@
+"""Threat models: the sets of images an adversary may show instead of a clean one.
+
+A threat is a ball of radius eps around the clean image, in pixel space, cut to the valid
+range [0, 1]. The three operations that every gradient attack needs (a random start, a step of
+steepest ascent, a projection) live here, so that one attack loop serves every norm.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aalp.errors import OptionError
+
+# Float32 arithmetic on images in [0, 1] rounds at 6e-8; a check of the ball must forgive a few such roundings and no more.
+BALL_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Threat(ABC):
+    """A ball of radius `eps` in pixel units (images in [0, 1]).
+
+    Args:
+        eps: radius of the ball, > 0.
+
+    Raises:
+        OptionError: eps is not a positive, finite number.
+    """
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise OptionError(f"eps is {self.eps}: it has to be a positive number in pixel units, such as 8/255 = 0.0314")
+
+    @property
+    @abstractmethod
+    def norm(self) -> str:
+        """The norm's name as attack libraries write it: `Linf` or `L2`."""
+
+    @abstractmethod
+    def random_start(self, images: Tensor, generator: torch.Generator | None = None, scale: float = 1.0) -> Tensor:
+        """Images (N, ...) moved to random points of the ball of radius scale * eps; not projected."""
+
+    @abstractmethod
+    def steepest_step(self, gradient: Tensor) -> Tensor:
+        """The direction (N, ...) of unit norm along which a linear loss with this gradient rises fastest."""
+
+    @abstractmethod
+    def project(self, candidates: Tensor, images: Tensor) -> Tensor:
+        """Candidates (N, ...) moved to the nearest point of the ball around images, then cut to [0, 1]."""
+
+    @abstractmethod
+    def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
+        """Distance (N,) between candidates and images in this norm, in pixel units."""
+
+    def contains(self, candidates: Tensor, images: Tensor) -> Tensor:
+        """Which candidates (N,) lie in the ball and in [0, 1], up to float32 rounding (`BALL_TOLERANCE`)."""
+        flat = candidates.flatten(1)
+        in_range = (flat >= 0).all(1) & (flat <= 1).all(1)
+        return in_range & (self.distance(candidates, images) <= self.eps + BALL_TOLERANCE)
+
+
+@dataclass(frozen=True)
+class Linf(Threat):
+    """No pixel moves by more than eps."""
+
+    @property
+    def norm(self) -> str:
+        return "Linf"
+
+    def random_start(self, images: Tensor, generator: torch.Generator | None = None, scale: float = 1.0) -> Tensor:
+        noise = torch.empty_like(images).uniform_(-1.0, 1.0, generator=generator)
+        return images + scale * self.eps * noise
+
+    def steepest_step(self, gradient: Tensor) -> Tensor:
+        return gradient.sign()
+
+    def project(self, candidates: Tensor, images: Tensor) -> Tensor:
+        return candidates.clamp(images - self.eps, images + self.eps).clamp_(0.0, 1.0)
+
+    def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
+        return (candidates - images).abs().flatten(1).amax(1)
+
+
+@dataclass(frozen=True)
+class L2(Threat):
+    """The Euclidean length of the change of all pixels together is at most eps."""
+
+    @property
+    def norm(self) -> str:
+        return "L2"
+
+    def random_start(self, images: Tensor, generator: torch.Generator | None = None, scale: float = 1.0) -> Tensor:
+        direction = torch.empty_like(images).normal_(generator=generator)
+        radius = torch.rand(len(images), generator=generator, device=images.device, dtype=images.dtype)
+        # In d dimensions the volume within radius r grows as r^d: the d-th root makes the points uniform in the ball.
+        radius = radius.pow(1.0 / direction[0].numel()) * (scale * self.eps)
+        return images + self.steepest_step(direction) * _per_image(radius, images)
+
+    def steepest_step(self, gradient: Tensor) -> Tensor:
+        length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        return gradient / _per_image(length, gradient)
+
+    def project(self, candidates: Tensor, images: Tensor) -> Tensor:
+        change = candidates - images
+        length = change.flatten(1).norm(dim=1).clamp_min(torch.finfo(change.dtype).tiny)
+        shrink = (self.eps / length).clamp_max(1.0)
+        # Cutting to [0, 1] afterwards only moves points towards the image (which is in [0, 1]), so the ball still holds.
+        return (images + change * _per_image(shrink, change)).clamp_(0.0, 1.0)
+
+    def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
+        return (candidates - images).flatten(1).norm(dim=1)
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    """Values (N,) shaped to multiply images (N, ...)."""
+    return values.view(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,169 @@
+"""Classifier: the one thing that attacks and objectives know of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from aalp.errors import DataError, ModelError
+
+
+class Classifier(nn.Module):
+    """Any network whose logits end in a `torch.nn.Linear`, with normalisation inside.
+
+    The images that go in are in [0, 1], so eps means the same for every model. The network is
+    used as it is, not copied: its parameters are the classifier's.
+
+    Args:
+        network: maps normalised images (N, ...) to logits (N, C).
+        mean: per-channel mean to subtract; none by default.
+        std: per-channel deviation to divide by; none by default.
+        head: name of the final Linear in `network.named_modules()`; by default the last one defined.
+
+    Attributes:
+        num_classes: C.
+        num_features: D, the width of the head's input.
+
+    Raises:
+        ModelError: at once, if there is no such Linear or mean and std do not fit together; at the
+            first batch, if the network's output is not what that Linear gave.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        head: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.head_name = head if head is not None else _last_linear(network)
+        linear = dict(network.named_modules()).get(self.head_name)
+        if not isinstance(linear, nn.Linear):
+            found = "no layer of that name" if linear is None else f"a {type(linear).__name__}"
+            raise ModelError(f"head '{self.head_name}' is {found}: name the torch.nn.Linear that gives the logits")
+        mean_values, std_values = _normalisation(mean, std)
+        self.register_buffer("mean", mean_values)
+        self.register_buffer("std", std_values)
+        self._verified = False
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The final Linear layer."""
+        module = self.network.get_submodule(self.head_name)
+        assert isinstance(module, nn.Linear)
+        return module
+
+    @property
+    def num_classes(self) -> int:
+        return self.linear.out_features
+
+    @property
+    def num_features(self) -> int:
+        return self.linear.in_features
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's weight (C, D)."""
+        return self.linear.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, C) of images (N, ...) in [0, 1]."""
+        if not self._verified:
+            self.verify(images)
+        logits: Tensor = self.network(self.normalise(images))
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """The input h (N, D) of the head for images (N, ...) in [0, 1]: logits are `head(features(images))`."""
+        if not self._verified:
+            self.verify(images)
+        return self._run(images)[0]
+
+    def head(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (N, C) of features (N, D), each multiplied by its factor in `mask` (N, D) if one is given."""
+        logits: Tensor = self.linear(features if mask is None else features * mask.to(features.dtype))
+        return logits
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(images - mean) / std, per channel."""
+        if self.mean.numel() == 0:
+            return images
+        if images.dim() < 2 or self.mean.numel() not in (1, images.shape[1]):
+            raise DataError(
+                f"images of shape {tuple(images.shape)} do not have the {self.mean.numel()} channels of the "
+                "classifier's mean and std: pass images as (N, channels, height, width)"
+            )
+        shape = (1, -1, *[1] * (images.dim() - 2))
+        return (images - self.mean.view(shape)) / self.std.view(shape)
+
+    @torch.no_grad()
+    def verify(self, images: Tensor) -> None:
+        """Check on a batch that the logits are what the head gives; called by itself on the first batch.
+
+        Raises:
+            ModelError: the network's output is something else, such as probabilities.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            # Evaluation mode: the probe must not move BatchNorm statistics nor draw dropout.
+            self.eval()
+            features, from_head, output = self._run(images[:2])
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        name = f"the network's last Linear '{self.head_name}'"
+        if not isinstance(output, Tensor):
+            raise ModelError(f"the network returns a {type(output).__name__}: it has to return one tensor of logits (N, C)")
+        if output.shape != from_head.shape or not torch.equal(output, from_head):
+            raise ModelError(
+                f"the network's output is not what {name} gives: it has to return that layer's logits as they "
+                "are (no softmax or other step after it); name another final layer with head=..."
+            )
+        if features.dim() != 2:
+            raise ModelError(f"{name} takes features of shape {tuple(features.shape)}: one row (N, D) an image is needed")
+        self._verified = True
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor, object]:
+        """The network's pass, seen at its head: the head's input and output, and the network's output."""
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def look(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen.append((inputs[0], output))
+
+        handle = self.linear.register_forward_hook(look)
+        try:
+            output = self.network(self.normalise(images))
+        finally:
+            handle.remove()
+        if not seen:
+            raise ModelError(
+                f"the network's last Linear '{self.head_name}' does not run in its forward: name the one that does with head=..."
+            )
+        return *seen[-1], output
+
+
+def _last_linear(network: nn.Module) -> str:
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        raise ModelError(
+            f"{type(network).__name__} has no torch.nn.Linear: a classifier's logits have to end in one "
+            "(a last 1x1 convolution can be rewritten as a Linear after pooling)"
+        )
+    return names[-1]
+
+
+def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Tensor, Tensor]:
+    if mean is None and std is None:
+        return torch.empty(0), torch.empty(0)
+    if mean is None or std is None or len(mean) != len(std) or len(mean) == 0:
+        raise ModelError(f"mean is {mean} and std is {std}: give both, with one number for each channel")
+    if min(std) <= 0:
+        raise ModelError(f"std is {list(std)}: every deviation has to be positive")
+    return torch.tensor(list(mean), dtype=torch.float32), torch.tensor(list(std), dtype=torch.float32)

@@ -1,0 +1,103 @@
+"""Records: one JSON a result, one Parquet table a per-image result, each with what is needed to judge and repeat it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aalp.errors import RunError
+from aalp.store.files import write_atomically
+
+SCHEMA = 1
+PACKAGES = ("aalp", "torch", "torchvision", "timm", "pyautoattack", "lightning-fabric", "numpy", "scikit-learn")
+
+
+def write_record(path: Path, kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a JSON record with its schema version, time and environment, atomically; returns what was written."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    record = {"schema": SCHEMA, "kind": kind, "created": now, **content, "environment": environment()}
+    write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    return record
+
+
+def read_record(path: Path, kind: str) -> dict[str, Any]:
+    """A record of this kind.
+
+    Raises:
+        RunError: the file is missing, not JSON, or another kind or schema.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        found = record["schema"], record["kind"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"'{path}' is not a readable record: {error}; make it anew") from error
+    if found != (SCHEMA, kind):
+        raise RunError(f"'{path}' is a {found[1]} record of schema {found[0]}: a {kind} record of schema {SCHEMA} is needed")
+    return dict(record)
+
+
+def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write columns of equal length as a Parquet table, atomically."""
+    import pyarrow  # heavy, and only needed when a table is written
+    from pyarrow import parquet
+
+    buffer = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table(dict(columns)), buffer)
+    write_atomically(path, buffer.getvalue().to_pybytes())
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware that a result was made with."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.system(),
+        "versions": versions,
+        "commit": _commit(),
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, marked when there are changes; None when installed."""
+    folder = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

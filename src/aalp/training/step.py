@@ -1,0 +1,117 @@
+"""One batch: attack, forward, loss, backward, step."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from aalp.method.guided_dropout import GuidedDropout
+from aalp.method.objectives import AALP, Objective
+from aalp.method.pgd import AttackOptions, evaluating, perturb
+from aalp.method.threat import Threat
+from aalp.models.classifier import Classifier
+from aalp.training.weight_perturbation import perturbed_weights
+
+
+class OuterLoss(nn.Module):
+    """The outer loss as a module, so that whatever wraps a module (precision, data parallelism) sees one forward pass."""
+
+    def __init__(self, classifier: Classifier, objective: Objective) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.objective = objective
+
+    def forward(
+        self,
+        images: Tensor,
+        adversarial: Tensor,
+        labels: Tensor,
+        progress: float,
+        generator: torch.Generator,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        loss = self.objective(
+            self.classifier, images, adversarial, labels, progress=progress, generator=generator, mask=mask
+        )
+        return loss.total, loss.parts, loss.logits
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """What stays the same from batch to batch.
+
+    Attributes:
+        module: the `OuterLoss` as Fabric set it up; the attack goes past its wrappers, to `classifier`.
+        awp, awp_start, clip: as in `TrainingOptions`.
+    """
+
+    fabric: Fabric
+    module: nn.Module
+    classifier: Classifier
+    objective: Objective
+    threat: Threat
+    attack: AttackOptions
+    optimizer: Any
+    awp: float
+    awp_start: float
+    clip: float | None
+
+    def losses(
+        self, images: Tensor, labels: Tensor, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Attack, forward and backward: gradients are left on the parameters.
+
+        Returns:
+            The loss (scalar), its parts by name, and the logits (N, C) that it was computed from, all detached.
+        """
+        mask = self._attack_mask(images, labels, progress, generator)
+        with self.fabric.autocast():
+            adversarial = perturb(
+                self.classifier,
+                images,
+                labels,
+                self.threat,
+                self.attack.steps,
+                self.attack.relative_step() * self.threat.eps,
+                self.objective.inner,
+                random_start=self.attack.random_start,
+                project=self.attack.project,
+                mask=mask,
+                generator=generator,
+            )
+        arguments = (images, adversarial, labels, progress, generator, mask)
+        with self._perturbed(arguments, progress):
+            total, parts, logits = self.module(*arguments)
+            self.fabric.backward(total)
+        return total.detach(), parts, logits
+
+    def update(self) -> None:
+        """Move the weights along the gradients and clear them."""
+        if self.clip is not None:
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _attack_mask(
+        self, images: Tensor, labels: Tensor, progress: float, generator: torch.Generator
+    ) -> Tensor | None:
+        """The Guided Dropout mask where the adversary, too, has to go through it; from clean features, as none else exist yet."""
+        objective = self.objective
+        if not isinstance(objective, AALP) or not isinstance(objective.dropout, GuidedDropout) or not objective.dropout.attack:
+            return None
+        with torch.no_grad(), evaluating(self.classifier), self.fabric.autocast():
+            features = self.classifier.features(images)
+        return objective.mask(self.classifier, features, labels, progress, generator)
+
+    def _perturbed(self, arguments: tuple[Any, ...], progress: float) -> Any:
+        if self.awp == 0 or progress < self.awp_start:
+            return nullcontext()
+        parameters = list(self.classifier.parameters())
+        total = self.module(*arguments)[0]
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        return perturbed_weights(parameters, gradients, self.awp)
