@@ -76,7 +76,8 @@ def build_parser(verb: str) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=f"aalp {verb}", exit_on_error=False, allow_abbrev=False)
+    usage = f"aalp {verb} RUN_OR_WEIGHTS [options]" if verb == "evaluate" else f"aalp {verb} [options]"
+    parser = ArgumentParser(prog=f"aalp {verb}", usage=usage, exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(_function(verb), as_positional=verb == "evaluate", fail_untyped=True)
     if verb != "evaluate":
         parser.add_argument("--config", action="config", help="preset name or YAML file; other options override it")

@@ -108,9 +108,7 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
     """
     columns = list(cells[0]["figures"])
     table = {
-        name: {
-            column: _spread([cell["figures"][column] for cell in cells if cell["objective"] == name]) for column in columns
-        }
+        name: {column: _spread([cell["figures"][column] for cell in cells if cell["objective"] == name]) for column in columns}
         for name in names
     }
     judged = "autoattack" if "autoattack" in columns else "robust"

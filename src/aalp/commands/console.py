@@ -11,6 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+PLAIN_LINE_SECONDS = 60.0
+"""Where there is no live display, a long epoch says at least this often that it is alive."""
+
 
 class Display:
     """Progress of training and evaluation, on stderr; results go to stdout.
@@ -25,9 +28,11 @@ class Display:
         self._bar: Progress | None = None
         self._attack = ""
         self._attack_started = 0.0
+        self._last_line = time.perf_counter()
 
     def say(self, line: str) -> None:
         """A plain line."""
+        self._last_line = time.perf_counter()
         self.console.print(line, markup=False)
 
     @contextmanager
@@ -51,6 +56,8 @@ class Display:
     def training_step(self, step: int, total: int, loss: float) -> None:
         """To be called after each training step."""
         self._advance(f"training  loss {loss:.3f}", step, total)
+        if not self.live and time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS:
+            self.say(f"step {step}/{total}  loss {loss:.3f}")
 
     def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
         """To be called after each epoch, with its metrics."""

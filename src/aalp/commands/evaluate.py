@@ -17,9 +17,8 @@ from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import channel_statistics
 from aalp.errors import AalpError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
-from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation
+from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation, wilson_interval
 from aalp.evaluation.robustness import evaluate as run_evaluation
-from aalp.evaluation.robustness import wilson_interval
 from aalp.models.catalog import ModelOptions, build
 from aalp.seeding import derive_seed
 from aalp.store.records import write_record, write_table
@@ -110,7 +109,7 @@ def evaluate_model(
             attack_by_name(name)
     if batch_size < 1 or (images is not None and images < 1):
         raise OptionError(f"images is {images} and batch_size is {batch_size}: both have to be at least 1")
-    if record_path.exists() or record_path.with_suffix(".parquet").exists():
+    if record_path.exists():
         raise RunError(f"'{record_path}' exists already: choose another --out")
     classifier = loaded.classifier
     if classifier.num_classes != len(source.classes):
@@ -133,8 +132,9 @@ def evaluate_model(
         )
     evaluation = dataclasses.replace(evaluation, indices=indices)
     content = {**about, **_content(evaluation, source, loaded, batch_size)}
-    record = write_record(record_path, "evaluation", content)
+    # The record last: where it exists, the evaluation is whole.
     write_table(record_path.with_suffix(".parquet"), _columns(evaluation))
+    record = write_record(record_path, "evaluation", content)
     record["path"] = str(record_path)
     return record
 

@@ -57,8 +57,8 @@ def load_model(path: Path, model: str | None = None) -> LoadedModel:
     if model is None and not (name in BUILT_IN or name.startswith("timm:")):
         raise ModelError(f"'{path}' was trained with your own model '{name}': say so with --model {name} to run its code")
     # The file's own mean and std, below, take the place of these.
-    placeholder = ([0.0] * len(tensors.get("mean", [])), [1.0] * len(tensors.get("std", [])))
-    options = ModelOptions(*(tuple(values) or None for values in placeholder))
+    channels = len(tensors.get("mean", ()))
+    options = ModelOptions(mean=(0.0,) * channels or None, std=(1.0,) * channels or None)
     classifier = build(name, num_classes, image_shape, options)
     load_weights(classifier, tensors, str(path))
     return LoadedModel(_ready(classifier), metadata)
@@ -73,7 +73,7 @@ def load_foreign(path: Path, classifier: Classifier) -> LoadedModel:
 def _ready(classifier: Classifier) -> Classifier:
     """In evaluation mode, frozen, and in the layout in which convolutions are fastest (the logits are the same)."""
     classifier.eval().requires_grad_(False)
-    return classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return classifier.to(memory_format=torch.channels_last)
 
 
 def load_weights(classifier: Classifier, tensors: dict[str, Tensor], what: str) -> None:

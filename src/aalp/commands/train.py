@@ -58,7 +58,7 @@ def train(
 
     Args:
         data: digits, npz:FILE, folder:DIR, or torchvision:NAME (MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN).
-        model: small-cnn, thin-resnet, preact-resnet18, wide-resnet28-10, wide-resnet34-10, timm:NAME, or package.module:factory.
+        model: small-cnn, thin-resnet, preact-resnet18, wide-resnet28-10, wide-resnet34-10, timm:NAME, package.module:factory.
         objective: standard, at, alp, clp, trades, mart, aalp, aalp-no-dropout or aalp-no-weights.
         seed: of the start weights, the data order and the attacks.
         run: directory to make; by default the next free runs/OBJECTIVE-DATA-NNN.
@@ -186,7 +186,7 @@ def build_classifier(options: Mapping[str, Any], source: Source) -> Classifier:
         channel_statistics(source.train),
     )
     if options["model_options"].channels_last:
-        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        classifier.to(memory_format=torch.channels_last)
     return classifier
 
 

@@ -100,11 +100,9 @@ def open_folder(root: Path, size: int | None, test_share: float, seed: int) -> F
         paths, labels, classes = _listing(root)
         train_paths, train_labels, test_paths, test_labels = _split(paths, labels, test_share, seed, root)
     shape = _image_shape(train_paths[0], size)
-    splits = (
-        FileSplit(tuple(paths), torch.tensor(labels), shape, size is not None)
-        for paths, labels in ((train_paths, train_labels), (test_paths, test_labels))
-    )
-    return Folder(*splits, classes)
+    train = FileSplit(tuple(train_paths), torch.tensor(train_labels), shape, size is not None)
+    test = FileSplit(tuple(test_paths), torch.tensor(test_labels), shape, size is not None)
+    return Folder(train, test, classes)
 
 
 def decode(path: Path, image_shape: tuple[int, int, int], resize: bool) -> np.ndarray:

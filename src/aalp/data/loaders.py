@@ -52,7 +52,7 @@ class Loader:
             order: (N,) order of the images; by default as they are stored.
         """
         order = torch.arange(len(self.split)) if order is None else order
-        chunks = list(order.split(self.batch_size))[start:]
+        chunks = list(torch.split(order, self.batch_size))[start:]
         if isinstance(self.split, ResidentSplit):
             for chunk in chunks:
                 indices = chunk.to(self.device)

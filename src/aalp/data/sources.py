@@ -28,7 +28,7 @@ class DataOptions:
     """Resize the images of a folder to this height and width in pixels; needed where sizes differ."""
 
     test_share: float = 0.2
-    """Share of the images that becomes the test split where the source has none of its own (folder without train/ and test/)."""
+    """Share of the images that becomes the test split where the source has none (folder without train/ and test/)."""
 
     split_seed: int = 0
     """Seed of the split into training, validation and test images; the training seed does not change it."""
@@ -130,9 +130,7 @@ def check_images(images: Tensor, labels: Tensor, num_classes: int, what: str) ->
     if len(images) == 0:
         raise DataError(f"{what} has no images: name a source with at least one")
     if images.dim() != 4:
-        raise DataError(
-            f"{what} has images of shape {tuple(images.shape)}: they have to be (N, channels, height, width)"
-        )
+        raise DataError(f"{what} has images of shape {tuple(images.shape)}: they have to be (N, channels, height, width)")
     if images.is_floating_point():
         if not torch.isfinite(images).all():
             position = int((~torch.isfinite(images).flatten(1).all(1)).nonzero()[0])
@@ -148,7 +146,7 @@ def check_images(images: Tensor, labels: Tensor, num_classes: int, what: str) ->
         raise DataError(f"{what} has the label {wrong}: labels have to be 0..{num_classes - 1}")
 
 
-def _read_digits(_argument: str, options: DataOptions) -> _Loaded:
+def _read_digits(_argument: str, _options: DataOptions) -> _Loaded:
     from sklearn.datasets import load_digits  # the import costs a second: only for this source
 
     pixels, labels = load_digits(return_X_y=True)
@@ -161,7 +159,7 @@ def _read_digits(_argument: str, options: DataOptions) -> _Loaded:
     return _Loaded(train, test, tuple(str(digit) for digit in range(10)))
 
 
-def _read_npz(argument: str, options: DataOptions) -> _Loaded:
+def _read_npz(argument: str, _options: DataOptions) -> _Loaded:
     path = Path(argument).expanduser()
     if not path.is_file():
         raise DataError(f"there is no file '{path}': name an .npz with x_train, y_train, x_test and y_test")
@@ -185,7 +183,8 @@ def _read_npz(argument: str, options: DataOptions) -> _Loaded:
         splits.append(ResidentSplit(images, labels))
     if splits[0].image_shape != splits[1].image_shape:
         raise DataError(
-            f"'{path}' has training images of {splits[0].image_shape} and test images of {splits[1].image_shape}: they have to agree"
+            f"'{path}' has training images of {splits[0].image_shape} and test images of {splits[1].image_shape}: "
+            "they have to agree"
         )
     return _Loaded(splits[0], splits[1], tuple(str(label) for label in range(num_classes)))
 
@@ -211,7 +210,9 @@ def _images(array: np.ndarray, what: str) -> Tensor:
 def _labels(array: np.ndarray, what: str) -> Tensor:
     if not np.issubdtype(array.dtype, np.integer):
         raise DataError(f"{what} has labels of type {array.dtype}: give integers 0..C-1")
-    return torch.from_numpy(array.astype(np.int64).reshape(len(array), -1).squeeze(1) if array.ndim == 2 else array.astype(np.int64))
+    return torch.from_numpy(
+        array.astype(np.int64).reshape(len(array), -1).squeeze(1) if array.ndim == 2 else array.astype(np.int64)
+    )
 
 
 def _read_folder(argument: str, options: DataOptions) -> _Loaded:

@@ -1,0 +1,1 @@
+"""Attacks, AutoAttack, robust accuracy."""

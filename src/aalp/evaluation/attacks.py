@@ -81,5 +81,10 @@ def _gradient_attack(name: str, steps: int, loss: str, relative_step: float, ran
             classifier, images, labels, threat, steps, step_size, inner, random_start=random_start, generator=generator
         )
 
-    settings = {"steps": steps, "step_size_in_eps": relative_step, "random_start": random_start, "loss": loss}
+    settings: dict[str, float | int | str] = {
+        "steps": steps,
+        "step_size_in_eps": relative_step,
+        "random_start": random_start,
+        "loss": loss,
+    }
     return Attack(name, function, settings)

@@ -232,7 +232,7 @@ class _Run:
 
     def _batches(self, rows: Tensor, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         done = 0
-        for chunk in rows.split(self.batch_size):
+        for chunk in torch.split(rows, self.batch_size):
             if len(chunk) == 0:  # splitting nothing still gives one empty piece
                 return
             self.tick(name, done, len(rows))

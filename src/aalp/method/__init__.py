@@ -1,0 +1,1 @@
+"""The method, one file an idea: torch only, no I/O."""

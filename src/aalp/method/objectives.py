@@ -156,7 +156,7 @@ class ALP:
 
 @dataclass(frozen=True)
 class CLP:
-    """Clean logit pairing (arXiv 1803.06373): CE(z, y) + lambda mean_c (z(x1) - z(x2))^2 on random clean pairs, no adversary."""
+    """Clean logit pairing (arXiv 1803.06373): CE(z, y) + lambda mean_c (z(x1) - z(x2))^2 on random clean pairs."""
 
     pairing_weight: float = 0.5
 

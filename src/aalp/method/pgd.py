@@ -53,7 +53,8 @@ class ImageClassifier(Protocol):
 class AttackOptions:
     """Settings of the attack used in training.
 
-    FGSM: steps 1, random_start 0. FGSM-RS: steps 1, step_size 1.25. N-FGSM: steps 1, step_size 1, random_start 2, project false.
+    FGSM: steps 1, random_start 0. FGSM-RS: steps 1, step_size 1.25.
+    N-FGSM: steps 1, step_size 1, random_start 2, project false.
     """
 
     steps: int = 10

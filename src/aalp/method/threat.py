@@ -75,7 +75,7 @@ class Linf(Threat):
 
     def random_start(self, images: Tensor, generator: torch.Generator | None = None, scale: float = 1.0) -> Tensor:
         noise = torch.empty_like(images).uniform_(-1.0, 1.0, generator=generator)
-        return images + scale * self.eps * noise
+        return images + noise * (scale * self.eps)
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
         return gradient.sign()
@@ -103,7 +103,7 @@ class L2(Threat):
         return images + self.steepest_step(direction) * _per_image(radius, images)
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
-        length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        length: Tensor = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
         return gradient / _per_image(length, gradient)
 
     def project(self, candidates: Tensor, images: Tensor) -> Tensor:
@@ -114,7 +114,8 @@ class L2(Threat):
         return (images + change * _per_image(shrink, change)).clamp_(0.0, 1.0)
 
     def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
-        return (candidates - images).flatten(1).norm(dim=1)
+        length: Tensor = (candidates - images).flatten(1).norm(dim=1)
+        return length
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:

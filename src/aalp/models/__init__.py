@@ -1,0 +1,1 @@
+"""Classifiers by name, and the wrapper that attacks and objectives see."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -73,10 +76,7 @@ def build(
     else:
         raise ModelError(unknown_name("model", name, [*BUILT_IN, "timm:NAME", "package.module:factory"]))
     mean, std = normalisation or (None, None)
-    if isinstance(network, Classifier):
-        classifier = network
-    else:
-        classifier = Classifier(network, options.mean or mean, options.std or std)
+    classifier = network if isinstance(network, Classifier) else Classifier(network, options.mean or mean, options.std or std)
     if classifier.num_classes != num_classes:
         raise ModelError(
             f"model '{name}' has {classifier.num_classes} classes and the data has {num_classes}: build it for {num_classes}"
@@ -91,7 +91,7 @@ def _timm(
 
     if name not in timm.list_models():
         raise ModelError(unknown_name("timm model", name, _near(name, timm.list_models())))
-    arguments = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": image_shape[0]}
+    arguments: dict[str, Any] = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": image_shape[0]}
     try:
         try:
             network = timm.create_model(name, img_size=image_shape[1:], **arguments)
@@ -100,7 +100,7 @@ def _timm(
             network = timm.create_model(name, **arguments)
     except Exception as error:
         raise ModelError(f"timm model '{name}' does not build for images of {image_shape}: {error}") from error
-    config = timm.data.resolve_model_data_config(network)
+    config: Any = network.pretrained_cfg  # what the architecture was published with
     return network, (config["mean"], config["std"])
 
 
@@ -111,6 +111,9 @@ def _near(name: str, known: Sequence[str]) -> list[str]:
 
 def _from_factory(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
     module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        # An installed command does not look in the user's folder by itself; last, so that nothing is shadowed.
+        sys.path.append(os.getcwd())
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:

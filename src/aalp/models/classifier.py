@@ -43,7 +43,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.head_name = head if head is not None else _last_linear(network)
+        self.head_name: str = head if head is not None else _last_linear(network)
         linear = dict(network.named_modules()).get(self.head_name)
         if not isinstance(linear, nn.Linear):
             found = "no layer of that name" if linear is None else f"a {type(linear).__name__}"
@@ -144,13 +144,13 @@ class Classifier(nn.Module):
             handle.remove()
         if not seen:
             raise ModelError(
-                f"the network's last Linear '{self.head_name}' does not run in its forward: name the one that does with head=..."
+                f"the network's last Linear '{self.head_name}' does not run in its forward: name one that does with head=..."
             )
         return *seen[-1], output
 
 
 def _last_linear(network: nn.Module) -> str:
-    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    names: list[str] = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not names:
         raise ModelError(
             f"{type(network).__name__} has no torch.nn.Linear: a classifier's logits have to end in one "

@@ -84,6 +84,6 @@ def thin_resnet(num_classes: int, channels: int) -> PreActResNet:
 
 
 def wide_resnet(num_classes: int, channels: int, depth: int, widening: int, dropout: float = 0.0) -> PreActResNet:
-    """WideResNet-depth-widening (Zagoruyko & Komodakis, arXiv 1605.07146): the same blocks, three wide stages after a 16-channel stem."""
+    """WideResNet-depth-widening (arXiv 1605.07146): the same blocks, three wide stages after a 16-channel stem."""
     blocks = (depth - 4) // 6
     return PreActResNet(num_classes, channels, (16 * widening, 32 * widening, 64 * widening), blocks, 16, dropout)

@@ -39,9 +39,7 @@ class SmallCNN(nn.Module):
             nn.Flatten(),
         )
         rows, columns = (_pooled(size, padding) for size in (height, width))
-        self.hidden = nn.Sequential(
-            nn.Linear(64 * rows * columns, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
-        )
+        self.hidden = nn.Sequential(nn.Linear(64 * rows * columns, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.logits = nn.Linear(hidden, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

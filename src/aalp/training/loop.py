@@ -133,7 +133,7 @@ class _Trainer:
                     raise InterruptedRunError(received[0], plan.run.path)
             seconds = time.perf_counter() - started
             self.progress.seconds += seconds
-            rows.append(self._end_epoch(epoch, order, seconds, validation))
+            rows.append(self._end_epoch(epoch, seconds, validation))
             _write_rows(plan.run, rows)
             self._save()
             plan.report(rows[-1])
@@ -170,7 +170,7 @@ class _Trainer:
         progress.sums["images"] = progress.sums.get("images", 0.0) + len(labels)
         plan.tick(progress.step, total_steps, float(loss))
 
-    def _end_epoch(self, epoch: int, order: Tensor, seconds: float, validation: Loader) -> dict[str, Any]:
+    def _end_epoch(self, epoch: int, seconds: float, validation: Loader) -> dict[str, Any]:
         progress = self.progress
         images = progress.sums.pop("images")
         row: dict[str, Any] = {"epoch": epoch + 1, "step": progress.step, "lr": self.optimizer.param_groups[0]["lr"]}
@@ -227,7 +227,7 @@ def _loggers(run: RunDirectory) -> list[Any]:
     """TensorBoard where it is installed; the CSV is always written."""
     if find_spec("tensorboard") is None:
         return []
-    from lightning_fabric.loggers import TensorBoardLogger
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
     return [TensorBoardLogger(root_dir=run.path, name="tensorboard", version="")]
 
@@ -254,7 +254,7 @@ def _signals() -> Iterator[list[int]]:
     received: list[int] = []
     before: dict[int, Any] = {}
 
-    def note(number: int, frame: object) -> None:
+    def note(number: int, _frame: object) -> None:
         received.append(number)
         signal.signal(number, before[number])
 
@@ -266,5 +266,5 @@ def _signals() -> Iterator[list[int]]:
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for caught, handler in before.items():
+            signal.signal(caught, handler)

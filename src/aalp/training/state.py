@@ -51,9 +51,7 @@ def save_state(
     run.drop_old_states()
 
 
-def load_state(
-    run: RunDirectory, classifier: nn.Module, averager: Averager, optimizer: torch.optim.Optimizer
-) -> Progress:
+def load_state(run: RunDirectory, classifier: nn.Module, averager: Averager, optimizer: torch.optim.Optimizer) -> Progress:
     """Bring model, average and optimizer to the newest saved state; returns where the run stood.
 
     Raises:

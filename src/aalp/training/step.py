@@ -35,9 +35,7 @@ class OuterLoss(nn.Module):
         generator: torch.Generator,
         mask: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        loss = self.objective(
-            self.classifier, images, adversarial, labels, progress=progress, generator=generator, mask=mask
-        )
+        loss = self.objective(self.classifier, images, adversarial, labels, progress=progress, generator=generator, mask=mask)
         return loss.total, loss.parts, loss.logits
 
 
@@ -97,10 +95,8 @@ class TrainingStep:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _attack_mask(
-        self, images: Tensor, labels: Tensor, progress: float, generator: torch.Generator
-    ) -> Tensor | None:
-        """The Guided Dropout mask where the adversary, too, has to go through it; from clean features, as none else exist yet."""
+    def _attack_mask(self, images: Tensor, labels: Tensor, progress: float, generator: torch.Generator) -> Tensor | None:
+        """The mask where the adversary, too, goes through Guided Dropout; from clean features, as none else exist yet."""
         objective = self.objective
         if not isinstance(objective, AALP) or not isinstance(objective.dropout, GuidedDropout) or not objective.dropout.attack:
             return None

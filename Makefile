@@ -1,0 +1,40 @@
+# Two commands do it all on a fresh machine with Python 3.10+ and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check install benchmark clean
+
+# Train AALP on real digits, attack 200 held-out ones with the full AutoAttack.
+demo: .venv/installed
+	$(BIN)/aalp train --config digits --evaluation.images 200 --evaluate true
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+check: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+install: .venv/installed
+
+# Throughput of attack and training step as ratios to the bare passes of the same model.
+benchmark: .venv/installed
+	$(BIN)/python benchmarks/train_step.py
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "aalp needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[test,dev]'
+	touch .venv/installed $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist
