@@ -1,0 +1,42 @@
+"""Prints a Markdown table of the committed evaluation records: no figure in the docs is typed by hand.
+
+python benchmarks/results_table.py benchmarks/results/mnist benchmarks/results/cifar10
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from aalp.commands.tables import markdown_table
+from aalp.store.records import read_record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of evaluation records")
+    folders = parser.parse_args().folders
+    records = [read_record(path, "evaluation") for folder in folders for path in sorted(folder.glob("*.json"))]
+    header = ["data, eps", "model", "objective", "test images", "clean", "PGD", "C&W", "AutoAttack (95 % interval)"]
+    print(markdown_table(header, [row(record) for record in records]))
+
+
+def row(record: dict[str, Any]) -> list[str]:
+    accuracy = {attack["name"].partition("-")[0]: f"{attack['accuracy']:.1%}" for attack in record["attacks"]}
+    low, high = record["intervals"]["robust"]
+    worst = "" if f"{record['robust']:.1%}" == accuracy["autoattack"] else f"; worst case of all {record['robust']:.1%}"
+    return [
+        f"{Path(record['data']['name'].partition(':')[2]).stem}, {record['threat']['eps']:.4g}",
+        record["model"]["model"],
+        record["model"]["objective"],
+        str(record["images"]),
+        f"{record['clean']:.1%}",
+        accuracy["pgd"],
+        accuracy["cw"],
+        f"{accuracy['autoattack']} ({low:.1%} - {high:.1%}){worst}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
