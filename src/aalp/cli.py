@@ -22,8 +22,9 @@ VERBS = {
 }
 """Verbs and what they do; each lives in the module of its name in `aalp.commands`, imported when it is called."""
 
+SWITCHES = ("--quiet", "--evaluate")
+
 EXIT_OK = 0
-EXIT_USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise AalpError(unknown_name("verb", words[0], VERBS))
         _function(words[0])(**_parse(words[0], words[1:]))
     except AalpError as error:
-        print(f"aalp: {error}", file=sys.stderr)
+        print(f"aalp: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("aalp: stopped", file=sys.stderr)
@@ -93,7 +94,7 @@ def _parse(verb: str, words: list[str]) -> dict[str, Any]:
     from jsonargparse import ArgumentError
 
     parser = build_parser(verb)
-    words = _with_config(verb, words)
+    words = _with_config(verb, _with_switches(words))
     try:
         parsed = parser.parse_args(words)
         options: dict[str, Any] = parser.instantiate(parsed).as_dict()
@@ -101,6 +102,15 @@ def _parse(verb: str, words: list[str]) -> dict[str, Any]:
         raise AalpError(_one_line(str(error), parser)) from error
     options.pop("config", None)
     return options
+
+
+def _with_switches(words: list[str]) -> list[str]:
+    """`--quiet` for `--quiet=true`, whatever word follows it."""
+    following = [*words[1:], ""][: len(words)]
+    return [
+        f"{word}=true" if word in SWITCHES and after not in ("true", "false") else word
+        for word, after in zip(words, following, strict=True)
+    ]
 
 
 def _with_config(verb: str, words: list[str]) -> list[str]:
@@ -123,6 +133,9 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
     if name in presets():
         path = str(presets()[name])
     elif Path(name).is_file():
+        from aalp.commands.config import read_yaml
+
+        read_yaml(Path(name))  # its errors name the file
         path = name
     else:
         raise AalpError(unknown_name("preset or file", name, presets()))
@@ -150,7 +163,7 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         flag = unknown.group(1).partition("=")[0]
         near = difflib.get_close_matches(flag, options, n=1)
         return f"unknown option {flag}: " + (f"did you mean {near[0]}?" if near else f"see `{parser.prog} --help`")
-    foreign = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'|[Kk]ey '([\w.]+)' is not expected", text)
+    foreign = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted", text)
     if foreign:
         group, key = (foreign.group(1), foreign.group(2)) if foreign.group(1) else ("", foreign.group(3))
         name = ".".join(part for part in (group, key) if part)

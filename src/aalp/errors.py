@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from pathlib import Path
 
 
 class AalpError(Exception):
@@ -41,8 +40,9 @@ class DivergedError(AalpError):
 class InterruptedRunError(AalpError):
     """SIGINT (Ctrl-C, exit code 130) or SIGTERM (exit code 143) stopped a run; its state is saved."""
 
-    def __init__(self, signal_number: int, run: Path) -> None:
-        super().__init__(f"stopped, and saved: continue with `aalp train --resume {run}`")
+    def __init__(self, signal_number: int, command: str) -> None:
+        super().__init__(f"stopped, and saved: continue with `{command}`")
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
 
 

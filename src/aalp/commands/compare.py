@@ -22,14 +22,15 @@ from aalp.commands.config import (
 from aalp.commands.console import Display, print_out
 from aalp.commands.evaluate import command_line
 from aalp.commands.tables import markdown_table, text_table
-from aalp.commands.train import check, describe, evaluate_run, train_run, write_config
+from aalp.commands.train import build_classifier, check, describe, evaluate_run, train_run, write_config
 from aalp.data.sources import DataOptions, Source, load_source
-from aalp.errors import OptionError, RunError
+from aalp.errors import InterruptedRunError, OptionError, RunError
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
 from aalp.store.files import write_atomically
 from aalp.store.records import read_record, write_record
 from aalp.store.run import RunDirectory
+from aalp.training.loop import steps_per_epoch
 from aalp.training.options import TrainingOptions
 
 EVERYTHING = "standard,at,trades,mart,alp,aalp,aalp-no-dropout,aalp-no-weights"
@@ -85,6 +86,9 @@ def compare(
         check({**shared, "objective": name}, strict=False)
     display = Display(quiet)
     source = load_source(data, data_options)
+    # Whatever can fail on bad input does so before anything is written.
+    build_classifier({**shared, "seed": numbers[0]}, source)
+    steps_per_epoch(source.train, training.batch_size)
     _open(run, shared)
     cells = [
         _cell(run / f"{name}-seed{seed}", {**shared, "objective": name, "seed": seed}, source, display)
@@ -106,9 +110,12 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
         cells: one for each objective and seed: `objective`, `seed` and `figures` by name.
         names: objectives, in the order of the table.
     """
-    columns = list(cells[0]["figures"])
+    # Not every objective has every figure (only pairing has a conflict rate).
+    columns = list(dict.fromkeys(column for cell in cells for column in cell["figures"]))
     table = {
-        name: {column: _spread([cell["figures"][column] for cell in cells if cell["objective"] == name]) for column in columns}
+        name: {
+            column: _spread([cell["figures"].get(column) for cell in cells if cell["objective"] == name]) for column in columns
+        }
         for name in names
     }
     judged = "autoattack" if "autoattack" in columns else "robust"
@@ -134,7 +141,14 @@ def _cell(path: Path, options: dict[str, Any], source: Source, display: Display)
             path.mkdir(exist_ok=True)
             write_config(directory.config, options)
         display.say(describe(options, source, path))
-        train_run(directory, options, source, display, resuming=bool(directory.states()), strict=False)
+        classifier = build_classifier(options, source)
+        try:
+            train_run(directory, options, source, classifier, display, resuming=bool(directory.states()), strict=False)
+        except InterruptedRunError as error:
+            again = (
+                f"aalp compare --run {path.parent}` and the same options as before, or one run with `aalp train --resume {path}"
+            )
+            raise InterruptedRunError(error.signal_number, again) from error
         evaluate_run(directory, options, source, display, name="test")
     record = read_record(record_path, "evaluation")
     figures = {"clean": record["clean"]}
@@ -183,6 +197,8 @@ def _open(run: Path, shared: Mapping[str, Any]) -> None:
         RunDirectory.create(run)
         write_config(config, shared)
         return
+    if not config.is_file():
+        raise RunError(f"'{run}' exists already and is not a comparison: choose another --run")
     before, now = read_yaml(config), to_plain(shared)
     for name in now:
         if before.get(name) != now[name]:

@@ -122,8 +122,9 @@ def build_objective(name: str, options: MethodOptions, strict: bool = True) -> O
     factory, accepted = OBJECTIVES[name]
     numbers = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
     given = {key: value for key, value in numbers.items() if value is not None}
-    modules = {"dropout", "weights"}  # these always have a value
-    foreign = sorted(set(given) - accepted - modules)
+    # The two modules always have a value: there, one that is not the default was given.
+    untouched = {"dropout": GuidedDropout(), "weights": SampleWeights()}
+    foreign = sorted(key for key in set(given) - accepted if given[key] != untouched.get(key))
     if strict and foreign:
         takes = ", ".join(sorted(accepted)) or "no numbers"
         raise OptionError(f"method {foreign[0]} does not apply to objective '{name}': it takes {takes}")

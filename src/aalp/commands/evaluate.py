@@ -11,7 +11,7 @@ import torch
 
 from aalp.commands.config import ThreatOptions, device, parse_number, read_yaml, split_names
 from aalp.commands.console import Display, print_out
-from aalp.commands.loading import LoadedModel, is_ours, load_foreign, load_model, weights_file
+from aalp.commands.loading import LoadedModel, load_foreign, load_model, verify_on, weights_file
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import channel_statistics
@@ -21,6 +21,7 @@ from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation, wilson_inter
 from aalp.evaluation.robustness import evaluate as run_evaluation
 from aalp.models.catalog import ModelOptions, build
 from aalp.seeding import derive_seed
+from aalp.store.checkpoint import is_ours
 from aalp.store.records import write_record, write_table
 
 
@@ -117,8 +118,13 @@ def evaluate_model(
             f"the model has {classifier.num_classes} classes and '{source.name}' has {len(source.classes)}: "
             "evaluate on the data that the model was trained for"
         )
+    trained_on = tuple(loaded.metadata.get("image_shape", source.image_shape))
+    if trained_on != source.image_shape:
+        sizes = ["x".join(map(str, shape)) for shape in (trained_on, source.image_shape)]
+        raise AalpError(f"the model takes images of {sizes[0]} and '{source.name}' has {sizes[1]}: use data of that size")
     indices = _sample(len(source.test), images)
     split = source.test.subset(indices)
+    verify_on(classifier, split, str(loaded.metadata.get("model", "given")))
     # Float32 images in contiguous layout: what the attacks' own packages expect.
     with display.bar():
         evaluation = run_evaluation(
@@ -236,7 +242,13 @@ def _free_stem(folder: Path, stem: str) -> str:
 
 
 def _run_config(path: Path) -> dict[str, Any]:
-    return read_yaml(path / "config.yaml") if path.is_dir() else {}
+    if not path.is_dir():
+        return {}
+    config = read_yaml(path / "config.yaml")
+    for group in ("threat", "evaluation", "data_options"):
+        if not isinstance(config.get(group, {}), dict):
+            raise RunError(f"'{path / 'config.yaml'}' has '{config[group]}' as {group}: a mapping of options is needed")
+    return config
 
 
 def _source(name: str | None, options: DataOptions | None, config: dict[str, Any]) -> Source:
@@ -246,7 +258,10 @@ def _source(name: str | None, options: DataOptions | None, config: dict[str, Any
         stored = dict(config.get("data_options", {}))
         if "cache" in stored:
             stored["cache"] = Path(stored["cache"])
-        options = DataOptions(**stored)
+        try:
+            options = DataOptions(**stored)
+        except TypeError as error:
+            raise RunError(f"the run's config.yaml has data_options that this aalp does not know: {error}") from error
     return load_source(name, options)
 
 

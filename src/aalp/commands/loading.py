@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aalp.errors import ModelError, RunError
+from aalp.data.split import Split, as_float
+from aalp.errors import AalpError, ModelError, RunError
 from aalp.models.catalog import BUILT_IN, ModelOptions, build
 from aalp.models.classifier import Classifier
-from aalp.store.checkpoint import read_foreign_tensors, read_metadata, read_tensors
+from aalp.store.checkpoint import read_foreign_tensors, read_tensors
 from aalp.store.run import RunDirectory
 
 
@@ -107,10 +108,18 @@ def weights_file(path: Path, which: str) -> Path:
     return file
 
 
-def is_ours(path: Path) -> bool:
-    """Whether aalp wrote this weights file."""
+def verify_on(classifier: Classifier, split: Split, name: str) -> None:
+    """Run a classifier on two images of a split before anything is written or attacked.
+
+    Raises:
+        ModelError: it does not run on such images, or its output is not logits.
+        DataError: an image cannot be read, or has other channels than the normalisation.
+    """
+    images = as_float(split.read(torch.arange(min(2, len(split)))))
     try:
-        read_metadata(path)
-    except RunError:
-        return False
-    return True
+        classifier.verify(images)
+    except AalpError:
+        raise
+    except Exception as error:  # the user's network runs here, and may raise anything
+        shape = "x".join(map(str, split.image_shape))
+        raise ModelError(f"model '{name}' does not take images of {shape}: {type(error).__name__}: {error}") from error

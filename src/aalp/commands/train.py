@@ -19,7 +19,7 @@ from aalp.commands.config import (
 )
 from aalp.commands.console import Display, print_out
 from aalp.commands.evaluate import command_line, evaluate_model, report
-from aalp.commands.loading import load_model
+from aalp.commands.loading import load_model, verify_on
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import channel_statistics
 from aalp.errors import RunError
@@ -30,9 +30,9 @@ from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed
 from aalp.store.files import write_atomically
 from aalp.store.run import RunDirectory, free_path
-from aalp.training.loop import Fit, fit
+from aalp.training.loop import Fit, fit, steps_per_epoch
 from aalp.training.options import TrainingOptions
-from aalp.training.state import Progress
+from aalp.training.state import Progress, newest_state
 
 
 def train(
@@ -89,12 +89,17 @@ def train(
     display = Display(quiet)
     check(options)
     source = load_source(data, options["data_options"])
+    # Whatever can fail on bad input does so before anything is written.
+    classifier = build_classifier(options, source)
+    steps_per_epoch(source.train, training.batch_size)
     directory = RunDirectory.open(resume) if resume else None
-    if directory is None:
+    if directory is not None:
+        newest_state(directory)
+    else:
         short = data.partition(":")[2] or data
         directory = _start(run or free_path(Path("runs"), f"{objective}-{Path(short).stem.lower()}"), options)
     display.say(describe(options, source, directory.path))
-    train_run(directory, options, source, display, resuming=resume is not None)
+    train_run(directory, options, source, classifier, display, resuming=resume is not None)
     if evaluate:
         record = evaluate_run(directory, options, source, display, name="test")
         print_out(report(record))
@@ -114,17 +119,17 @@ def train_run(
     directory: RunDirectory,
     options: Mapping[str, Any],
     source: Source,
+    classifier: Classifier,
     display: Display,
     resuming: bool,
     strict: bool = True,
 ) -> Progress:
-    """Train into a run directory, from the start or from where it stands.
+    """Train a classifier into a run directory, from the start or from where it stands.
 
     Raises:
-        AalpError: see `aalp.training.loop.fit`, `aalp.models.catalog.build`.
+        AalpError: see `aalp.training.loop.fit`.
     """
     training: TrainingOptions = options["training"]
-    classifier = build_classifier(options, source)
     threat = options["threat"].build()
     metadata = {
         "model": options["model"],
@@ -176,7 +181,7 @@ def evaluate_run(
 
 
 def build_classifier(options: Mapping[str, Any], source: Source) -> Classifier:
-    """The classifier, with start weights that depend on the seed alone."""
+    """The classifier, with start weights that depend on the seed alone, seen to run on the training images."""
     torch.manual_seed(derive_seed("start", options["seed"]))
     classifier = build(
         options["model"],
@@ -187,6 +192,7 @@ def build_classifier(options: Mapping[str, Any], source: Source) -> Classifier:
     )
     if options["model_options"].channels_last:
         classifier.to(memory_format=torch.channels_last)
+    verify_on(classifier, source.train, options["model"])
     return classifier
 
 

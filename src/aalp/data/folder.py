@@ -114,7 +114,7 @@ def decode(path: Path, image_shape: tuple[int, int, int], resize: bool) -> np.nd
     channels, height, width = image_shape
     try:
         with Image.open(path) as image:
-            converted = image.convert("L" if channels == 1 else "RGB")
+            converted = _eight_bit(image).convert("L" if channels == 1 else "RGB")
     except Exception as error:  # Pillow raises many kinds, a decompression bomb among them
         raise DataError(f"'{path}' is not a readable image: {error}; remove or replace it") from error
     if converted.size != (width, height):
@@ -126,6 +126,13 @@ def decode(path: Path, image_shape: tuple[int, int, int], resize: bool) -> np.nd
         converted = converted.resize((width, height), Image.Resampling.BILINEAR)
     array = np.asarray(converted, dtype=np.uint8)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits; Pillow's own conversion would cut everything above 255 to white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
 
 
 def _folders(root: Path) -> list[Path]:
@@ -172,7 +179,7 @@ def _split(
 def _image_shape(first: Path, size: int | None) -> tuple[int, int, int]:
     try:
         with Image.open(first) as image:
-            channels = 1 if image.mode in ("1", "L", "I;16") else 3
+            channels = 1 if image.mode in ("1", "L") or image.mode.startswith("I;16") else 3
             width, height = image.size
     except Exception as error:  # as in decode
         raise DataError(f"'{first}' is not a readable image: {error}; remove or replace it") from error

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aalp.data.split import ResidentSplit, Split, as_float
+from aalp.errors import DataError
 from aalp.seeding import derive_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -66,12 +67,18 @@ class Loader:
                 # The base seed of the workers would otherwise be drawn from the global generator.
                 generator=torch.Generator().manual_seed(0),
             )
-            for pixels, labels in reader:
+            for batch in reader:
+                if isinstance(batch, DataError):
+                    raise batch
+                pixels, labels = batch
                 yield as_float(pixels.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
 
 
-class _Chunks(Dataset[Batch]):
-    """A map-style data set whose items are whole batches, so that a worker decodes a batch at a time."""
+class _Chunks(Dataset[Batch | DataError]):
+    """A map-style data set whose items are whole batches, so that a worker decodes a batch at a time.
+
+    An image that cannot be read comes back as its error: raised in a worker it would arrive wrapped in a traceback.
+    """
 
     def __init__(self, split: Split, chunks: list[Tensor]) -> None:
         self.split = split
@@ -80,6 +87,9 @@ class _Chunks(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch | DataError:
         chunk = self.chunks[index]
-        return self.split.read(chunk), self.split.labels[chunk]
+        try:
+            return self.split.read(chunk), self.split.labels[chunk]
+        except DataError as error:
+            return error

@@ -175,7 +175,7 @@ def _read_npz(argument: str, _options: DataOptions) -> _Loaded:
     except Exception as error:  # numpy raises many kinds for a broken archive
         raise DataError(f"'{path}' is not a readable .npz of plain arrays: {error}") from error
     splits: list[ResidentSplit] = []
-    num_classes = 1 + max(_largest_label(arrays["y_train"]), _largest_label(arrays["y_test"]))
+    num_classes = 1 + _largest_label(arrays["y_train"])
     for split in ("train", "test"):
         what = f"'{path}' {split}"
         images, labels = _images(arrays[f"x_{split}"], what), _labels(arrays[f"y_{split}"], what)
@@ -186,6 +186,8 @@ def _read_npz(argument: str, _options: DataOptions) -> _Loaded:
             f"'{path}' has training images of {splits[0].image_shape} and test images of {splits[1].image_shape}: "
             "they have to agree"
         )
+    if num_classes < 2:
+        raise DataError(f"'{path}' has training labels of 1 class: at least 2 classes are needed")
     return _Loaded(splits[0], splits[1], tuple(str(label) for label in range(num_classes)))
 
 
@@ -210,9 +212,8 @@ def _images(array: np.ndarray, what: str) -> Tensor:
 def _labels(array: np.ndarray, what: str) -> Tensor:
     if not np.issubdtype(array.dtype, np.integer):
         raise DataError(f"{what} has labels of type {array.dtype}: give integers 0..C-1")
-    return torch.from_numpy(
-        array.astype(np.int64).reshape(len(array), -1).squeeze(1) if array.ndim == 2 else array.astype(np.int64)
-    )
+    labels = torch.from_numpy(array.astype(np.int64))
+    return labels[:, 0] if labels.dim() == 2 and labels.shape[1] == 1 else labels  # (N, 1), as Keras stores CIFAR's
 
 
 def _read_folder(argument: str, options: DataOptions) -> _Loaded:

@@ -6,7 +6,8 @@ stand, batch by batch, and keep its seeding away from everybody else's random nu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def autoattack_part(part: str) -> Callable[[Classifier, Tensor, Tensor, Threat, 
 
     def function(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         devices = [images.device] if images.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), _frozen(classifier):
             attack = _standard(classifier, threat, seed, images.device)
             candidates: Tensor = _PARTS[part](attack)(images, labels)
             return candidates.detach()
@@ -57,6 +58,19 @@ _PARTS: dict[str, Callable[[Any], Callable[[Tensor, Tensor], Tensor]]] = {
     "fab-t": lambda attack: attack.fab.perturb,
     "square": lambda attack: attack.square.perturb,
 }
+
+
+@contextmanager
+def _frozen(classifier: Classifier) -> Iterator[None]:
+    """No gradients for the weights inside the block: FAB calls `backward`, which would leave them on trained ones."""
+    trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 class _TargetedMargin:

@@ -49,7 +49,7 @@ class AttackResult:
 
     @property
     def accuracy(self) -> float:
-        return float(self.standing.float().mean())
+        return float(self.standing.double().mean())
 
 
 @dataclass
@@ -83,12 +83,12 @@ class Evaluation:
 
     @property
     def clean_accuracy(self) -> float:
-        return float((self.predictions == self.labels).float().mean())
+        return float((self.predictions == self.labels).double().mean())
 
     @property
     def robust_accuracy(self) -> float:
         """Share of images that are right clean and under every attack that ran."""
-        return float((self.broken_by == 0).float().mean())
+        return float((self.broken_by == 0).double().mean())
 
 
 @torch.no_grad()

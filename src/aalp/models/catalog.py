@@ -70,7 +70,9 @@ def build(
     if name in BUILT_IN:
         network = BUILT_IN[name](num_classes, image_shape)
     elif name.startswith("timm:"):
-        network, normalisation = _timm(name.removeprefix("timm:"), num_classes, image_shape, options.pretrained)
+        network, own = _timm(name.removeprefix("timm:"), num_classes, image_shape, options.pretrained)
+        # Published for three channels; a model made for grey images has none of its own.
+        normalisation = own if len(own[0]) == image_shape[0] else default_normalisation
     elif ":" in name:
         network = _from_factory(name, num_classes, image_shape)
     else:
@@ -116,8 +118,9 @@ def _from_factory(name: str, num_classes: int, image_shape: ImageShape) -> nn.Mo
         sys.path.append(os.getcwd())
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"model '{name}': {error}; name it as package.module:factory, importable from here") from error
+    except Exception as error:  # the user's module runs here, and may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"model '{name}': {reason}; name it as package.module:factory, importable from here") from error
     try:
         network = factory(num_classes=num_classes, image_shape=image_shape)
     except Exception as error:

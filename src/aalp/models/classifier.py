@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -121,7 +122,7 @@ class Classifier(nn.Module):
         name = f"the network's last Linear '{self.head_name}'"
         if not isinstance(output, Tensor):
             raise ModelError(f"the network returns a {type(output).__name__}: it has to return one tensor of logits (N, C)")
-        if output.shape != from_head.shape or not torch.equal(output, from_head):
+        if output.shape != from_head.shape or not _equal(output, from_head):
             raise ModelError(
                 f"the network's output is not what {name} gives: it has to return that layer's logits as they "
                 "are (no softmax or other step after it); name another final layer with head=..."
@@ -135,7 +136,8 @@ class Classifier(nn.Module):
         seen: list[tuple[Tensor, Tensor]] = []
 
         def look(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen.append((inputs[0], output))
+            # A copy, since a step in place after the head would change what it gave as well.
+            seen.append((inputs[0], output.detach().clone()))
 
         handle = self.linear.register_forward_hook(look)
         try:
@@ -147,6 +149,11 @@ class Classifier(nn.Module):
                 f"the network's last Linear '{self.head_name}' does not run in its forward: name one that does with head=..."
             )
         return *seen[-1], output
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Equal everywhere, where numbers are not finite too: whoever looks at the loss has a better word on those."""
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _last_linear(network: nn.Module) -> str:
@@ -164,6 +171,6 @@ def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) ->
         return torch.empty(0), torch.empty(0)
     if mean is None or std is None or len(mean) != len(std) or len(mean) == 0:
         raise ModelError(f"mean is {mean} and std is {std}: give both, with one number for each channel")
-    if min(std) <= 0:
-        raise ModelError(f"std is {list(std)}: every deviation has to be positive")
+    if not all(0 < value < math.inf for value in std):
+        raise ModelError(f"std is {list(std)}: every deviation has to be positive and finite")
     return torch.tensor(list(mean), dtype=torch.float32), torch.tensor(list(std), dtype=torch.float32)

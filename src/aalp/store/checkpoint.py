@@ -38,6 +38,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return _read(path, with_tensors=False)[1]
 
 
+def is_ours(path: Path) -> bool:
+    """Whether aalp wrote this weights file, in whatever version.
+
+    Raises:
+        RunError: it calls itself safetensors and is not.
+    """
+    return path.suffix == ".safetensors" and "aalp" in _open(path, with_tensors=False)[1]
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and metadata of a file that `write_tensors` wrote.
 

@@ -94,8 +94,12 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
         clip=options.clip,
     )
     trainer = _Trainer(plan, fabric, step, averager, optimizer, progress)
-    with _signals() as received:
-        trainer.run_to_end(received)
+    try:
+        with _signals() as received:
+            trainer.run_to_end(received)
+    finally:
+        for logger in fabric.loggers:  # their writer threads end here, not somewhere in what comes next
+            logger.finalize("finished")
     return progress
 
 
@@ -113,12 +117,7 @@ class _Trainer:
     def run_to_end(self, received: list[int]) -> None:
         plan, options = self.plan, self.plan.options
         loader = Loader(plan.train, options.batch_size, self.fabric.device, plan.workers)
-        per_epoch = len(plan.train) // options.batch_size
-        if per_epoch == 0:
-            raise DataError(
-                f"the training split has {len(plan.train)} images, fewer than one batch of {options.batch_size}: "
-                "give a smaller --training.batch_size"
-            )
+        per_epoch = steps_per_epoch(plan.train, options.batch_size)
         validation = Loader(plan.validation, 500, self.fabric.device, plan.workers)
         rows = _read_rows(plan.run, self.progress.step // per_epoch)
         plan.classifier.train()
@@ -130,7 +129,7 @@ class _Trainer:
                 if received and self.progress.step % per_epoch != 0:
                     self.progress.seconds += time.perf_counter() - started
                     self._save()
-                    raise InterruptedRunError(received[0], plan.run.path)
+                    raise InterruptedRunError(received[0], f"aalp train --resume {plan.run.path}")
             seconds = time.perf_counter() - started
             self.progress.seconds += seconds
             rows.append(self._end_epoch(epoch, seconds, validation))
@@ -139,15 +138,18 @@ class _Trainer:
             plan.report(rows[-1])
             self.fabric.log_dict({k: v for k, v in rows[-1].items() if isinstance(v, float)}, step=epoch + 1)
             if received and epoch + 1 < options.epochs:
-                raise InterruptedRunError(received[0], plan.run.path)
+                raise InterruptedRunError(received[0], f"aalp train --resume {plan.run.path}")
 
     def _one_step(self, images: Tensor, labels: Tensor, total_steps: int) -> None:
         plan, options, progress = self.plan, self.plan.options, self.progress
         share = progress.step / total_steps
-        factor = one_cycle(share, options.warmup) if options.schedule == "one-cycle" else step_down(share, options.milestones)
+        if options.schedule == "one-cycle":
+            # The very first step of a rise from 0 would not move: it gets one step's worth.
+            factor = max(one_cycle(share, options.warmup), 1 / total_steps)
+        else:
+            factor = step_down(share, options.milestones)
         for group in self.optimizer.param_groups:
-            # The very first steps of a rising schedule would not move: start at one step's worth.
-            group["lr"] = options.lr * max(factor, 1 / total_steps)
+            group["lr"] = options.lr * factor
         seed = derive_seed("step", plan.seed, progress.step)
         generator = torch.Generator(self.fabric.device).manual_seed(seed)
         torch.manual_seed(seed)  # for random layers inside the network
@@ -211,6 +213,20 @@ class _Trainer:
 
     def _save(self) -> None:
         save_state(self.plan.run, self.progress, self.plan.classifier, self.averager, self.optimizer)
+
+
+def steps_per_epoch(train: Split, batch_size: int) -> int:
+    """Whole batches in an epoch.
+
+    Raises:
+        DataError: not even one.
+    """
+    if len(train) < batch_size:
+        raise DataError(
+            f"the training split has {len(train)} images, fewer than one batch of {batch_size}: "
+            "give a smaller --training.batch_size"
+        )
+    return len(train) // batch_size
 
 
 def resolve_precision(precision: str) -> Any:

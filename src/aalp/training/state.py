@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from aalp.errors import RunError
-from aalp.store.checkpoint import read_tensors, write_tensors
+from aalp.store.checkpoint import read_metadata, read_tensors, write_tensors
 from aalp.store.run import RunDirectory
 from aalp.training.averaging import Averager
 
@@ -57,21 +58,32 @@ def load_state(run: RunDirectory, classifier: nn.Module, averager: Averager, opt
     Raises:
         RunError: there is no state, or it belongs to another model.
     """
-    states = run.states()
-    if not states:
-        raise RunError(f"'{run.path}' has no saved state to resume from: start a new run")
-    tensors, metadata = read_tensors(states[-1])
+    state = newest_state(run)
+    tensors, metadata = read_tensors(state)
     try:
         classifier.load_state_dict(_under("model.", tensors))
         averager.shadow.load_state_dict(_under("average.", tensors))
     except RuntimeError as error:
-        raise RunError(f"'{states[-1]}' does not fit the run's model: {str(error).splitlines()[0]}") from error
+        raise RunError(f"'{state}' does not fit the run's model: {str(error).splitlines()[0]}") from error
     momenta = _under("momentum.", tensors)
     for name, parameter in classifier.named_parameters():
         if name in momenta:
             # As the optimizer made it: on the parameter's device, in its memory layout.
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momenta[name])
     return Progress(**metadata["progress"])
+
+
+def newest_state(run: RunDirectory) -> Path:
+    """The file of the newest saved state.
+
+    Raises:
+        RunError: there is none, or it is not a state.
+    """
+    states = run.states()
+    if not states:
+        raise RunError(f"'{run.path}' has no saved state to resume from: start a new run")
+    read_metadata(states[-1])
+    return states[-1]
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

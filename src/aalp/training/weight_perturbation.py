@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,8 +26,9 @@ def perturbed_weights(parameters: Sequence[nn.Parameter], gradients: Sequence[Te
     ]
     with torch.no_grad():
         for parameter, gradient, original in moved:
-            length = gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
-            parameter.add_(gradient, alpha=gamma * float(original.norm() / length))
+            scale = gamma * float(original.norm() / gradient.norm())
+            if math.isfinite(scale):  # a gradient of 0 points nowhere
+                parameter.add_(gradient, alpha=scale)
     try:
         yield
     finally:

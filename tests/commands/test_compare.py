@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aalp.cli import main
+from aalp.commands.compare import summary
+from aalp.commands.console import Display
+
+FIGURES = ("clean", "fgsm", "pgd-2", "robust")
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory, train_words: list[str]) -> tuple[Path, list[str]]:
+    """A finished comparison of two objectives with two seeds, and its command line; not to be written to."""
+    run = tmp_path_factory.mktemp("compare") / "run"
+    words = ["compare", *train_words[1:], "--run", str(run), "--objectives", "at,aalp", "--seeds", "0,1"]
+    words += ["--evaluation.attacks", "fgsm,pgd-2"]
+    assert main(words) == 0
+    return run, words
+
+
+def test_every_cell_is_a_run_with_its_record_and_the_comparison_is_written_twice(
+    comparison: tuple[Path, list[str]],
+) -> None:
+    run, _ = comparison
+    cells = [f"{name}-seed{seed}" for name in ("at", "aalp") for seed in (0, 1)]
+    assert sorted(path.name for path in run.iterdir()) == sorted([*cells, "config.yaml", "comparison.json", "comparison.md"])
+    record = json.loads((run / "comparison.json").read_text())
+    assert record["kind"] == "comparison"
+    assert record["seeds"] == [0, 1]
+    assert sorted((cell["objective"], cell["seed"]) for cell in record["cells"]) == [
+        ("aalp", 0),
+        ("aalp", 1),
+        ("at", 0),
+        ("at", 1),
+    ]
+    for cell in record["cells"]:
+        path = run / f"{cell['objective']}-seed{cell['seed']}" / "evaluations" / "test.json"
+        own = json.loads(path.read_text())
+        assert own["model"]["objective"] == cell["objective"]
+        assert own["model"]["seed"] == cell["seed"]
+        assert cell["figures"]["clean"] == own["clean"]
+        assert cell["figures"]["robust"] == own["robust"]
+        assert cell["figures"]["fgsm"] == own["attacks"][0]["accuracy"]
+    for name in ("at", "aalp"):
+        for figure in FIGURES:
+            values = [
+                next(c["figures"][figure] for c in record["cells"] if (c["objective"], c["seed"]) == (name, seed))
+                for seed in (0, 1)
+            ]
+            row = record["table"][name][figure]
+            assert row["values"] == values
+            assert row["mean"] == pytest.approx(statistics.fmean(values))
+            assert row["deviation"] == pytest.approx(statistics.stdev(values))
+
+
+def test_a_cell_is_the_run_that_train_makes(comparison: tuple[Path, list[str]], tiny_run: Path) -> None:
+    run, _ = comparison
+    for which in ("last", "best"):
+        ours = run / "aalp-seed0" / "weights" / f"{which}.safetensors"
+        assert ours.read_bytes() == (tiny_run / "weights" / f"{which}.safetensors").read_bytes()
+
+
+def test_a_comparison_continues_where_it_stopped_and_does_nothing_twice(
+    comparison: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, words = comparison
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    words = [str(copy) if word == str(run) else word for word in words]
+    before = json.loads((copy / "comparison.json").read_text())
+    # One cell lacks its evaluation, one was never begun; the comparison was stopped before its end.
+    for suffix in ("json", "parquet"):
+        (copy / "at-seed1" / "evaluations" / f"test.{suffix}").unlink()
+    shutil.rmtree(copy / "aalp-seed1")
+    (copy / "comparison.json").unlink()
+    times = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    trained = {path for path in times if "at-seed1" in path.parts and path.suffix == ".safetensors"}
+
+    assert main(words) == 0
+
+    capsys.readouterr()
+    after = json.loads((copy / "comparison.json").read_text())
+    finished = {path for path in times if path.parent.name.endswith("seed0") or "seed0" in str(path.relative_to(copy))}
+    assert len(finished) >= 12
+    assert {path: path.stat().st_mtime_ns for path in finished | trained} == {path: times[path] for path in finished | trained}
+    for name in ("at", "aalp"):
+        for figure in FIGURES:
+            assert after["table"][name][figure] == before["table"][name][figure]
+
+
+def test_an_interrupted_cell_is_resumed(
+    comparison: tuple[Path, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, words = comparison
+    copy = tmp_path / "run"
+    words = [str(copy) if word == str(run) else word for word in words]
+    words[words.index("at,aalp")] = "at"
+
+    def press(self: Display, step: int, total: int, loss: float) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Display, "training_step", press)
+        assert main(words) == 130
+    err = capsys.readouterr().err
+    assert "aalp compare" in err  # how to continue the comparison, not one of its cells
+    assert main(words) == 0
+    for seed in (0, 1):
+        weights = Path(f"at-seed{seed}") / "weights" / "last.safetensors"
+        assert (copy / weights).read_bytes() == (run / weights).read_bytes()
+
+
+def test_more_seeds_and_objectives_join_what_is_done(
+    comparison: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, words = comparison
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    words = [str(copy) if word == str(run) else word for word in words]
+    words[words.index("at,aalp")] = "at,standard"
+    words[words.index("0,1")] = "1"
+    time = (copy / "at-seed1" / "evaluations" / "test.json").stat().st_mtime_ns
+    assert main(words) == 0
+    assert (copy / "at-seed1" / "evaluations" / "test.json").stat().st_mtime_ns == time
+    out = capsys.readouterr().out
+    assert "standard" in out
+    assert "aalp" not in out.partition("records:")[0]
+
+
+def test_the_table_is_printed_as_it_is_written(comparison: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    run, words = comparison
+    assert main(words) == 0  # all is done: it only tells
+    out, err = capsys.readouterr()
+    assert err == ""
+    record = json.loads((run / "comparison.json").read_text())
+    markdown = (run / "comparison.md").read_text()
+    for name in ("at", "aalp"):
+        row = record["table"][name]["robust"]
+        shown = f"{row['mean'] * 100:.1f} +- {row['deviation'] * 100:.1f}"
+        assert shown in out
+        assert shown in markdown
+        for value in row["values"]:
+            assert f"{value * 100:.1f}" in out
+    assert "aalp minus at, robust" in out
+    assert "| objective |" in markdown
+    assert str(run / "comparison.json") in out
+
+
+def cells(figures: dict[str, list[float | None]]) -> list[dict[str, Any]]:
+    return [
+        {"objective": name, "seed": seed, "figures": {"clean": 1.0, "autoattack": value}}
+        for name, values in figures.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_the_statistics_of_three_seeds_by_hand() -> None:
+    content = summary(cells({"at": [0.60, 0.62, 0.64], "aalp": [0.65, 0.70, 0.66]}), ["at", "aalp"])
+    row = content["table"]["at"]["autoattack"]
+    assert row["values"] == [0.60, 0.62, 0.64]
+    assert row["mean"] == pytest.approx(0.62)
+    assert row["deviation"] == pytest.approx(0.02)  # sqrt((0.02^2 + 0 + 0.02^2) / 2)
+    compared = content["compared"]
+    assert (compared["reference"], compared["figure"]) == ("aalp", "autoattack")
+    gap = compared["differences"]["at"]
+    # Per seed 0.05, 0.08, 0.02: mean 0.05, deviation 0.03, t(0.975, 2) = 4.3027, half width 4.3027 * 0.03 / sqrt 3.
+    half = 4.30265 * 0.03 / math.sqrt(3)
+    assert gap["mean"] == pytest.approx(0.05)
+    assert gap["interval"] == pytest.approx([0.05 - half, 0.05 + half], rel=1e-5)
+    assert gap["real"] is False  # 0.0745 > 0.05: the interval holds 0
+
+
+@pytest.mark.parametrize(
+    ("values", "real"),
+    [
+        ([0.701, 0.700, 0.702], True),
+        ([0.60, 0.62, 0.64], False),
+        ([0.50, 0.51, 0.52], True),
+        ([0.40, 0.80, 0.70], False),
+    ],
+)
+def test_a_difference_is_called_one_only_if_its_interval_leaves_out_0(values: list[float], real: bool) -> None:
+    content = summary(cells({"aalp": [0.60, 0.61, 0.62], "at": values}), ["aalp", "at"])
+    gap = content["compared"]["differences"]["at"]
+    assert gap["real"] is real
+    assert real == (not gap["interval"][0] <= 0 <= gap["interval"][1])
+
+
+def test_one_seed_has_neither_deviation_nor_interval() -> None:
+    content = summary(cells({"at": [0.6], "trades": [0.7]}), ["at", "trades"])
+    assert content["table"]["at"]["autoattack"] == {"mean": 0.6, "deviation": None, "values": [0.6]}
+    assert content["compared"]["reference"] == "at"
+    gap = content["compared"]["differences"]["trades"]
+    assert gap["mean"] == pytest.approx(-0.1)
+    assert (gap["interval"], gap["real"]) == (None, False)
+
+
+@pytest.mark.parametrize("order", [["standard", "aalp"], ["aalp", "standard"]])
+def test_objectives_without_a_figure_are_left_out_of_it_only(order: list[str]) -> None:
+    """`standard` has no conflict rate, wherever it stands: a dash there, and nothing else changes."""
+    figures: dict[str, list[float | None]] = {"standard": [0.0, 0.1], "aalp": [0.7, 0.8]}
+    both = cells({name: figures[name] for name in order})
+    for cell in both:
+        if cell["objective"] == "aalp":
+            cell["figures"]["conflict_rate"] = 0.25
+    content = summary(both, order)
+    assert "conflict_rate" in content["columns"]
+    assert content["table"]["aalp"]["conflict_rate"]["mean"] == 0.25
+    assert content["table"]["standard"].get("conflict_rate", {"mean": None})["mean"] is None
+    assert content["table"]["standard"]["autoattack"]["mean"] == pytest.approx(0.05)
+
+
+def test_objectives_may_come_in_any_order(tmp_path: Path, train_words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "compare",
+        *train_words[1:],
+        "--run",
+        str(tmp_path / "run"),
+        "--objectives",
+        "aalp,standard",
+        "--seeds",
+        "0",
+    ]
+    assert main([*words, "--evaluation.attacks", "fgsm", "--training.epochs", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:4]] == ["aalp", "standard"]

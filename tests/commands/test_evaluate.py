@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyarrow import parquet
+from safetensors.torch import save_file
+
+from aalp.cli import main
+from aalp.commands.loading import load
+from aalp.data.sources import load_source
+from aalp.evaluation.robustness import evaluate, wilson_interval
+from aalp.method.threat import Linf
+from aalp.store.records import SCHEMA
+
+WORDS = ["--attacks", "fgsm,pgd-3,cw-3", "--quiet=true"]
+
+
+@pytest.fixture(scope="module")
+def result(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Record and table of the finished run at an eps at which some images stand and some do not."""
+    out = tmp_path_factory.mktemp("evaluations")
+    assert main(["evaluate", str(tiny_run), *WORDS, "--eps", "0.3", "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["best-001.json", "best-001.parquet"]
+    table = parquet.read_table(out / "best-001.parquet").to_pydict()
+    return json.loads((out / "best-001.json").read_text()), table
+
+
+def test_a_record_has_all_that_is_needed_to_judge_and_repeat_it(
+    result: tuple[dict[str, Any], dict[str, list[Any]]], tiny_run: Path, tiny_npz: Path
+) -> None:
+    record, _ = result
+    source = load_source(f"npz:{tiny_npz}")
+    assert (record["schema"], record["kind"], record["images"], record["seed"]) == (SCHEMA, "evaluation", 18, 0)
+    assert record["threat"] == {"norm": "Linf", "eps": 0.3}
+    assert record["data"] == {
+        "name": f"npz:{tiny_npz}",
+        "split": "test",
+        "digest": source.digest,
+        "test_images": 18,
+    }
+    assert record["weights"] == str(tiny_run / "weights" / "best.safetensors")
+    assert record["model"]["objective"] == "aalp"
+    assert record["model"]["epoch"] in (1, 2)
+    assert record["command"].startswith("aalp ")
+    assert record["environment"]["versions"]["pyautoattack"]
+    for attack, steps in zip(record["attacks"], (1, 3, 3), strict=True):
+        assert attack["settings"]["steps"] == steps
+        assert attack["seconds"] > 0
+
+
+def test_the_figures_of_a_record_and_its_table_agree(
+    result: tuple[dict[str, Any], dict[str, list[Any]]],
+) -> None:
+    record, table = result
+    names = ["fgsm", "pgd-3", "cw-3"]
+    assert list(table) == [
+        *("index", "label", "clean_prediction", "broken_by"),
+        *(f"stands_{name}" for name in names),
+        *("n90", "n90_adversarial", "conflict_cosine", "pairing_distance"),
+    ]
+    count = record["images"]
+    assert all(len(column) == count for column in table.values())
+    assert table["index"] == list(range(count))
+    right = [label == predicted for label, predicted in zip(table["label"], table["clean_prediction"], strict=True)]
+    assert record["clean"] == pytest.approx(sum(right) / count)
+    assert [attack["name"] for attack in record["attacks"]] == names
+    for attack in record["attacks"]:
+        assert attack["accuracy"] == pytest.approx(sum(table[f"stands_{attack['name']}"]) / count)
+    stands = [right, *(table[f"stands_{name}"] for name in names)]
+    worst = [all(column[row] for column in stands) for row in range(count)]
+    assert record["robust"] == pytest.approx(sum(worst) / count)
+    assert [broken is None for broken in table["broken_by"]] == worst
+    assert sum(record["broken_by"].values()) == count - sum(worst)
+    assert {name: table["broken_by"].count(name) for name in ("clean", *names)} == record["broken_by"]
+    for name in ("clean", "robust"):
+        successes = round(record[name] * count)
+        assert record["intervals"][name] == pytest.approx(wilson_interval(successes, count))
+    assert record["measures"]["on"] == "pgd-3"
+    for name in ("n90", "n90_adversarial", "conflict_cosine", "pairing_distance"):
+        assert record["measures"][name] == pytest.approx(math.fsum(table[name]) / count, rel=1e-4)
+    # The run and the eps are such that there is something to add up.
+    assert 0 < sum(worst) < count
+
+
+def test_the_library_gives_the_same_figures(
+    result: tuple[dict[str, Any], dict[str, list[Any]]], tiny_run: Path, tiny_npz: Path
+) -> None:
+    record, table = result
+    test = load_source(f"npz:{tiny_npz}").test
+    evaluation = evaluate(load(tiny_run), test, threat=Linf(0.3), attacks=["fgsm", "pgd-3", "cw-3"])
+    assert evaluation.clean_accuracy == pytest.approx(record["clean"])
+    assert evaluation.robust_accuracy == pytest.approx(record["robust"])
+    for found in evaluation.results:
+        assert found.standing.tolist() == table[f"stands_{found.name}"]
+
+
+def test_what_is_not_given_comes_from_the_run_and_records_are_numbered(
+    copied_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert main(["evaluate", str(copied_run), *WORDS]) == 0
+    assert main(["evaluate", str(copied_run), "--weights", "last", "--images", "5", *WORDS]) == 0
+    capsys.readouterr()
+    folder = copied_run / "evaluations"
+    stems = ["best-001", "best-002", "last-001"]
+    assert sorted(path.name for path in folder.iterdir()) == [f"{s}.{kind}" for s in stems for kind in ("json", "parquet")]
+    first, second, last = (json.loads((folder / f"{stem}.json").read_text()) for stem in stems)
+    assert first["threat"] == {"norm": "Linf", "eps": 0.1}
+    assert {name: first[name] for name in ("clean", "robust", "broken_by")} == {
+        name: second[name] for name in ("clean", "robust", "broken_by")
+    }
+    assert last["images"] == 5
+    assert last["weights"].endswith("last.safetensors")
+    sample = parquet.read_table(folder / "last-001.parquet").to_pydict()["index"]
+    assert len(set(sample)) == 5
+    assert sample == sorted(sample)
+    assert sample != list(range(5))
+
+
+def test_the_table_on_the_screen_says_what_broke_what(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(tiny_run), *WORDS, "--eps", "0.3", "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    record = json.loads((tmp_path / "best-001.json").read_text())
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    for name, accuracy in (("clean", record["clean"]), ("worst case", record["robust"])):
+        assert f"{accuracy:.1%}" in lines[name]
+    for attack in record["attacks"]:
+        assert f"{attack['accuracy']:.1%}" in lines[attack["name"]]
+        broken = record["broken_by"][attack["name"]]
+        assert not broken or lines[attack["name"]].endswith(f" {broken}")
+    assert out.endswith(f"record: {tmp_path / 'best-001.json'}\n")
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    return {name: value.contiguous() for name, value in load(run).network.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("w.safetensors", lambda tensors, path: save_file(tensors, path)),
+        ("w.pt", lambda tensors, path: torch.save(tensors, path)),
+        ("w.pth", lambda tensors, path: torch.save({"state_dict": tensors, "epoch": 1}, path)),
+        ("w.pt", lambda tensors, path: torch.save({f"module.{n}": t for n, t in tensors.items()}, path)),
+    ],
+)
+def test_weights_of_another_program_get_the_same_figures(
+    name: str, write: Any, tiny_run: Path, tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tensors_of(tiny_run), tmp_path / name)
+    words = ["--model", "small-cnn", "--data", f"npz:{tiny_npz}", "--eps", "0.3", *WORDS]
+    assert main(["evaluate", name, *words]) == 0
+    assert main(["evaluate", str(tiny_run), "--eps", "0.3", *WORDS, "--out", "ours"]) == 0
+    foreign, ours = (json.loads(path.read_text()) for path in (Path("evaluations/w-001.json"), Path("ours/best-001.json")))
+    # Both normalise by the statistics of the training images.
+    assert {key: foreign[key] for key in ("clean", "robust", "broken_by")} == {
+        key: ours[key] for key in ("clean", "robust", "broken_by")
+    }
+    assert foreign["model"]["objective"] is None
+
+
+def test_a_lone_weights_file_of_ours_knows_its_model_and_its_threat(tiny_run: Path, tiny_npz: Path, tmp_path: Path) -> None:
+    file = str(tiny_run / "weights" / "last.safetensors")
+    assert main(["evaluate", file, "--data", f"npz:{tiny_npz}", *WORDS, "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "last-001.json").read_text())
+    assert record["threat"] == {"norm": "Linf", "eps": 0.1}
+    assert record["model"]["model"] == "small-cnn"
+
+
+def test_another_norm_and_fractions_are_understood(tiny_run: Path, tmp_path: Path) -> None:
+    words = ["--norm", "l2", "--eps", "128/255", "--attacks", "pgd-2", "--quiet=true", "--out", str(tmp_path)]
+    assert main(["evaluate", str(tiny_run), *words]) == 0
+    record = json.loads((tmp_path / "best-001.json").read_text())
+    assert record["threat"]["norm"] == "L2"
+    assert record["threat"]["eps"] == pytest.approx(128 / 255)
+
+
+def test_autoattack_is_recorded_with_its_parts(tiny_run: Path, tmp_path: Path) -> None:
+    words = ["--attacks", "autoattack", "--images", "3", "--eps", "0.3", "--quiet=true", "--out", str(tmp_path)]
+    assert main(["evaluate", str(tiny_run), *words]) == 0
+    record = json.loads((tmp_path / "best-001.json").read_text())
+    (attack,) = record["attacks"]
+    assert [part["name"] for part in attack["parts"]] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    accuracies = [record["clean"], *(part["accuracy"] for part in attack["parts"])]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert attack["accuracy"] == accuracies[-1] == record["robust"]
+    assert [part["attacked"] for part in attack["parts"]] == [round(3 * accuracy) for accuracy in accuracies[:-1]]
+    table = parquet.read_table(tmp_path / "best-001.parquet").to_pydict()
+    assert sum(table["stands_autoattack"]) == round(3 * record["robust"])

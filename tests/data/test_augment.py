@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aalp.data.augment import Augmentation, augment
+
+
+def numbered(count: int, channels: int, height: int, width: int) -> Tensor:
+    """Images in which no two pixels are equal, none of them 0."""
+    pixels = 1 + torch.arange(channels * height * width, dtype=torch.float32)
+    return pixels.view(1, channels, height, width).repeat(count, 1, 1, 1)
+
+
+def shifts(image: Tensor, reach: int) -> dict[tuple[int, int], Tensor]:
+    """The image moved by each offset of up to `reach`, with zeros where nothing was."""
+    height, width = image.shape[1:]
+    padded = F.pad(image, (reach,) * 4)
+    offsets = range(2 * reach + 1)
+    return {(row, column): padded[:, row : row + height, column : column + width] for row in offsets for column in offsets}
+
+
+@pytest.mark.parametrize(("channels", "height", "width", "reach"), [(3, 32, 32, 4), (1, 8, 8, 1), (2, 16, 12, 2), (1, 4, 4, 1)])
+def test_crop_gives_every_shift_up_to_an_eighth_and_no_other(channels: int, height: int, width: int, reach: int) -> None:
+    images = numbered(1000, channels, height, width)
+    table = shifts(images[0], reach)
+    seen = set()
+    for image in augment(images, "crop", torch.Generator().manual_seed(0)):
+        matching = [offset for offset, shifted in table.items() if torch.equal(image, shifted)]
+        assert len(matching) == 1
+        seen.add(matching[0])
+    assert seen == set(table)
+
+
+def test_flip_mirrors_about_half_of_the_images_left_to_right() -> None:
+    images = numbered(1000, 3, 4, 5)
+    flipped = augment(images, "flip", torch.Generator().manual_seed(0))
+    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
+    kept = (flipped == images).flatten(1).all(1)
+    assert bool((mirrored ^ kept).all())
+    assert 400 < int(mirrored.sum()) < 600
+
+
+def test_crop_and_flip_together_do_both() -> None:
+    images = numbered(200, 1, 8, 8)
+    table = [shifted.flip(2) if mirror else shifted for shifted in shifts(images[0], 1).values() for mirror in (0, 1)]
+    seen = set()
+    for image in augment(images, "crop+flip", torch.Generator().manual_seed(0)):
+        (match,) = [number for number, candidate in enumerate(table) if torch.equal(image, candidate)]
+        seen.add(match)
+    assert len(seen) > len(table) // 2
+
+
+def test_no_augmentation_leaves_images_alone() -> None:
+    images = numbered(3, 1, 8, 8)
+    assert augment(images, "none") is images
+
+
+@pytest.mark.parametrize("kind", ["crop", "flip", "crop+flip"])
+def test_augmentation_depends_on_its_generator_alone_and_changes_no_input(kind: Augmentation) -> None:
+    images = numbered(50, 1, 8, 8)
+    original, state = images.clone(), torch.get_rng_state()
+    first, second, other = (augment(images, kind, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert torch.equal(images, original)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kind", ["crop", "flip", "crop+flip"])
+def test_bytes_stay_bytes_and_are_moved_as_floats_are(kind: Augmentation) -> None:
+    images = numbered(20, 1, 8, 8)
+    as_bytes = augment(images.byte(), kind, torch.Generator().manual_seed(0))
+    assert as_bytes.dtype == torch.uint8
+    assert torch.equal(as_bytes.float(), augment(images, kind, torch.Generator().manual_seed(0)))

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aalp.data.folder import FileSplit, decode, open_folder
+from aalp.data.sources import DataOptions, load_source
+from aalp.data.split import ResidentSplit
+from aalp.errors import DataError
+
+COLOURS = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)  # height 8, width 6
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_train_and_test_folders_become_the_splits_with_classes_in_alphabetical_order(image_folder: Path) -> None:
+    folder = open_folder(image_folder, size=None, test_share=0.5, seed=0)
+    assert folder.classes == ("cat", "dog")
+    assert folder.train.labels.tolist() == [0] * 20 + [1] * 20
+    assert folder.test.labels.tolist() == [0] * 4 + [1] * 4
+    assert folder.train.image_shape == (3, 8, 8)
+    for split, name in ((folder.train, "train"), (folder.test, "test")):
+        for path, label in zip(split.paths, split.labels.tolist(), strict=True):
+            assert path.parent == image_folder / name / folder.classes[label]
+
+
+@pytest.mark.parametrize(("share", "in_test"), [(0.2, 4), (0.5, 10), (0.001, 1), (0.999, 19)])
+def test_one_folder_is_split_class_by_class_so_that_both_splits_have_all(
+    share: float, in_test: int, image_folder: Path
+) -> None:
+    folder = open_folder(image_folder / "train", size=None, test_share=share, seed=0)
+    assert torch.bincount(folder.test.labels).tolist() == [in_test, in_test]
+    assert torch.bincount(folder.train.labels).tolist() == [20 - in_test, 20 - in_test]
+    together = [*folder.train.paths, *folder.test.paths]
+    assert sorted(together) == sorted((image_folder / "train").rglob("*.png"))
+
+
+def test_the_split_depends_on_its_seed_alone(image_folder: Path) -> None:
+    splits = [open_folder(image_folder / "train", None, 0.3, seed).test.paths for seed in (0, 0, 1)]
+    assert splits[0] == splits[1]
+    assert splits[0] != splits[2]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "tolerance"),
+    [
+        (".png", "RGB", 0),
+        (".PNG", "RGB", 0),
+        (".bmp", "RGB", 0),
+        (".ppm", "RGB", 0),
+        (".tif", "RGB", 0),
+        (".tiff", "RGB", 0),
+        (".jpg", "RGB", 40),
+        (".jpeg", "L", 10),
+        (".webp", "RGB", 40),
+        (".png", "L", 0),
+        (".pgm", "L", 0),
+        (".gif", "L", 0),
+        (".png", "1", 0),
+        (".png", "I;16", 1),
+        (".png", "RGBA", 0),
+    ],
+)
+def test_every_kind_of_image_comes_out_as_bytes_with_channels_first(
+    suffix: str, kind: str, tolerance: int, tmp_path: Path
+) -> None:
+    grey = COLOURS[:, :, 0]
+    stored, wanted = {
+        "RGB": (COLOURS, COLOURS.transpose(2, 0, 1)),
+        "RGBA": (np.concatenate([COLOURS, COLOURS[:, :, :1]], 2), COLOURS.transpose(2, 0, 1)),
+        "L": (grey, grey[None]),
+        "1": (grey > 70, 255 * (grey > 70)[None]),
+        "I;16": (grey.astype(np.uint16) * 257, grey[None]),
+    }[kind]
+    for label in ("a", "b"):
+        for number in (0, 1):
+            save(tmp_path / label / f"{number}{suffix}", stored)
+    folder = open_folder(tmp_path, None, 0.5, 0)
+    pixels = folder.train.decode().pixels.numpy()
+    if suffix == ".gif":  # stored with a palette, so it comes as colours that happen to be grey
+        wanted = np.repeat(wanted, 3, 0)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[1:] == folder.train.image_shape == wanted.shape
+    assert np.abs(pixels[0].astype(int) - wanted.astype(int)).max() <= tolerance
+
+
+def test_images_are_found_below_a_class_folder_and_other_files_and_hidden_folders_are_not(tmp_path: Path) -> None:
+    for name in ("a/one/0.png", "a/two/0.png", "b/0.png", "b/1.png", ".hidden/0.png"):
+        save(tmp_path / name, COLOURS)
+    (tmp_path / "b" / "notes.txt").write_text("not an image")
+    (tmp_path / "README").write_text("not a class")
+    folder = open_folder(tmp_path, None, 0.5, 0)
+    assert folder.classes == ("a", "b")
+    assert len(folder.train) + len(folder.test) == 4
+
+
+def test_resizing_makes_all_images_square_and_keeps_flat_ones_flat(tmp_path: Path) -> None:
+    for number, (height, width) in enumerate([(8, 6), (20, 5), (3, 9), (10, 10)]):
+        save(tmp_path / "ab"[number % 2] / f"{number}.png", np.full((height, width, 3), 10 * number, np.uint8))
+    folder = open_folder(tmp_path, 10, 0.5, 0)
+    assert folder.train.image_shape == (3, 10, 10)
+    for split in (folder.train, folder.test):
+        for path, image in zip(split.paths, split.decode().pixels, strict=True):
+            assert image.unique().tolist() == [10 * int(path.stem)]
+
+
+def test_images_of_another_size_are_refused_by_name_unless_resized(tmp_path: Path) -> None:
+    path = save(tmp_path / "0.png", COLOURS)
+    assert decode(path, (3, 8, 6), resize=False).shape == (3, 8, 6)
+    with pytest.raises(DataError, match=r"0\.png' is 6x8 pixels and the first image is 8x6: give --data_options.size"):
+        decode(path, (3, 6, 8), resize=False)
+    assert decode(path, (3, 6, 8), resize=True).shape == (3, 6, 8)
+
+
+def test_a_subset_holds_the_chosen_images_in_the_given_order(image_folder: Path) -> None:
+    split = open_folder(image_folder, None, 0.5, 0).train
+    chosen = torch.tensor([30, 2, 7])
+    subset = split.subset(chosen)
+    assert torch.equal(subset.read(torch.arange(3)), split.read(chosen))
+    assert torch.equal(subset.read(torch.tensor([2])), split.read(torch.tensor([7])))
+    assert subset.labels.tolist() == [1, 0, 0]
+    assert len(subset) == 3
+
+
+def test_images_on_disk_and_in_memory_are_the_same(image_folder: Path) -> None:
+    resident = load_source(f"folder:{image_folder}", DataOptions(validation=4))
+    on_disk = load_source(f"folder:{image_folder}", DataOptions(validation=4, memory_limit=0))
+    for one, other in (
+        (resident.train, on_disk.train),
+        (resident.validation, on_disk.validation),
+        (resident.test, on_disk.test),
+    ):
+        assert isinstance(one, ResidentSplit)
+        assert isinstance(other, FileSplit)
+        everything = torch.arange(len(one))
+        assert len(one) == len(other)
+        assert torch.equal(one.read(everything), other.read(everything))
+        assert torch.equal(one.labels, other.labels)
+    assert resident.classes == on_disk.classes
+
+
+@pytest.mark.parametrize("limit", [4.0, 0.0])
+def test_the_digest_of_a_folder_does_not_depend_on_where_it_lies_and_sees_what_is_in_it(
+    limit: float, image_folder: Path, tmp_path: Path, write_images: Callable[..., Path]
+) -> None:
+    options = DataOptions(memory_limit=limit)
+    before = load_source(f"folder:{image_folder}", options).digest
+    moved = image_folder.rename(tmp_path / "elsewhere")
+    assert load_source(f"folder:{moved}", options).digest == before
+    write_images(moved / "test" / "cat", 5, tone=100)
+    assert load_source(f"folder:{moved}", options).digest != before
+
+
+def test_cifar10_has_its_own_classes_in_its_own_order(shared_data: Path, tmp_path: Path) -> None:
+    wanted = {
+        f"cifar10/{split}/{name}/{stem}.jpg" for split in ("train", "test") for name in CIFAR10 for stem in ("0001", "0002")
+    }
+    with tarfile.open(shared_data / "cifar10-jpeg.tar.xz", "r|xz") as archive:
+        for member in archive:
+            if member.name in wanted:
+                target = tmp_path / member.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                content = archive.extractfile(member)
+                assert content is not None
+                target.write_bytes(content.read())
+    source = load_source(f"folder:{tmp_path / 'cifar10'}", DataOptions(validation=0))
+    assert source.classes == CIFAR10
+    assert source.image_shape == (3, 32, 32)
+    assert torch.bincount(source.train.labels).tolist() == torch.bincount(source.test.labels).tolist() == [2] * 10
+
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

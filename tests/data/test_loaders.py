@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from aalp.data.folder import open_folder
+from aalp.data.loaders import Loader, epoch_order
+from aalp.data.split import ResidentSplit
+from aalp.errors import DataError
+
+CPU = torch.device("cpu")
+
+
+def numbered_split(count: int) -> ResidentSplit:
+    """Images whose pixels, and whose label, tell their position."""
+    return ResidentSplit(torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 2, 2), torch.arange(count))
+
+
+def test_an_epoch_visits_every_image_once_in_an_order_of_its_seed_and_number() -> None:
+    order = epoch_order(100, seed=0, epoch=0)
+    assert sorted(order.tolist()) == list(range(100))
+    assert torch.equal(order, epoch_order(100, seed=0, epoch=0))
+    assert not torch.equal(order, epoch_order(100, seed=0, epoch=1))
+    assert not torch.equal(order, epoch_order(100, seed=1, epoch=0))
+
+
+@pytest.mark.parametrize(("count", "batch_size", "sizes"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 5, [3]), (0, 5, [])])
+def test_a_pass_gives_all_images_with_their_labels_in_batches(count: int, batch_size: int, sizes: list[int]) -> None:
+    loader = Loader(numbered_split(count), batch_size, CPU)
+    batches = [batch for batch in loader.batches() if len(batch[1])]
+    assert [len(labels) for _, labels in batches] == sizes
+    assert len(loader) == len(sizes)
+    for images, labels in batches:
+        assert images.dtype == torch.float32
+        torch.testing.assert_close(images[:, 0, 0, 0] * 255, labels.float())
+    assert [label for _, labels in batches for label in labels.tolist()] == list(range(count))
+
+
+def test_batches_follow_the_order_that_is_given() -> None:
+    order = torch.tensor([5, 1, 4, 0])
+    labels = [labels.tolist() for _, labels in Loader(numbered_split(6), 3, CPU).batches(order)]
+    assert labels == [[5, 1, 4], [0]]
+
+
+@pytest.mark.parametrize("workers", [None, 0, 1])
+def test_a_pass_can_start_at_any_batch(workers: int | None, image_folder: Path) -> None:
+    split = open_folder(image_folder, None, 0.5, 0).train
+    loader = Loader(split.decode() if workers is None else split, 12, CPU, workers or 0)
+    order = epoch_order(len(split), 0, 0)
+    whole = list(loader.batches(order))
+    for start in (0, 1, 3, 4) if workers != 1 else (3,):
+        rest = list(loader.batches(order, start=start))
+        assert len(rest) == len(whole) - start
+        for (images, labels), (same_images, same_labels) in zip(rest, whole[start:], strict=True):
+            assert torch.equal(images, same_images)
+            assert torch.equal(labels, same_labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_on_disk_come_as_those_in_memory_do(workers: int, image_folder: Path) -> None:
+    split = open_folder(image_folder, None, 0.5, 0).train
+    order = epoch_order(len(split), 3, 1)
+    on_disk = list(Loader(split, 7, CPU, workers).batches(order))
+    in_memory = list(Loader(split.decode(), 7, CPU).batches(order))
+    for (images, labels), (same_images, same_labels) in zip(on_disk, in_memory, strict=True):
+        assert torch.equal(images, same_images)
+        assert torch.equal(labels, same_labels)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_loading_leaves_the_global_random_state_alone(on_disk: bool, image_folder: Path) -> None:
+    split = open_folder(image_folder, None, 0.5, 0).train
+    state = torch.get_rng_state()
+    list(Loader(split if on_disk else split.decode(), 10, CPU).batches(epoch_order(len(split), 0, 0)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named_in_one_line_whoever_reads_it(workers: int, image_folder: Path) -> None:
+    path = image_folder / "train" / "dog" / "003.png"
+    split = open_folder(image_folder, None, 0.5, 0).train
+    path.write_bytes(b"no picture")
+    with pytest.raises(DataError) as caught:
+        list(Loader(split, 10, CPU, workers).batches())
+    assert str(caught.value).startswith(f"'{path}' is not a readable image")
+    assert "\n" not in str(caught.value)

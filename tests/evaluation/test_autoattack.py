@@ -1,0 +1,159 @@
+"""AutoAttack's parts against the package they come from. Full settings throughout: 100 steps, 5000 queries of Square."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from aalp.data.sources import load_source
+from aalp.data.split import as_float
+from aalp.evaluation.attacks import attack_by_name, run_attack
+from aalp.evaluation.autoattack import STANDARD
+from aalp.evaluation.robustness import evaluate
+from aalp.method.threat import L2, Linf, Threat
+from aalp.models.classifier import Classifier
+
+# Large enough for Square to need few of its 5000 queries: each costs a pass, and every image that stands costs all of them.
+THREATS = [Linf(0.2), L2(2.0)]
+
+
+def small_net(classes: int = 4) -> Classifier:
+    """A random network with a layer that is random in training mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = (nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, classes))
+        return Classifier(nn.Sequential(*layers), mean=[0.5], std=[0.25]).eval()
+
+
+def right(classifier: Classifier, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random images, labelled as the classifier sees them."""
+    images = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return images, classifier(images).argmax(1)
+
+
+def some_digits(classifier: Classifier, count: int) -> tuple[Tensor, Tensor]:
+    """The first test digits that the classifier gets right."""
+    test = load_source("digits").test
+    images, labels = as_float(test.read(torch.arange(60))), test.labels[:60]
+    with torch.no_grad():
+        chosen = (classifier(images).argmax(1) == labels).nonzero()[:count, 0]
+    return images[chosen], labels[chosen]
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=["linf", "l2"])
+@pytest.mark.parametrize("part", STANDARD)
+def test_every_part_stays_in_the_ball_and_leaves_modes_and_random_state_alone(part: str, threat: Threat) -> None:
+    classifier = small_net()
+    classifier.network.train()  # some modules in another mode than the rest
+    classifier.network[3].eval()
+    modes = [module.training for module in classifier.modules()]
+    images, labels = right(classifier, 6)
+    before, state = images.clone(), torch.get_rng_state()
+    first, second = (run_attack(attack_by_name(part), classifier, images, labels, threat, seed=4) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in classifier.modules()] == modes
+    assert torch.equal(images, before)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    adversarial, fooled = first
+    assert bool(threat.contains(adversarial, images).all())
+    assert torch.equal(fooled, classifier(adversarial).argmax(1) != labels)
+    assert int(fooled.sum()) > 0
+
+
+@pytest.mark.parametrize("part", STANDARD)
+def test_no_part_leaves_gradients_on_the_weights(part: str) -> None:
+    """A training loop that evaluates between `backward` and `step` must not take them for its own."""
+    classifier = small_net()
+    run_attack(attack_by_name(part), classifier, *right(classifier, 2), Linf(0.2), seed=0)
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+
+
+@pytest.mark.parametrize(
+    ("part", "threat", "fewest", "most"),
+    [
+        ("apgd-ce", Linf(0.05), 1, 11),
+        ("apgd-t", Linf(0.05), 1, 11),
+        ("fab-t", Linf(0.05), 1, 11),
+        ("square", Linf(0.2), 12, 12),
+        ("apgd-ce", L2(0.4), 1, 11),
+        ("apgd-t", L2(0.4), 1, 11),
+        ("fab-t", L2(0.4), 1, 11),
+        ("square", L2(2.0), 12, 12),
+    ],
+)
+def test_every_part_reaches_the_images_and_verdicts_of_the_package_itself(
+    part: str, threat: Threat, fewest: int, most: int
+) -> None:
+    classifier = small_net()
+    images, labels = right(classifier, 12)
+    original = AutoAttack(classifier, norm=threat.norm, eps=threat.eps, seed=5, version="standard", device="cpu")
+    original.attacks_to_run = [part]
+    # The package aims at 9 other classes by itself, where there are 3.
+    original.apgd_targeted.n_target_classes = original.fab.n_target_classes = 3
+    with torch.random.fork_rng(devices=[]):
+        theirs, predictions = original.run_standard_evaluation(images, labels, batch_size=12)
+    adversarial, fooled = run_attack(attack_by_name(part), classifier, images, labels, threat, seed=5)
+    assert fooled.tolist() == (predictions != labels).tolist()
+    assert fewest <= int(fooled.sum()) <= most
+    torch.testing.assert_close(adversarial[fooled], theirs[fooled], rtol=0, atol=1e-6)
+
+
+def test_the_package_itself_reaches_the_same_verdicts_on_digits(digits_runs: Callable[[str], Classifier]) -> None:
+    classifier = digits_runs("standard")
+    images, labels = some_digits(classifier, 8)
+    original = AutoAttack(classifier, norm="Linf", eps=0.12, seed=5, version="standard", device="cpu")
+    original.attacks_to_run = ["apgd-ce"]
+    with torch.random.fork_rng(devices=[]):
+        _, predictions = original.run_standard_evaluation(images, labels, batch_size=8)
+    _, fooled = run_attack(attack_by_name("apgd-ce"), classifier, images, labels, Linf(0.12), seed=5)
+    assert fooled.tolist() == (predictions != labels).tolist()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("part", STANDARD)
+def test_few_classes_are_attacked_as_well(part: str, classes: int) -> None:
+    torch.manual_seed(0)
+    # Without bias and around 0.5 an image's negative gets the negative logits: in a ball as large as the space
+    # another class is always there to be found.
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, classes, bias=False))
+    classifier = Classifier(network, mean=[0.5], std=[0.25]).eval()
+    images, labels = right(classifier, 4)
+    _, fooled = run_attack(attack_by_name(part), classifier, images, labels, Linf(1.0), seed=0)
+    assert bool(fooled.all())
+
+
+@pytest.mark.parametrize("part", STANDARD)
+def test_a_single_image_is_attacked_as_well(part: str) -> None:
+    classifier = small_net()
+    images, labels = right(classifier, 1)
+    adversarial, fooled = run_attack(attack_by_name(part), classifier, images, labels, Linf(0.2), seed=0)
+    assert adversarial.shape == images.shape
+    assert fooled.shape == (1,)
+
+
+def test_the_standard_ensemble_breaks_a_standard_net_and_not_a_robust_one(
+    digits_runs: Callable[[str], Classifier],
+) -> None:
+    robust = {}
+    for objective in ("standard", "aalp"):
+        images, labels = some_digits(digits_runs(objective), 6)
+        evaluation = evaluate(digits_runs(objective), images, labels, Linf(0.2), ["autoattack"])
+        assert [part.name for part in evaluation.parts] == list(STANDARD)
+        standing = torch.ones(6, dtype=torch.bool)
+        for part in evaluation.parts:
+            assert part.attacked == int(standing.sum())  # only survivors are attacked
+            assert bool((part.standing <= standing).all())  # and none comes back
+            standing = part.standing
+        (whole,) = evaluation.results
+        assert torch.equal(whole.standing, standing)
+        assert whole.attacked == 6
+        assert whole.seconds == pytest.approx(sum(part.seconds for part in evaluation.parts))
+        robust[objective] = evaluation.robust_accuracy
+    assert robust["standard"] == 0
+    assert robust["aalp"] >= 0.25

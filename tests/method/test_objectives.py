@@ -1,0 +1,415 @@
+"""The objectives: totals by hand, gradients by finite differences, and what must not differ or leak."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from method_helpers import linear_classifier, pixels, seeded, smooth_classifier
+from torch import nn
+
+import aalp
+from aalp.errors import OptionError
+from aalp.method import losses
+from aalp.method.contributions import contributions
+from aalp.method.guided_dropout import GuidedDropout, keep_mask
+from aalp.method.objectives import AALP, ALP, AT, CLP, MART, OBJECTIVES, TRADES, Standard
+from aalp.method.pgd import AgainstClean
+from aalp.method.sample_weights import SampleWeights
+from aalp.models.preact_resnet import thin_resnet
+
+# The classifier z = (ln 3 * first pixel, ln 3 * second pixel) of features that are the pixels. The clean image (1, 0)
+# gets z = (ln 3, 0), p = (3/4, 1/4); the adversarial one (0, 0) gets z' = (0, 0), p' = (1/2, 1/2). Hence
+#   CE(z, 0) = ln 4/3 = 0.287682    CE(z, 1) = ln 4 = 1.386294    CE(z', y) = ln 2 = 0.693147
+#   pairing = ((ln 3)^2 + 0) / 2 = 0.603474
+#   KL(p, p') = 3/4 ln 3/2 + 1/4 ln 1/2 = 0.130812
+LN3 = math.log(3)
+HAND = linear_classifier([[LN3, 0.0], [0.0, LN3]])
+CLEAN, ADVERSARIAL = pixels([1.0, 0.0], [1.0, 0.0]), pixels([0.0, 0.0], [0.0, 0.0])
+LABELS = torch.tensor([0, 1])
+
+ALL = {
+    "standard": Standard(),
+    "at": AT(),
+    "alp": ALP(),
+    "clp": CLP(),
+    "trades": TRADES(),
+    "mart": MART(),
+    "aalp": AALP(),
+    "aalp-no-dropout": AALP(dropout=None),
+    "aalp-no-weights": AALP(weights=None),
+}
+
+
+def total_for(objective, label, **settings):
+    return objective(HAND, CLEAN[:1], ADVERSARIAL[:1], torch.tensor([label]), **settings).total.item()
+
+
+@pytest.mark.parametrize(
+    ("objective", "label", "total"),
+    [
+        (Standard(), 0, 0.287682),
+        (Standard(), 1, 1.386294),
+        (AT(), 0, 0.693147),
+        # (0.287682 + 0.693147) / 2 + 0.5 * 0.603474 = 0.490415 + 0.301737.
+        (ALP(), 0, 0.792152),
+        # (1.386294 + 0.693147) / 2 + 0.5 * 0.603474 = 1.039721 + 0.301737.
+        (ALP(), 1, 1.341458),
+        # 0.25 * 0.287682 + 0.75 * 0.693147 + 2 * 0.603474 = 0.071921 + 0.519860 + 1.206949.
+        (ALP(pairing_weight=2.0, clean_share=0.25), 0, 1.798729),
+        # No clean share and no pairing is adversarial training.
+        (ALP(pairing_weight=0.0, clean_share=0.0), 0, 0.693147),
+        # One image has no partner but itself.
+        (CLP(), 0, 0.287682),
+        # 0.287682 + 6 * 0.130812.
+        (TRADES(), 0, 1.072554),
+        (TRADES(beta=1.0), 0, 0.418494),
+        # CE(z', 0) - ln(1 - 1/2) + 5 * (1 - 3/4) * 0.130812 = 1.386294 + 0.163515.
+        (MART(), 0, 1.549809),
+        # Label 1: (1 - 1/4) instead: 1.386294 + 0.490545.
+        (MART(), 1, 1.876839),
+        (MART(beta=6.0), 1, 1.974948),
+        # Confidence in a batch of one is 1: what is left is ALP.
+        (AALP(dropout=None), 0, 0.792152),
+    ],
+)
+def test_totals_by_hand(objective, label, total):
+    assert total_for(objective, label) == pytest.approx(total, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "total"),
+    [
+        # Label 0: 0.490415 + 0.301737 w; label 1: 1.039721 + 0.301737 w; the mean of both is
+        # 0.765068 + 0.150868 (w_0 + w_1).
+        (None, 1.066805),
+        (SampleWeights("uniform"), 1.066805),
+        # p_y = 3/4 and 1/4: weights 1.5 and 0.5 leave the sum at 2; the pairing losses are the same here.
+        (SampleWeights("confidence"), 1.066805),
+        # Only image 0 is classified right.
+        (SampleWeights("correct"), 0.915936),
+        # Weights 1 / sqrt 2 and 0: 0.765068 + 0.150868 * 0.707107.
+        (SampleWeights("agreement"), 0.871748),
+        # Confidence, boosted by 2: image 1 counts 1 + 2 * 0.5 = 2 times: half of 1.039721 on top.
+        (SampleWeights("confidence", boost=2.0), 1.586665),
+    ],
+)
+def test_aalp_weights_by_hand(weights, total):
+    objective = AALP(dropout=None, weights=weights)
+    assert objective(HAND, CLEAN, ADVERSARIAL, LABELS).total.item() == pytest.approx(total, abs=2e-6)
+
+
+def test_aalp_mask_by_hand():
+    # Images (1, 0) and (1/2, 1) under the factors (2, 0): z = (2 ln 3, 0), p = (9, 1) / 10 and z' = (ln 3, 0), p' = (3, 1) / 4.
+    # CE(z, 0) = ln 10/9 = 0.105361; CE(z', 0) = 0.287682; pairing = (ln 3)^2 / 2 = 0.603474.
+    # (0.105361 + 0.287682) / 2 + 0.5 * 0.603474 = 0.196521 + 0.301737.
+    loss = AALP()(HAND, pixels([1.0, 0.0]), pixels([0.5, 1.0]), torch.tensor([0]), mask=torch.tensor([[2.0, 0.0]]))
+    assert loss.total.item() == pytest.approx(0.498258, abs=2e-6)
+    torch.testing.assert_close(loss.logits, torch.tensor([[LN3, 0.0]]))
+
+
+def test_clp_pairs_the_images_of_a_random_permutation():
+    # Logits (ln 3, 0), (0, ln 3), (0, 0): squared distances, averaged over the two classes, are
+    # (ln 3)^2 between the first two and (ln 3)^2 / 2 from either to the third.
+    images, labels = pixels([1.0, 0.0], [0.0, 1.0], [0.0, 0.0]), torch.tensor([0, 1, 0])
+    distance = torch.tensor([[0.0, 1.0, 0.5], [1.0, 0.0, 0.5], [0.5, 0.5, 0.0]]) * LN3**2
+    classification = (2 * 0.287682 + 0.693147) / 3
+    totals = set()
+    for seed in range(6):
+        partner = torch.randperm(3, generator=seeded(seed))
+        expected = classification + 0.5 * distance[torch.arange(3), partner].mean().item()
+        total = CLP()(HAND, images, images, labels, generator=seeded(seed)).total.item()
+        assert total == pytest.approx(expected, abs=2e-6)
+        totals.add(round(total, 4))
+    assert len(totals) > 1
+
+
+def test_the_parts_by_hand():
+    parts = {name: value.item() for name, value in ALP()(HAND, CLEAN, ADVERSARIAL, LABELS).parts.items()}
+    assert parts == {
+        # (0.490415 + 1.039721) / 2.
+        "classification": pytest.approx(0.765068, abs=2e-6),
+        "pairing": pytest.approx(0.603474, abs=2e-6),
+        # z' - z = (-ln 3, 0) pulls against label 1 only, and only image 1 is misclassified clean.
+        "conflict_rate": pytest.approx(0.5),
+        "misclassified_share": pytest.approx(0.5),
+    }
+
+
+def test_the_misclassified_share_is_of_the_pairing_loss_as_it_counts():
+    # Pairing of the images (1, 0) -> (0, 0) and (1, 0) -> (1/2, 0): (ln 3)^2 / 2 and a quarter of it. Image 1 is wrong: 1/5.
+    adversarial = pixels([0.0, 0.0], [0.5, 0.0])
+    plain = ALP()(HAND, CLEAN, adversarial, LABELS).parts["misclassified_share"]
+    assert plain.item() == pytest.approx(0.2, abs=1e-6)
+    # Weights 1.5 and 0.5: 0.5 * 1 of 1.5 * 4 + 0.5 * 1.
+    weighed = AALP(dropout=None)(HAND, CLEAN, adversarial, LABELS).parts["misclassified_share"]
+    assert weighed.item() == pytest.approx(0.5 / 6.5, abs=1e-6)
+
+
+def test_a_batch_without_pairing_loss_has_finite_parts():
+    parts = ALP()(HAND, CLEAN, CLEAN, LABELS).parts
+    assert all(value.isfinite() for value in parts.values())
+    assert parts["misclassified_share"] == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_parts_and_logits_are_for_reading_only(name, small_classifier):
+    images, labels = torch.rand(2, 6, 1, 8, 8), torch.arange(6) % 4
+    loss = ALL[name](small_classifier(), *images, labels, generator=seeded())
+    assert loss.total.shape == ()
+    assert loss.total.requires_grad
+    assert loss.logits.shape == (6, 4)
+    assert not loss.logits.requires_grad
+    assert all(value.shape == () and not value.requires_grad for value in loss.parts.values())
+
+
+@pytest.mark.parametrize("name", ["at", "alp", "trades", "mart", "aalp-no-dropout"])
+def test_the_logits_are_those_of_the_adversarial_images(name, small_classifier):
+    classifier = small_classifier()
+    images, labels = torch.rand(2, 6, 1, 8, 8), torch.arange(6) % 4
+    torch.testing.assert_close(ALL[name](classifier, *images, labels).logits, classifier(images[1]).detach())
+
+
+# What is differentiable everywhere: masks and weights, which are constants to the gradient, are given or off.
+MASK = torch.tensor(
+    [[1.0, 0.0, 2.0, 1.0, 2.0], [0.0, 1.0, 2.0, 2.0, 1.0], [2.0, 2.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0, 2.0]]
+)
+DIFFERENTIABLE = [
+    (Standard(), None),
+    (AT(), None),
+    (ALP(), None),
+    (CLP(), None),
+    (TRADES(), None),
+    (MART(), None),
+    (AALP(weights=None), MASK),
+    (AALP(dropout=None, weights=SampleWeights("uniform", boost=1.0)), None),
+    (AALP(weights=SampleWeights("correct")), MASK),
+]
+DIFFERENTIABLE_IDS = [type(objective).__name__ for objective, _ in DIFFERENTIABLE]
+
+
+def smooth_batch():
+    images = torch.rand(4, 1, 2, 3, dtype=torch.float64, generator=seeded())
+    adversarial = images + 0.1 * torch.randn(images.shape, dtype=torch.float64, generator=seeded(1))
+    return images, adversarial, torch.tensor([0, 1, 2, 1])
+
+
+@pytest.mark.parametrize(("objective", "mask"), DIFFERENTIABLE, ids=DIFFERENTIABLE_IDS)
+def test_gradients_to_both_images(objective, mask):
+    classifier = smooth_classifier()
+    images, adversarial, labels = smooth_batch()
+
+    def total(clean, moved):
+        return objective(classifier, clean, moved, labels, generator=seeded(2), mask=mask).total
+
+    assert torch.autograd.gradcheck(total, (images.requires_grad_(), adversarial.requires_grad_()))
+
+
+@pytest.mark.parametrize(("objective", "mask"), DIFFERENTIABLE, ids=DIFFERENTIABLE_IDS)
+def test_gradients_to_every_weight(objective, mask):
+    classifier = smooth_classifier()
+    names, values = zip(*classifier.named_parameters(), strict=True)
+    batch = smooth_batch()
+
+    class Total(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.classifier = classifier
+
+        def forward(self):
+            return objective(self.classifier, *batch, generator=seeded(2), mask=mask).total
+
+    def total(*weights):
+        replaced = {f"classifier.{name}": weight for name, weight in zip(names, weights, strict=True)}
+        return torch.func.functional_call(Total(), replaced, ())
+
+    assert torch.autograd.gradcheck(total, tuple(value.detach().clone().requires_grad_() for value in values))
+
+
+def gradients(classifier, loss):
+    classifier.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in classifier.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "same_as_alp",
+    [
+        AALP(dropout=None, weights=None),
+        AALP(dropout=GuidedDropout(probability=0.0), weights=SampleWeights("uniform")),
+        AALP(dropout=None, weights=SampleWeights("uniform", boost=3.0)),
+        # At the start of the ramp nothing is dropped yet.
+        AALP(weights=SampleWeights("uniform")),
+    ],
+    ids=["both-off", "probability-0", "uniform-boosted", "ramp-at-0"],
+)
+@pytest.mark.parametrize("network", ["small-cnn", "thin-resnet"])
+def test_aalp_with_both_modules_idle_is_alp_bit_for_bit(same_as_alp, network, small_classifier):
+    torch.manual_seed(0)
+    classifier = small_classifier() if network == "small-cnn" else aalp.Classifier(thin_resnet(4, 1), [0.5], [0.2])
+    classifier.train()
+    twin = copy.deepcopy(classifier)
+    images, labels = torch.rand(2, 6, 1, 8, 8, generator=seeded()), torch.arange(6) % 4
+    ours = same_as_alp(classifier, *images, labels, progress=0.0, generator=seeded())
+    alp = ALP()(twin, *images, labels, progress=0.0, generator=seeded())
+    assert torch.equal(ours.total, alp.total)
+    assert torch.equal(ours.logits, alp.logits)
+    assert ours.parts == alp.parts
+    expected = gradients(twin, alp.total)
+    for name, gradient in gradients(classifier, ours.total).items():
+        assert torch.equal(gradient, expected[name]), name
+    for name, value in classifier.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("rule", ["confidence", "correct", "agreement"])
+def test_weights_and_masks_are_constants_to_the_gradient(rule, small_classifier):
+    """AALP against the same sum written out with its weights and mask as plain numbers."""
+    classifier = small_classifier()
+    images, adversarial = torch.rand(2, 8, 1, 8, 8, generator=seeded())
+    labels = torch.arange(8) % 4
+    # About half of the ReLU features are 0 anyway: 0.8 drops some that are not.
+    dropout = GuidedDropout(fraction=0.8)
+    objective = AALP(pairing_weight=2.0, clean_share=0.3, dropout=dropout, weights=SampleWeights(rule, boost=0.7))
+    ours = objective(classifier, images, adversarial, labels, generator=seeded(4))
+    ours_gradients = gradients(classifier, ours.total)
+
+    weight, bias = classifier.linear.weight, classifier.linear.bias
+    h, h_adversarial = classifier.features(images), classifier.features(adversarial)
+    with torch.no_grad():
+        mask = keep_mask(contributions(h_adversarial, weight, labels), dropout, generator=seeded(4))
+    z, z_adversarial = ((features * mask) @ weight.T + bias for features in (h, h_adversarial))
+    ce, ce_adversarial = (nn.functional.cross_entropy(logits, labels, reduction="none") for logits in (z, z_adversarial))
+    p = z.detach().softmax(1)[torch.arange(8), labels]
+    g_ce = z_adversarial.detach().softmax(1) - nn.functional.one_hot(labels, 4)
+    g_pair = (z_adversarial - z).detach()
+    w = {
+        "confidence": p / p.mean(),
+        "correct": (z.argmax(1) == labels).float(),
+        "agreement": ((g_ce * g_pair).sum(1) / g_ce.norm(dim=1) / g_pair.norm(dim=1)).clamp_min(0),
+    }[rule]
+    classification = (1 + 0.7 * (1 - w).clamp_min(0)) * (0.3 * ce + 0.7 * ce_adversarial)
+    total = (classification + 2.0 * w * (z - z_adversarial).square().mean(1)).mean()
+
+    assert ((mask == 0) & (h_adversarial > 0)).any(1).sum() > 4
+    assert len(set(w.tolist())) > 1
+    torch.testing.assert_close(ours.total, total)
+    for name, gradient in gradients(classifier, total).items():
+        torch.testing.assert_close(ours_gradients[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_one_mask_is_shared_by_the_pair(small_classifier):
+    # Under two masks the two sides of a pair of equal images would differ.
+    classifier = small_classifier()
+    images, labels = torch.rand(8, 1, 8, 8, generator=seeded()), torch.arange(8) % 4
+    loss = AALP()(classifier, images, images, labels, generator=seeded())
+    assert loss.parts["pairing"] == 0
+    # There was a mask: it changed the logits.
+    assert not torch.allclose(loss.logits, classifier(images))
+
+
+def test_a_generator_decides_an_objective_alone():
+    classifier = smooth_classifier()
+    images, labels = torch.rand(2, 8, 1, 2, 3, dtype=torch.float64, generator=seeded()), torch.arange(8) % 3
+    for objective in (AALP(), CLP()):
+        state = torch.get_rng_state()
+        first, again, other = (objective(classifier, *images, labels, generator=seeded(s)).total for s in (1, 1, 2))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+
+def test_the_drawn_mask_ramps_up_with_the_progress(small_classifier):
+    classifier = small_classifier()
+    features, labels = torch.rand(50, 16, generator=seeded()), torch.arange(50) % 4
+    objective = AALP(dropout=GuidedDropout(fraction=1.0, probability=0.5, ramp=0.4))
+    assert objective.mask(classifier, features, labels, 0.0) is None
+    assert AALP(dropout=None).mask(classifier, features, labels) is None
+    for progress, probability in ((0.1, 0.125), (0.4, 0.5), (1.0, 0.5)):
+        mask = objective.mask(classifier, features, labels, progress, seeded(1))
+        # 800 draws: five standard errors are 0.09 at most.
+        assert (mask == 0).float().mean().item() == pytest.approx(probability, abs=0.09)
+        assert not mask.requires_grad
+
+
+def test_a_mask_never_reaches_evaluation(small_classifier):
+    classifier = small_classifier(mean=[0.5], std=[0.2])
+    images, labels = torch.rand(8, 1, 8, 8, generator=seeded()), torch.arange(8) % 4
+    objective, optimizer = AALP(weights=None), torch.optim.SGD(classifier.parameters(), lr=0.1)
+
+    def plain():
+        """The classifier's function, written out from its weights."""
+        network = classifier.network
+        h = network.hidden(network.convolutions((images - 0.5) / 0.2))
+        return h @ network.logits.weight.T + network.logits.bias
+
+    for _ in range(3):
+        before = classifier.eval()(images)
+        classifier.train()
+        loss = objective(classifier, images, images, labels, generator=seeded())
+        assert not torch.allclose(loss.logits, before)
+        loss.total.backward()
+        # No step was made: computing the loss left the function alone.
+        assert torch.equal(classifier.eval()(images), before)
+        optimizer.step()
+        optimizer.zero_grad()
+        state = torch.get_rng_state()
+        after = classifier(images)
+        assert torch.equal(classifier(images), after)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.testing.assert_close(after, plain())
+        assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_inner_loss_is_the_documented_one(name):
+    inner = ALL[name].inner
+    logits, labels = torch.randn(5, 4), torch.arange(5) % 4
+    if name in ("standard", "clp"):
+        assert inner is None
+    elif name == "trades":
+        # KL(p, p') with the clean logits first.
+        clean = torch.randn(5, 4)
+        assert isinstance(inner, AgainstClean)
+        p, q = clean.softmax(1), logits.softmax(1)
+        torch.testing.assert_close(inner.divergence(clean, logits), (p * (p / q).log()).sum(1))
+    else:
+        torch.testing.assert_close(inner(logits, labels), losses.cross_entropy(logits, labels))
+
+
+def test_clean_and_adversarial_images_share_one_forward_pass_of_batchnorm():
+    torch.manual_seed(0)
+    images, labels = torch.rand(2, 4, 1, 8, 8), torch.arange(4)
+    for objective in (ALP(), TRADES(), MART(), AALP()):
+        classifier = aalp.Classifier(thin_resnet(4, 1)).train()
+        objective(classifier, *images, labels)
+        assert classifier.network.norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (ALP, {"pairing_weight": -0.5}, r"pairing_weight is -0\.5: it has to be a finite number of at least 0"),
+        (AALP, {"pairing_weight": float("inf")}, r"pairing_weight is inf: it has to be a finite number"),
+        (CLP, {"pairing_weight": float("nan")}, r"pairing_weight is nan: it has to be a finite number"),
+        (TRADES, {"beta": -1.0}, r"beta is -1\.0: it has to be a finite number of at least 0"),
+        (MART, {"beta": float("nan")}, r"beta is nan: it has to be a finite number"),
+        (ALP, {"clean_share": 1.5}, r"clean_share is 1\.5: it has to lie in \[0, 1\]"),
+        (AALP, {"clean_share": -0.1}, r"clean_share is -0\.1: it has to lie in \[0, 1\]"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(make, options, message):
+    with pytest.raises(OptionError, match=message):
+        make(**options)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_named_objective_builds_and_takes_the_numbers_it_lists(name):
+    make, numbers = OBJECTIVES[name]
+    assert repr(make()) == repr(ALL[name])
+    values = {"pairing_weight": 0.25, "clean_share": 0.75, "beta": 2.0, "dropout": GuidedDropout(mass=0.5), "weights": None}
+    built = make(**{number: values[number] for number in numbers})
+    for number in numbers:
+        assert getattr(built, number) == values[number]

@@ -1,0 +1,397 @@
+"""The inner loop: what it finds, what it must never leave, and what it must leave alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from method_helpers import linear_classifier, pixels, seeded
+from torch import nn
+
+from aalp.errors import OptionError
+from aalp.method import losses
+from aalp.method.objectives import TRADES
+from aalp.method.pgd import AgainstClean, AttackOptions, perturb
+from aalp.method.threat import L2, Linf
+from aalp.models.classifier import Classifier
+
+BOTH = pytest.mark.parametrize("ball", [Linf, L2])
+
+# Two classes: the loss of label 0 rises along w_1 - w_0 = (1, -2, 4, -2), of label 1 along the opposite; that is 5 long.
+TWO_CLASSES = [[1.0, 1.0, -2.0, 0.5], [2.0, -1.0, 2.0, -1.5]]
+RISE = torch.tensor([1.0, -2.0, 4.0, -2.0])
+# What each of the labels 0, 1 is pushed by, as images.
+DIRECTIONS = torch.stack([RISE, -RISE])[:, None, None, :]
+
+
+@pytest.fixture
+def grey():
+    return torch.full((2, 1, 1, 4), 0.5), torch.tensor([0, 1])
+
+
+@pytest.fixture
+def normed_classifier():
+    """BatchNorm and dropout, both of which an attack could disturb."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * 36, 3)
+        )
+    return Classifier(network)
+
+
+@pytest.fixture
+def noise_images():
+    return torch.rand(6, 1, 8, 8, generator=seeded(7)), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10, 40])
+def test_a_linear_model_is_attacked_to_its_exact_linf_optimum(grey, steps):
+    images, labels = grey
+    adversarial = perturb(linear_classifier(TWO_CLASSES), images, labels, Linf(0.1), steps, random_start=0.0)
+    torch.testing.assert_close(adversarial, images + 0.1 * DIRECTIONS.sign())
+
+
+def test_the_linf_optimum_is_found_from_every_random_start(grey):
+    # Ten steps of eps / 4 go 2.5 eps: from any corner of the cube to the opposite one, 2 eps away.
+    images, labels = grey
+    for seed in range(5):
+        adversarial = perturb(linear_classifier(TWO_CLASSES), images, labels, Linf(0.1), 10, generator=seeded(seed))
+        torch.testing.assert_close(adversarial, images + 0.1 * DIRECTIONS.sign())
+
+
+def test_the_linf_optimum_is_cut_at_the_edges_of_the_pixel_range():
+    images, labels = pixels([0.0, 0.0, 1.0, 0.95]), torch.tensor([0])
+    # The signs for label 0 are (+, -, +, -).
+    adversarial = perturb(linear_classifier(TWO_CLASSES), images, labels, Linf(0.1), 10)
+    torch.testing.assert_close(adversarial, pixels([0.1, 0.0, 1.0, 0.85]))
+
+
+def test_a_linear_model_is_attacked_to_its_exact_l2_optimum(grey):
+    images, labels = grey
+    adversarial = perturb(linear_classifier(TWO_CLASSES), images, labels, L2(0.3), 4, random_start=0.0)
+    # The step's direction is the rise divided by its length, 5.
+    torch.testing.assert_close(adversarial, images + 0.3 * DIRECTIONS / 5)
+
+
+def test_the_l2_optimum_is_neared_from_a_random_start(grey):
+    images, labels = grey
+    adversarial = perturb(linear_classifier(TWO_CLASSES), images, labels, L2(0.3), 40, 0.1, generator=seeded())
+    torch.testing.assert_close(adversarial, images + 0.3 * DIRECTIONS / 5, atol=1e-4, rtol=0)
+
+
+def test_a_step_size_counts_in_pixel_units(grey):
+    images, labels = grey
+    adversarial = perturb(linear_classifier(TWO_CLASSES), images, labels, Linf(0.1), 2, 0.03, random_start=0.0)
+    torch.testing.assert_close(adversarial, images + 0.06 * DIRECTIONS.sign())
+
+
+@pytest.mark.parametrize(
+    ("steps", "step_size", "relative"),
+    # By default 2.5 / steps, at most 1.
+    [(1, None, 1.0), (2, None, 1.0), (5, None, 0.5), (10, None, 0.25), (50, None, 0.05), (1, 1.25, 1.25), (10, 0.1, 0.1)],
+)
+def test_the_relative_step_by_hand(steps, step_size, relative):
+    assert AttackOptions(steps, step_size).relative_step() == pytest.approx(relative)
+
+
+def attack_with(options, classifier, images, labels, threat, generator):
+    return perturb(
+        classifier,
+        images,
+        labels,
+        threat,
+        options.steps,
+        options.relative_step() * threat.eps,
+        random_start=options.random_start,
+        project=options.project,
+        generator=generator,
+    )
+
+
+def test_fgsm_is_one_whole_step_from_the_clean_image(grey):
+    images, labels = grey
+    fgsm = AttackOptions(steps=1, random_start=0.0)
+    adversarial = attack_with(fgsm, linear_classifier(TWO_CLASSES), images, labels, Linf(0.1), None)
+    torch.testing.assert_close(adversarial, images + 0.1 * DIRECTIONS.sign())
+
+
+def test_fgsm_rs_is_one_long_step_from_a_random_start_cut_to_the_ball(grey):
+    images, labels = grey
+    fgsm_rs = AttackOptions(steps=1, step_size=1.25)
+    adversarial = attack_with(fgsm_rs, linear_classifier(TWO_CLASSES), images, labels, Linf(0.1), seeded(3))
+    start = torch.empty_like(images).uniform_(-1, 1, generator=seeded(3)) * 0.1
+    expected = images + (start + 0.125 * DIRECTIONS.sign()).clamp(-0.1, 0.1)
+    torch.testing.assert_close(adversarial, expected)
+    # Starts near the far corner do not come all the way: this is not PGD.
+    assert ((adversarial - images).abs() < 0.099).any()
+
+
+def test_n_fgsm_leaves_the_ball_by_its_noise_and_is_not_projected(grey):
+    images, labels = grey
+    n_fgsm = AttackOptions(steps=1, step_size=1.0, random_start=2.0, project=False)
+    adversarial = attack_with(n_fgsm, linear_classifier(TWO_CLASSES), images, labels, Linf(0.1), seeded(3))
+    start = torch.empty_like(images).uniform_(-1, 1, generator=seeded(3)) * 0.2
+    torch.testing.assert_close(adversarial, images + start + 0.1 * DIRECTIONS.sign())
+    assert 0.1 < (adversarial - images).abs().max() <= 0.3 + 1e-6
+
+
+@BOTH
+@given(
+    eps=st.floats(1e-3, 2.0),
+    steps=st.integers(1, 4),
+    step=st.none() | st.floats(0.01, 4.0),
+    start=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+    images=st.sampled_from(["black", "white", "edges", "grey"]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+def test_the_ball_is_never_left(ball, eps, steps, step, start, images, seed):
+    random = seeded(seed)
+    shape = (3, 1, 2, 3)
+    clean = {
+        "black": torch.zeros(shape),
+        "white": torch.ones(shape),
+        "edges": torch.randint(0, 2, shape, generator=random).float(),
+        "grey": torch.rand(shape, generator=random),
+    }[images]
+    classifier = linear_classifier(torch.randn(3, 6, generator=random).tolist())
+    adversarial = perturb(
+        classifier,
+        clean,
+        torch.tensor([0, 1, 2]),
+        ball(eps),
+        steps,
+        None if step is None else step * eps,
+        random_start=start,
+        generator=random,
+    )
+    assert (adversarial >= 0).all()
+    assert (adversarial <= 1).all()
+    change = (adversarial.double() - clean.double()).flatten(1)
+    distance = change.abs().amax(1) if ball is Linf else change.square().sum(1).sqrt()
+    assert (distance <= eps + 1e-6).all()
+
+
+@BOTH
+@pytest.mark.parametrize("start", [1.0, 3.0])
+def test_gradients_are_taken_inside_the_ball_only(ball, start, noise_images, small_classifier):
+    images, labels = noise_images
+    images = images.round()
+    classifier, seen = small_classifier(), []
+    classifier.register_forward_pre_hook(lambda _module, arguments: seen.append(arguments[0].detach()))
+    perturb(classifier, images, labels, ball(0.2), 3, random_start=start, generator=seeded())
+    assert len(seen) == 3
+    assert all(ball(0.2).contains(candidates, images).all() for candidates in seen)
+
+
+@BOTH
+def test_a_stronger_attack_raises_the_loss(ball, small_classifier):
+    classifier = small_classifier()
+    images, labels = torch.rand(12, 1, 8, 8, generator=seeded()), torch.arange(12) % 4
+    eps = 0.1 if ball is Linf else 0.5
+
+    def loss(threat, steps):
+        adversarial = perturb(classifier, images, labels, threat, steps, random_start=0.0)
+        return losses.cross_entropy(classifier(adversarial), labels).mean().item()
+
+    clean = losses.cross_entropy(classifier(images), labels).mean().item()
+    one, many, wider = loss(ball(eps), 1), loss(ball(eps), 8), loss(ball(2 * eps), 8)
+    assert clean < one < many < wider
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.boosted_cross_entropy, losses.margin])
+def test_every_image_has_a_higher_loss_under_the_loss_that_was_maximised(loss, small_classifier):
+    classifier = small_classifier()
+    images, labels = torch.rand(12, 1, 8, 8, generator=seeded()), torch.arange(12) % 4
+    adversarial = perturb(classifier, images, labels, Linf(0.1), 10, loss=loss, generator=seeded())
+    with torch.no_grad():
+        assert (loss(classifier(adversarial), labels) > loss(classifier(images), labels)).all()
+
+
+def test_without_a_loss_the_images_come_back(normed_classifier, noise_images):
+    images, labels = noise_images
+    assert torch.equal(perturb(normed_classifier, images, labels, Linf(0.1), loss=None), images)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, TRADES().inner])
+def test_the_images_stay_and_the_result_carries_no_graph(normed_classifier, noise_images, loss):
+    images, labels = noise_images
+    images = images.clone().requires_grad_()
+    before = images.detach().clone()
+    adversarial = perturb(normed_classifier, images, labels, Linf(0.1), 2, loss=loss)
+    assert torch.equal(images, before)
+    assert images.grad is None
+    assert not adversarial.requires_grad
+    assert adversarial.grad_fn is None
+    assert not torch.equal(adversarial, before)
+
+
+def modes(classifier):
+    return {name: module.training for name, module in classifier.named_modules()}
+
+
+def mixed_modes(classifier):
+    """Training, but with the BatchNorm frozen: what has to come back is each module's own mode."""
+    classifier.train()
+    classifier.network[1].eval()
+    return modes(classifier)
+
+
+@pytest.mark.parametrize("prepare", [lambda c: modes(c.train()), lambda c: modes(c.eval()), mixed_modes])
+def test_each_module_gets_its_mode_back(normed_classifier, noise_images, prepare):
+    before = prepare(normed_classifier)
+    perturb(normed_classifier, *noise_images, Linf(0.1), 2)
+    assert modes(normed_classifier) == before
+
+
+@pytest.mark.parametrize("against_clean", [False, True])
+def test_each_module_gets_its_mode_back_when_the_loss_raises(normed_classifier, noise_images, against_clean):
+    seen = []
+
+    def broken(logits, labels):
+        seen.append(any(modes(normed_classifier).values()))
+        raise ArithmeticError("a broken loss")
+
+    before = mixed_modes(normed_classifier)
+    with pytest.raises(ArithmeticError, match="a broken loss"):
+        perturb(normed_classifier, *noise_images, Linf(0.1), 2, loss=AgainstClean(broken) if against_clean else broken)
+    assert seen == [False]
+    assert modes(normed_classifier) == before
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, TRADES().inner])
+def test_weights_get_no_gradient_and_statistics_do_not_move(normed_classifier, noise_images, loss):
+    normed_classifier.train()
+    state = {name: value.clone() for name, value in normed_classifier.state_dict().items()}
+    perturb(normed_classifier, *noise_images, Linf(0.1), 3, loss=loss)
+    assert all(parameter.grad is None for parameter in normed_classifier.parameters())
+    assert all(parameter.requires_grad for parameter in normed_classifier.parameters())
+    for name, value in normed_classifier.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_gradients_that_are_already_there_stay(normed_classifier, noise_images):
+    images, labels = noise_images
+    losses.cross_entropy(normed_classifier(images), labels).mean().backward()
+    before = [parameter.grad.clone() for parameter in normed_classifier.parameters()]
+    perturb(normed_classifier, images, labels, Linf(0.1), 2)
+    for parameter, gradient in zip(normed_classifier.parameters(), before, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+
+
+@BOTH
+@pytest.mark.parametrize("training", [True, False])
+def test_a_generator_decides_the_attack_alone(ball, normed_classifier, noise_images, training):
+    normed_classifier.train(training)
+    normed_classifier(noise_images[0])
+    state = torch.get_rng_state()
+    first, again, other = (
+        perturb(normed_classifier, *noise_images, ball(0.2), 2, generator=seeded(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_an_image_is_attacked_alike_alone_and_in_a_batch(normed_classifier, noise_images):
+    images, labels = noise_images
+    together = perturb(normed_classifier, images, labels, L2(0.5), 3, random_start=0.0)
+    for index in range(len(images)):
+        part = slice(index, index + 1)
+        alone = perturb(normed_classifier, images[part], labels[part], L2(0.5), 3, random_start=0.0)
+        torch.testing.assert_close(alone, together[part], atol=1e-5, rtol=0)
+
+
+def test_an_attack_works_where_gradients_are_switched_off(normed_classifier, noise_images):
+    with torch.no_grad():
+        quiet = perturb(normed_classifier, *noise_images, Linf(0.1), 2, generator=seeded())
+    assert torch.equal(quiet, perturb(normed_classifier, *noise_images, Linf(0.1), 2, generator=seeded()))
+
+
+def test_trades_attacks_the_distance_from_the_clean_prediction_and_asks_for_no_label(small_classifier):
+    classifier = small_classifier()
+    images, labels = torch.rand(16, 1, 8, 8, generator=seeded()), torch.arange(16) % 4
+    inner = TRADES().inner
+    adversarial = perturb(classifier, images, labels, Linf(0.1), 5, loss=inner, generator=seeded(1))
+    relabelled = perturb(classifier, images, (labels + 1) % 4, Linf(0.1), 5, loss=inner, generator=seeded(1))
+    assert torch.equal(adversarial, relabelled)
+    start = Linf(0.1).random_start(images, seeded(1)).clamp(0, 1)
+    with torch.no_grad():
+        clean = classifier(images)
+        reached = losses.kl_divergence(clean, classifier(adversarial))
+        assert (reached > losses.kl_divergence(clean, classifier(start))).all()
+
+
+def test_trades_first_step_by_hand():
+    # d KL(p, p') / d z' = p' - p, so the step of a linear model is eps sign(W^T (p' - p)).
+    weight = torch.tensor(TWO_CLASSES)
+    images, labels = pixels([0.2, 0.4, 0.6, 0.8]), torch.tensor([0])
+    start = torch.empty_like(images).uniform_(-1, 1, generator=seeded(5)) * 0.1
+    clean, moved = ((weight @ row.flatten()).softmax(0) for row in (images, images + start))
+    expected = (start + 0.1 * ((moved - clean) @ weight).sign()).clamp(-0.1, 0.1) + images
+    adversarial = perturb(
+        linear_classifier(TWO_CLASSES), images, labels, Linf(0.1), 1, loss=TRADES().inner, generator=seeded(5)
+    )
+    torch.testing.assert_close(adversarial, expected)
+
+
+def test_the_clean_side_of_a_comparison_is_the_evaluation_mode_prediction_without_gradient(normed_classifier, noise_images):
+    normed_classifier.train()
+    seen = []
+
+    def divergence(clean, logits):
+        seen.append(clean)
+        return (logits - clean).square().sum(1)
+
+    perturb(normed_classifier, *noise_images, Linf(0.1), 2, loss=AgainstClean(divergence))
+    expected = normed_classifier.eval()(noise_images[0])
+    assert len(seen) == 2
+    for clean in seen:
+        torch.testing.assert_close(clean, expected.detach())
+        assert not clean.requires_grad
+
+
+def test_an_attack_through_a_mask_does_not_see_what_the_mask_drops(grey):
+    images, labels = grey
+    mask = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 2.0, 1.0, 1.0]])
+    adversarial = perturb(linear_classifier(TWO_CLASSES), images, labels, Linf(0.1), 3, random_start=0.0, mask=mask)
+    # The features of this classifier are the pixels: where the factor is 0 the gradient is 0, and no step is made.
+    torch.testing.assert_close(adversarial, images + 0.1 * (DIRECTIONS * mask[:, None, None, :]).sign())
+
+
+def test_a_comparison_through_a_mask_masks_both_sides():
+    images, labels = pixels([0.2, 0.4, 0.6, 0.8]), torch.tensor([0])
+    mask = torch.tensor([[2.0, 0.0, 1.0, 0.0]])
+    seen = []
+
+    def divergence(clean, logits):
+        seen.append(clean)
+        return losses.kl_divergence(clean, logits)
+
+    classifier = linear_classifier(TWO_CLASSES)
+    perturb(classifier, images, labels, Linf(0.1), 1, loss=AgainstClean(divergence), mask=mask)
+    # Masked pixels (0.4, 0, 0.6, 0): z_0 = 0.4 - 1.2 = -0.8 and z_1 = 0.8 + 1.2 = 2.
+    torch.testing.assert_close(seen[0], torch.tensor([[-0.8, 2.0]]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, r"steps is 0: .*at least 1"),
+        ({"steps": -3}, r"steps is -3: .*at least 1"),
+        ({"step_size": 0.0}, r"step_size is 0\.0: .*positive number"),
+        ({"step_size": -0.1}, r"step_size is -.*: .*positive number"),
+        ({"step_size": float("nan")}, r"step_size is nan: .*positive number"),
+        ({"step_size": float("inf")}, r"step_size is inf: .*positive number"),
+        ({"random_start": -1.0}, r"random_start is -1\.0: .*at least 0"),
+        ({"random_start": float("inf")}, r"random_start is inf: .*at least 0"),
+        ({"random_start": float("nan")}, r"random_start is nan: .*at least 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(grey, options, message):
+    with pytest.raises(OptionError, match=message):
+        AttackOptions(**options)
+    with pytest.raises(OptionError, match=message):
+        perturb(linear_classifier(TWO_CLASSES), *grey, Linf(0.1), **options)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aalp.errors import RunError
+from aalp.store.checkpoint import read_foreign_tensors, read_metadata, read_tensors, write_tensors
+
+TENSORS = {
+    "weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
+    "count": torch.tensor(7),
+    "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "empty": torch.empty(0),
+    "last": torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last),
+    "turned": torch.arange(6.0).view(2, 3).t(),
+}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+def test_what_is_written_comes_back_with_its_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "weights.safetensors"
+    metadata = {"classes": ["a", "b"], "eps": 0.1, "nested": {"none": None}}
+    write_tensors(path, TENSORS, metadata)
+    tensors, read = read_tensors(path)
+    assert same(tensors, TENSORS)
+    assert {name: read[name] for name in metadata} == metadata
+    assert read_metadata(path) == read
+
+
+def test_tensors_that_share_memory_or_want_gradients_are_written_as_they_are(tmp_path: Path) -> None:
+    shared = torch.randn(4, requires_grad=True)
+    write_tensors(tmp_path / "w.safetensors", {"one": shared, "other": shared, "part": shared[:2]}, {})
+    tensors = read_tensors(tmp_path / "w.safetensors")[0]
+    assert torch.equal(tensors["one"], shared)
+    assert torch.equal(tensors["other"], shared)
+    assert torch.equal(tensors["part"], shared[:2])
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "1", TENSORS, {"a": 1, "b": 2})
+    write_tensors(tmp_path / "2", dict(reversed(TENSORS.items())), {"b": 2, "a": 1})
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+def cut(keep: float) -> Callable[[Path], object]:
+    def write(path: Path) -> None:
+        write_tensors(path, TENSORS, {})
+        path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+
+    return write
+
+
+@pytest.mark.parametrize("read", [read_metadata, read_tensors])
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "there is no file '{}': name"),
+        (lambda path: path.mkdir(), "there is no file '{}': name"),
+        (lambda path: path.write_bytes(b""), "'{}' is not a readable safetensors file"),
+        (lambda path: path.write_bytes(b"text" * 100), "'{}' is not a readable safetensors file"),
+        (cut(0.05), "'{}' is not a readable safetensors file"),
+        (cut(0.5), "'{}' is not a readable safetensors file"),
+        (cut(0.99), "'{}' is not a readable safetensors file"),
+        (lambda path: save_file({"w": torch.zeros(2)}, path), "'{}' was not written by aalp"),
+        (lambda path: save_file({"w": torch.zeros(2)}, path, {"other": "program"}), "'{}' was not written by aalp"),
+        (lambda path: save_file({"w": torch.zeros(2)}, path, {"aalp": "not JSON"}), "'{}' was not written by aalp"),
+        (lambda path: save_file({"w": torch.zeros(2)}, path, {"aalp": "[1]"}), "'{}' was not written by aalp"),
+        (lambda path: save_file({"w": torch.zeros(2)}, path, {"aalp": '{"format": 99}'}), "'{}' has format 99"),
+    ],
+)
+def test_a_file_that_is_not_ours_is_refused_in_one_line_that_names_it(
+    read: Callable[[Path], Any], write: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file.safetensors"
+    write(path)
+    with pytest.raises(RunError) as caught:
+        read(path)
+    assert str(caught.value).startswith(message.format(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("w.safetensors", lambda path: save_file({"w": torch.ones(2)}, path)),
+        ("w.safetensors", lambda path: write_tensors(path, {"w": torch.ones(2)}, {})),
+        ("w.pt", lambda path: torch.save({"w": torch.ones(2)}, path)),
+        ("w.pth", lambda path: torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)),
+        ("w.pt", lambda path: torch.save({"state_dict": {"w": torch.ones(2)}, "epoch": 3}, path)),
+        ("w.tar", lambda path: torch.save({"model": {"w": torch.ones(2)}, "epoch": 3}, path)),
+    ],
+)
+def test_state_dicts_of_other_programs_are_read(name: str, write: Callable[[Path], object], tmp_path: Path) -> None:
+    write(tmp_path / name)
+    assert same(read_foreign_tensors(tmp_path / name), {"w": torch.ones(2)})
+
+
+class Creates:
+    """Unpickled, this makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, evil: path.write_bytes(pickle.dumps({"w": evil})),
+        lambda path, evil: torch.save({"w": evil}, path),
+        lambda path, evil: torch.save({"w": evil}, path, _use_new_zipfile_serialization=False),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_code_in_a_pickle_is_not_executed(write: Callable[[Path, Creates], object], name: str, tmp_path: Path) -> None:
+    write(tmp_path / name, Creates(tmp_path / "executed"))
+    with pytest.raises(RunError) as caught:
+        read_foreign_tensors(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"w": torch.ones(1), "epoch": 3}, "holds other things than tensors"),
+        ([torch.ones(1)], "holds other things than tensors"),
+        (torch.ones(1), "holds other things than tensors"),
+    ],
+)
+def test_a_torch_file_of_other_things_is_refused(content: object, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(RunError, match=message):
+        read_foreign_tensors(tmp_path / "w.pt")
+
+
+def test_a_missing_state_dict_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=f"there is no file '{tmp_path / 'w.pt'}'"):
+        read_foreign_tensors(tmp_path / "w.pt")

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aalp import cli
+from aalp.cli import VERBS, build_parser, main, presets
+from aalp.commands.config import to_plain
+from aalp.commands.train import check
+from aalp.errors import AalpError, DivergedError, InterruptedRunError
+
+
+def parsed(verb: str, *words: str) -> dict[str, Any]:
+    """What a verb is called with."""
+    return cli._parse(verb, list(words))
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_help_names_every_verb_and_preset(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert all(name in out for name in (*VERBS, *presets()))
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"aalp {metadata.version('aalp')}\n"
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_tells_every_option_with_its_text(verb: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: Any = main([verb, flag])
+    except SystemExit as stop:
+        code = stop.code
+    assert code in (0, None)
+    out, err = capsys.readouterr()
+    assert err == ""
+    for action in build_parser(verb)._actions:
+        assert all(option in out for option in action.option_strings if not option.startswith("-h"))
+    # Texts from a verb's docstring and from the docstrings of options' fields, whatever the line breaks.
+    flat = " ".join(out.split())
+    assert "how the data is read" in flat
+    assert verb == "evaluate" or "Resize the images of a folder" in flat
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"]])
+def test_the_module_runs_as_the_command_does_without_loading_torch(words: list[str]) -> None:
+    code = f"import sys, aalp.cli; code = aalp.cli.main({words}); sys.exit(99 if 'torch' in sys.modules else code)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_bad_input_to_the_module_gives_its_exit_code_and_one_line() -> None:
+    process = subprocess.run([sys.executable, "-m", "aalp", "evalute"], capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == "aalp: unknown verb 'evalute': did you mean 'evaluate'? known are compare, evaluate, train\n"
+
+
+@pytest.mark.parametrize("verb", ["train", "compare"])
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_every_preset_is_parsed_and_makes_sense(name: str, verb: str) -> None:
+    words = ["--config", name] + (["--run", "run"] if verb == "compare" else [])
+    options = parsed(verb, *words)
+    check({"objective": "aalp", **options})
+    written = yaml.safe_load(presets()[name].read_text())
+    for key, value in written.items():
+        plain = to_plain(options)[key]
+        assert plain == value if not isinstance(value, dict) else plain == {**plain, **value}
+
+
+def test_training_without_words_is_the_digits_preset() -> None:
+    assert parsed("train") == parsed("train", "--config", "digits")
+    assert parsed("train")["data"] == "digits"
+    assert parsed("train", "--seed", "3") == {**parsed("train", "--config", "digits"), "seed": 3}
+
+
+def test_data_without_configuration_starts_from_the_documented_defaults() -> None:
+    options = parsed("train", "--data", "npz:some.npz")
+    defaults = {key: value for key, value in build_parser("train").get_defaults().as_dict().items() if key == "training"}
+    assert to_plain(options)["training"]["epochs"] == defaults["training"]["epochs"]
+    assert to_plain(options)["training"]["epochs"] != to_plain(parsed("train"))["training"]["epochs"]
+
+
+MINE = "data: npz:mine.npz\ntraining: {epochs: 3, lr: 0.2}\nthreat: {eps: 4/255}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config", "mine.yaml", "--training.epochs", "5", "--seed", "2"],
+        ["--training.epochs", "5", "--config", "mine.yaml", "--seed", "2"],
+        ["--training.epochs", "5", "--seed", "2", "--config", "mine.yaml"],
+        ["--seed=2", "--config=mine.yaml", "--training.epochs=5"],
+        ["--training.epochs", "4", "--config", "mine.yaml", "--training.epochs", "5", "--seed", "2"],
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "compare"])
+def test_flags_override_the_configuration_wherever_they_stand(
+    verb: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(MINE)
+    if verb == "compare":
+        words = ["--run", "run", *(word.replace("seed", "seeds") for word in words)]
+    options = parsed(verb, *words)
+    assert options["data"] == "npz:mine.npz"
+    assert (options["training"].epochs, options["training"].lr) == (5, 0.2)
+    assert options["training"].batch_size == 128
+    assert options["threat"].eps == "4/255"
+    assert str(options["seed" if verb == "train" else "seeds"]) == "2"
+
+
+def test_a_preset_wins_over_a_file_of_its_name_and_a_path_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("digits").write_text(MINE)
+    assert parsed("train", "--config", "digits")["data"] == "digits"
+    assert parsed("train", "--config", "./digits")["data"] == "npz:mine.npz"
+
+
+@pytest.mark.parametrize("words", [["--quiet"], ["--quiet", "--seed", "1"], ["--quiet=true"], ["--quiet", "true"]])
+def test_a_switch_needs_no_value_and_may_have_one(words: list[str]) -> None:
+    assert parsed("train", *words)["quiet"] is True
+    assert parsed("train")["quiet"] is False
+
+
+@pytest.mark.parametrize("words", [["run", "--quiet"], ["--quiet", "run"], ["run", "--attacks", "fgsm", "--quiet"]])
+def test_a_switch_does_not_take_the_path_for_its_value(words: list[str]) -> None:
+    options = parsed("evaluate", *words)
+    assert options["quiet"] is True
+    assert options["path"] == Path("run")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--resume", "RUN"],
+        ["--resume=RUN"],
+        ["--quiet=true", "--resume", "RUN"],
+        ["--resume", "RUN", "--evaluate=true"],
+        ["--resume", "RUN", "--evaluate", "--quiet"],
+    ],
+)
+def test_resuming_takes_the_options_that_the_run_was_started_with(words: list[str], tiny_run: Path) -> None:
+    options = parsed("train", *(word.replace("RUN", str(tiny_run)) for word in words))
+    stored = yaml.safe_load((tiny_run / "config.yaml").read_text())
+    assert to_plain({name: options[name] for name in stored}) == stored
+    assert options["resume"] == tiny_run
+    assert options["evaluate"] is any(word.startswith("--evaluate") for word in words)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (AalpError("bad"), 2, "aalp: bad"),
+        (DivergedError("nan"), 1, "aalp: nan"),
+        (
+            InterruptedRunError(2, "aalp train --resume r"),
+            130,
+            "aalp: stopped, and saved: continue with `aalp train --resume r`",
+        ),
+        (
+            InterruptedRunError(15, "aalp train --resume r"),
+            143,
+            "aalp: stopped, and saved: continue with `aalp train --resume r`",
+        ),
+        (KeyboardInterrupt(), 130, "aalp: stopped"),
+        (AalpError("bad\n  in two lines"), 2, "aalp: bad in two lines"),
+    ],
+)
+def test_every_kind_of_end_has_its_exit_code_and_one_line(
+    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_parse", lambda verb, words: {})
+    monkeypatch.setattr(cli, "_function", lambda verb: fail)
+    assert main(["train"]) == code
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**options: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_parse", lambda verb, words: {})
+    monkeypatch.setattr(cli, "_function", lambda verb: fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["train"])
+
+
+def test_evaluate_takes_single_data_options() -> None:
+    assert parsed("evaluate", "run", "--data_options.size", "16")["data_options"].size == 16
+    assert parsed("evaluate", "run")["data_options"] is None

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aalp.data.augment import Augmentation
+from aalp.errors import DataError, DivergedError, OptionError
+from aalp.method.guided_dropout import GuidedDropout
+from aalp.method.objectives import AALP, AT, OBJECTIVES, Standard
+from aalp.method.threat import L2
+from aalp.models.classifier import Classifier
+from aalp.models.preact_resnet import thin_resnet
+from aalp.store.checkpoint import read_tensors
+from aalp.store.run import RunDirectory
+from aalp.training.loop import Fit, fit
+from aalp.training.options import TrainingOptions
+
+MakeFit = Callable[..., Fit]
+
+
+def metrics(run: RunDirectory) -> list[dict[str, str]]:
+    with run.metrics.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def final(plan: Fit) -> dict[str, Tensor]:
+    """The trained weights themselves (not their average)."""
+    return {name: value.clone() for name, value in plan.classifier.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_every_objective_trains_an_epoch_and_logs_its_terms(name: str, fit_plan: MakeFit) -> None:
+    objective = OBJECTIVES[name][0]()
+    plan = fit_plan(objective=objective, options={"epochs": 1})
+    before = final(plan)
+    progress = fit(plan)
+    assert progress.step == 4
+    assert not same(before, final(plan))
+    assert all(bool(torch.isfinite(value).all()) for value in final(plan).values())
+    (row,) = metrics(plan.run)
+    terms = {"standard": set(), "at": set(), "trades": {"divergence"}, "mart": {"divergence"}}.get(name, {"pairing"})
+    assert terms < set(row)
+    assert all(float(value) == float(value) for value in row.values())
+
+
+def test_a_training_learns_the_tiny_images(fit_plan: MakeFit, small_classifier: Callable[..., Classifier]) -> None:
+    classifier = small_classifier(3, mean=[0.3], std=[0.3]).train()
+    plan = fit_plan(objective=Standard(), options={"epochs": 12, "lr": 0.1}, classifier=classifier)
+    progress = fit(plan)
+    rows = metrics(plan.run)
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) / 2
+    assert float(rows[-1]["validation_clean"]) > 0.9
+    assert progress.best_clean == max(
+        float(row["validation_clean"]) for row in rows if float(row["validation_robust"]) == progress.best_robust
+    )
+
+
+def test_what_a_run_leaves_behind(fit_plan: MakeFit) -> None:
+    rows: list[dict[str, Any]] = []
+    ticks: list[tuple[int, int]] = []
+    plan = fit_plan(options={"epochs": 3}, report=rows.append, tick=lambda step, total, loss: ticks.append((step, total)))
+    fit(plan)
+    assert ticks == [(step, 12) for step in range(1, 13)]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
+    written = metrics(plan.run)
+    assert [{name: str(value) for name, value in row.items()} for row in rows] == written
+    assert plan.run.states() == [plan.run.state(8), plan.run.state(12)]
+    last, about = read_tensors(plan.run.weights("last"))
+    assert about["epoch"] == 3
+    assert about["kind"] == "weights"
+    assert about["model"] == "small-cnn"
+    # What is exported is the average, not the weights.
+    assert last.keys() == final(plan).keys()
+    assert not same(last, final(plan))
+    best = max(written, key=lambda row: (float(row["validation_robust"]), float(row["validation_clean"]), int(row["epoch"])))
+    assert read_tensors(plan.run.weights("best"))[1]["epoch"] == int(best["epoch"])
+
+
+def test_the_learning_rate_of_each_epoch_is_that_of_the_schedule(fit_plan: MakeFit) -> None:
+    step = fit_plan("step", {"epochs": 4, "schedule": "step", "milestones": (0.5, 0.75), "lr": 0.08})
+    fit(step)
+    assert [float(row["lr"]) for row in metrics(step.run)] == pytest.approx([0.08, 0.08, 0.008, 0.0008])
+    cycle = fit_plan("cycle", {"epochs": 2, "warmup": 0.5, "lr": 0.08})
+    fit(cycle)
+    # The last steps of the epochs are numbers 3 and 7 of 8: 3/8 of a rise over 4/8, and 1/8 before the end of a fall.
+    assert [float(row["lr"]) for row in metrics(cycle.run)] == pytest.approx([0.08 * 3 / 4, 0.08 * 1 / 4])
+
+
+def test_the_same_plan_gives_the_same_weights_and_another_seed_does_not(fit_plan: MakeFit) -> None:
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(name + str(seed)) * 17 + seed)  # the global state has no say
+        torch.rand(seed + 3)
+        plan = fit_plan(name, seed=seed, objective=AALP(dropout=GuidedDropout(ramp=0.0)))
+        fit(plan)
+        weights.append(plan.run.weights("last").read_bytes())
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augment": "crop"},
+        {"augment": "flip"},
+        {"clip": 0.01},
+        {"awp": 0.05, "awp_start": 0.0},
+        {"weight_decay": 0.5},
+        {"schedule": "step"},
+    ],
+)
+def test_every_option_of_training_has_an_effect(options: dict[str, Any], fit_plan: MakeFit) -> None:
+    weights = []
+    for name, changes in (("plain", {}), ("changed", options)):
+        plan = fit_plan(name, {"epochs": 1, **changes})
+        fit(plan)
+        weights.append(final(plan))
+    assert not same(*weights)
+    assert all(bool(torch.isfinite(value).all()) for value in weights[1].values())
+
+
+def test_weight_perturbation_begins_where_it_is_told_to(fit_plan: MakeFit) -> None:
+    """Two epochs, perturbed from the second on: nothing differs until then."""
+    after: dict[str, list[dict[str, Tensor]]] = {"off": [], "late": []}
+    for name, awp in (("off", 0.0), ("late", 0.05)):
+        plan = fit_plan(name, {"awp": awp, "awp_start": 0.5})
+        seen = after[name]
+        fit(Fit(**{**vars(plan), "tick": lambda step, total, loss, seen=seen, plan=plan: seen.append(final(plan))}))
+    equal = [same(one, other) for one, other in zip(after["off"], after["late"], strict=True)]
+    assert equal == [True] * 4 + [False] * 4
+
+
+def test_attacking_through_the_mask_changes_the_training_and_not_the_evaluation_mode(fit_plan: MakeFit) -> None:
+    weights = []
+    for name, attack in (("around", False), ("through", True)):
+        plan = fit_plan(name, {"epochs": 1}, objective=AALP(dropout=GuidedDropout(ramp=0.0, attack=attack)))
+        fit(plan)
+        weights.append(final(plan))
+        assert all(module.training for module in plan.classifier.modules())
+    assert not same(*weights)
+
+
+@pytest.mark.parametrize("kind", ["none", "crop+flip"])
+def test_a_network_with_batch_norm_and_the_l2_ball_train_as_well(kind: Augmentation, fit_plan: MakeFit) -> None:
+    torch.manual_seed(0)
+    plan = fit_plan(options={"epochs": 1, "augment": kind}, classifier=Classifier(thin_resnet(3, 1)), threat=L2(0.5))
+    fit(plan)
+    statistics = {name: value for name, value in final(plan).items() if name.endswith("num_batches_tracked")}
+    # One forward pass a step moves BatchNorm's statistics; attacks and validation must not.
+    assert {int(value) for value in statistics.values()} == {4}
+
+
+def test_an_incomplete_last_batch_is_left_out(fit_plan: MakeFit) -> None:
+    ticks: list[int] = []
+    fit(fit_plan(options={"batch_size": 30}, tick=lambda step, total, loss: ticks.append(total)))
+    assert ticks == [4] * 4  # 72 images are two batches of 30, twice
+
+
+def test_a_batch_larger_than_the_data_is_refused(fit_plan: MakeFit) -> None:
+    with pytest.raises(DataError, match=r"72 images, fewer than one batch of 73: give a smaller --training.batch_size"):
+        fit(fit_plan(options={"batch_size": 73}))
+
+
+def test_training_without_validation_images_keeps_the_last_weights_as_best(fit_plan: MakeFit) -> None:
+    plan = fit_plan()
+    nothing = plan.validation.subset(torch.empty(0, dtype=torch.int64))
+    fit(Fit(**{**vars(plan), "validation": nothing}))
+    assert plan.run.weights("best").read_bytes() == plan.run.weights("last").read_bytes()
+
+
+class Fragile(nn.Module):
+    """A network whose output is not a number from training pass number `breaks_at` on."""
+
+    def __init__(self, breaks_at: int) -> None:
+        super().__init__()
+        self.breaks_at = breaks_at
+        self.passes = 0
+        self.flatten = nn.Flatten()
+        self.logits = nn.Linear(64, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.passes += self.training
+        features = self.flatten(images)
+        return self.logits(features * torch.nan if self.passes > self.breaks_at and self.training else features)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_the_state_before_it(fit_plan: MakeFit) -> None:
+    plan = fit_plan(classifier=Classifier(Fragile(breaks_at=5)), objective=AT())
+    with pytest.raises(DivergedError) as caught:
+        fit(plan)
+    assert caught.value.exit_code == 1
+    message = str(caught.value)
+    assert "the loss is nan at step 5" in message
+    assert str(plan.run.state(5)) in message
+    assert "--training.lr" in message
+    assert "\n" not in message
+    tensors, about = read_tensors(plan.run.state(5))
+    assert about["progress"]["step"] == 5
+    assert all(bool(torch.isfinite(value).all()) for value in tensors.values())
+    assert read_tensors(plan.run.weights("last"))[1]["epoch"] == 1
+
+
+def test_the_terms_of_a_loss_that_is_not_finite_are_named(fit_plan: MakeFit) -> None:
+    plan = fit_plan(classifier=Classifier(Fragile(breaks_at=2)), objective=AALP(dropout=None))
+    with pytest.raises(DivergedError, match=r"at step 2 \(classification nan, pairing nan"):
+        fit(plan)
+
+
+def test_weights_that_explode_are_never_the_ones_that_are_kept(fit_plan: MakeFit) -> None:
+    plan = fit_plan(options={"lr": 1e30, "schedule": "step", "epochs": 3}, objective=Standard())
+    with pytest.raises(DivergedError, match=r"lower --training\.lr"):
+        fit(plan)
+    for path in (*plan.run.states(), *plan.run.path.glob("weights/*.safetensors")):
+        tensors, _ = read_tensors(path)
+        assert all(bool(torch.isfinite(value).all()) for value in tensors.values()), path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"validation_steps": 0}, "validation_steps is 0"),
+        ({"lr": 0.0}, "lr is 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"clip": -1.0}, "clip is -1"),
+        ({"weight_decay": -1e-4}, "weight_decay is -0.0001"),
+        ({"awp": float("inf")}, "awp is inf"),
+        ({"warmup": 1.1}, "warmup is 1.1"),
+        ({"awp_start": -0.1}, "awp_start is -0.1"),
+        ({"ema": 1.0}, "ema is 1"),
+        ({"ema": -0.1}, "ema is -0.1"),
+        ({"milestones": (0.75, 0.5)}, r"milestones is \[0.75, 0.5\]"),
+        ({"milestones": (0.0, 0.5)}, r"milestones is \[0.0, 0.5\]"),
+    ],
+)
+def test_training_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=f"training {message}"):
+        TrainingOptions(**options)
+
+
+def test_tensorboard_gets_the_metrics_where_it_is_installed(fit_plan: MakeFit) -> None:
+    pytest.importorskip("tensorboard", reason="needs TensorBoard, which is optional: pip install aalp[tensorboard]")
+    plan = fit_plan()
+    fit(plan)
+    events: list[Path] = list((plan.run.path / "tensorboard").glob("events.*"))
+    assert len(events) == 1
+    assert b"validation_robust" in events[0].read_bytes()
