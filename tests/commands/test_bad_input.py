@@ -297,7 +297,12 @@ BAD_OPTIONS: dict[str, Case] = {
         ON_TINY + "--model_options.mean [0.5,0.5,0.5] --model_options.std [1,1,1]",
         ("3 channels", "(N, channels, height, width)"),
     ),
-    "a mean without deviation": (None, ON_TINY + "--model_options.std [0]", ("std", "positive")),
+    "a deviation without mean": (None, ON_TINY + "--model_options.std [0.5]", ("std is (0.5,)", "give both")),
+    "a deviation of 0": (
+        None,
+        ON_TINY + "--model_options.mean [0] --model_options.std [0]",
+        ("std is [0.0]", "positive"),
+    ),
 }
 
 ON_CHANGED = TRAIN + "--data npz:changed.npz"

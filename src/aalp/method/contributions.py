@@ -46,11 +46,13 @@ def layer_contributions(network: nn.Module, layer: str, images: Tensor, targets:
         raise ModelError(unknown_name("layer", layer, (name for name in modules if name)))
     activations: list[Tensor] = []
 
-    def capture(_module: nn.Module, _inputs: tuple[object, ...], output: Tensor) -> Tensor:
+    def capture(_module: nn.Module, _inputs: tuple[object, ...], output: object) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise ModelError(f"layer '{layer}' gives a {type(output).__name__}: name a layer that gives one tensor")
         # A fresh leaf cuts the graph here, so that the gradient needs no pass through the layers below.
         leaf = output.detach().requires_grad_()
         activations.append(leaf)
-        return leaf
+        return leaf.clone()  # the step after it may work in place, which a leaf does not allow
 
     handle = modules[layer].register_forward_hook(capture)
     try:
@@ -59,7 +61,8 @@ def layer_contributions(network: nn.Module, layer: str, images: Tensor, targets:
             if not activations:
                 raise ModelError(f"layer '{layer}' did not run: name a layer that the network's forward uses")
             selected = logits.gather(1, targets[:, None]).sum()
-            (gradient,) = torch.autograd.grad(selected, activations[-1], allow_unused=True)
+            on_the_way = selected.requires_grad  # not even that, in a frozen network, if the layer is off the path
+            gradient = torch.autograd.grad(selected, activations[-1], allow_unused=True)[0] if on_the_way else None
     finally:
         handle.remove()
     if gradient is None:

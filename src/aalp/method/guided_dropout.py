@@ -20,7 +20,7 @@ class GuidedDropout:
     """How Guided Dropout picks and drops features."""
 
     score: Literal["magnitude", "signed"] = "magnitude"
-    """What ranks a feature: |contribution|, or the signed contribution to the label (which leaks the label: see docs)."""
+    """What ranks a feature: |contribution|, or the signed contribution to the label (see docs on label leakage)."""
 
     selection: Literal["rank", "mass"] = "rank"
     """Which features may be dropped: the lowest `fraction` by score, or all beyond the fewest that carry `mass` of it."""
@@ -63,7 +63,8 @@ def guided_set(contributions: Tensor, options: GuidedDropout) -> Tensor:
     scores = contributions.abs() if options.score == "magnitude" else contributions
     order = scores.argsort(dim=1, descending=True, stable=True)
     if options.selection == "rank":
-        kept = scores.shape[1] - int(options.fraction * scores.shape[1])
+        # 0.29 * 100 is 28.999... in floating point, and means 29.
+        kept = scores.shape[1] - int(options.fraction * scores.shape[1] + 1e-9)
         beyond = torch.arange(scores.shape[1], device=scores.device).expand_as(order) >= kept
     else:
         ordered = scores.gather(1, order).clamp_min(0)

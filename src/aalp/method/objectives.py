@@ -243,7 +243,7 @@ class MART:
     ) -> LossParts:
         clean_logits, adversarial_logits = classifier(torch.cat([images, adversarial])).chunk(2)
         classification = losses.boosted_cross_entropy(adversarial_logits, labels)
-        doubt = 1.0 - clean_logits.float().softmax(1).gather(1, labels[:, None])[:, 0]
+        doubt = 1.0 - losses.cross_entropy(clean_logits, labels).neg().exp()  # 1 - p_y
         divergence = doubt * losses.kl_divergence(clean_logits, adversarial_logits)
         terms = {"classification": classification, "divergence": divergence}
         return _parts(classification + self.beta * divergence, terms, adversarial_logits)

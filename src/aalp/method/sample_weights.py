@@ -39,8 +39,8 @@ agreement: cosine of the two losses' gradients, 0 where they conflict."""
         if self.rule not in RULES:
             raise OptionError(f"weights rule is '{self.rule}': choose {', '.join(RULES)}")
         for name in ("gamma", "boost"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"weights {name} is {getattr(self, name)}: it has to be at least 0")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise OptionError(f"weights {name} is {getattr(self, name)}: it has to be a finite number of at least 0")
 
 
 RULES: tuple[str, ...] = ("uniform", "confidence", "correct", "agreement")

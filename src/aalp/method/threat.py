@@ -103,8 +103,10 @@ class L2(Threat):
         return images + self.steepest_step(direction) * _per_image(radius, images)
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
-        length: Tensor = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
-        return gradient / _per_image(length, gradient)
+        tiny = torch.finfo(gradient.dtype).tiny
+        # Largest entry first: the squares of a very small or very large gradient leave float32's range.
+        scaled = gradient / _per_image(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
+        return scaled / _per_image(scaled.flatten(1).norm(dim=1).clamp_min(tiny), scaled)
 
     def project(self, candidates: Tensor, images: Tensor) -> Tensor:
         change = candidates - images

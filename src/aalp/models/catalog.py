@@ -78,6 +78,8 @@ def build(
     else:
         raise ModelError(unknown_name("model", name, [*BUILT_IN, "timm:NAME", "package.module:factory"]))
     mean, std = normalisation or (None, None)
+    if (options.mean is None) != (options.std is None):
+        raise ModelError(f"mean is {options.mean} and std is {options.std}: give both, with one number for each channel")
     classifier = network if isinstance(network, Classifier) else Classifier(network, options.mean or mean, options.std or std)
     if classifier.num_classes != num_classes:
         raise ModelError(
