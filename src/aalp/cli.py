@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 training diverged, 2 bad input, 130 and 143 stopped by a signal and saved.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.argv[1:] = words  # what records tell as their command, also when called from Python
     if words[:1] in ([], ["-h"], ["--help"]):
         print(_overview())
         return EXIT_OK
