@@ -77,8 +77,8 @@ def assert_same_tensors(one, other):
 def test_mnist_from_an_npz_file_trains_and_is_attacked(tmp_path):
     done = aalp(
         *("train", "--config", "mnist", "--data", f"npz:{SHARED / 'mnist.npz'}", "--run", tmp_path / "run"),
-        *("--objective", "standard", "--training.epochs", 1, "--training.batch_size", 512, "--data_options.validation", 100),
-        *("--training.lr", 0.2, "--training.ema", 0.9),
+        *("--objective", "standard", "--training.epochs", 1, "--training.batch_size", 256, "--data_options.validation", 100),
+        *("--training.ema", 0.9),
         *("--evaluate", "true", "--evaluation.images", 32, "--evaluation.attacks", "fgsm,pgd-20"),
     )
     assert done.returncode == 0, done.stderr
