@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from aalp.cli import main
 from aalp.commands.compare import summary
 from aalp.commands.console import Display
+from aalp.method.guided_dropout import GuidedDropout
 
 FIGURES = ("clean", "fgsm", "pgd-2", "robust")
 
@@ -235,3 +237,71 @@ def test_objectives_may_come_in_any_order(tmp_path: Path, train_words: list[str]
     assert main([*words, "--evaluation.attacks", "fgsm", "--training.epochs", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:4]] == ["aalp", "standard"]
+
+
+@pytest.fixture
+def variant_words(train_words: list[str], tmp_path: Path) -> list[str]:
+    """A comparison on validation images of AT with two variants of AALP, in a YAML file."""
+    config = tmp_path / "study.yaml"
+    config.write_text(
+        "objectives: at\n"
+        "seeds: 0\n"
+        "evaluation: {attacks: pgd-2, split: validation}\n"
+        "variants:\n"
+        "  heavy: {objective: aalp, method: {pairing_weight: 2, dropout: {fraction: 0.5}}}\n"
+        "  slow: {objective: alp, training: {lr: 1e-4}}\n"
+    )
+    return ["compare", "--config", str(config), *train_words[1:], "--run", str(tmp_path / "run")]
+
+
+def test_variants_are_rows_with_their_own_options(variant_words: list[str], tmp_path: Path) -> None:
+    assert main(variant_words) == 0
+    record = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert list(record["table"]) == ["at", "heavy", "slow"]
+    assert record["split"] == "validation"
+    heavy = yaml.safe_load((tmp_path / "run" / "heavy-seed0" / "config.yaml").read_text())
+    assert heavy["objective"] == "aalp"
+    assert heavy["method"]["pairing_weight"] == 2.0
+    assert heavy["method"]["dropout"]["fraction"] == 0.5
+    assert heavy["method"]["dropout"]["probability"] == GuidedDropout().probability
+    slow = yaml.safe_load((tmp_path / "run" / "slow-seed0" / "config.yaml").read_text())
+    at = yaml.safe_load((tmp_path / "run" / "at-seed0" / "config.yaml").read_text())
+    assert slow["training"] == {**at["training"], "lr": 1e-4}
+    own = json.loads((tmp_path / "run" / "heavy-seed0" / "evaluations" / "validation.json").read_text())
+    assert own["data"]["split"] == "validation"
+    assert own["images"] == own["data"]["split_images"] == record["cells"][0]["images"]
+
+
+def test_a_variant_that_changed_since_its_run_is_refused(
+    variant_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(variant_words) == 0
+    config = tmp_path / "study.yaml"
+    config.write_text(config.read_text().replace("fraction: 0.5", "fraction: 0.6"))
+    assert main(variant_words) == 2
+    assert "was begun with another method" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("a b: {objective: at}", "needs a name of its own"),
+        ("at: {objective: at}", "needs a name of its own"),
+        ("x: {method: {beta: 2}}", "has no objective"),
+        ("x: 3", "variants"),
+        ("x: {objective: aalq}", "did you mean"),
+        ("x: {objective: at, data: digits}", "unknown option 'data'"),
+        ("x: {objective: at, training: {epoch: 2}}", "epoch"),
+        ("x: {objective: at, training: {epochs: many}}", "many"),
+        ("x: {objective: at, method: {beta: 2}}", "does not apply"),
+    ],
+)
+def test_variants_that_cannot_work_are_refused_before_anything_is_written(
+    variant: str, message: str, variant_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.yaml").write_text(f"objectives: at\nvariants:\n  {variant}\n")
+    assert main(variant_words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()

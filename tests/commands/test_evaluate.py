@@ -41,7 +41,7 @@ def test_a_record_has_all_that_is_needed_to_judge_and_repeat_it(
         "name": f"npz:{tiny_npz}",
         "split": "test",
         "digest": source.digest,
-        "test_images": 18,
+        "split_images": 18,
     }
     assert record["weights"] == str(tiny_run / "weights" / "best.safetensors")
     assert record["model"]["objective"] == "aalp"

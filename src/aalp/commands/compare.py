@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from aalp.commands.config import (
     EvaluationOptions,
     MethodOptions,
     ThreatOptions,
+    override,
     read_yaml,
     split_names,
     to_plain,
@@ -24,7 +26,7 @@ from aalp.commands.evaluate import command_line
 from aalp.commands.tables import markdown_table, text_table
 from aalp.commands.train import build_classifier, check, describe, evaluate_run, train_run, write_config
 from aalp.data.sources import DataOptions, Source, load_source
-from aalp.errors import InterruptedRunError, OptionError, RunError
+from aalp.errors import InterruptedRunError, OptionError, RunError, unknown_name
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
 from aalp.store.files import write_atomically
@@ -39,6 +41,7 @@ EVERYTHING = "standard,at,trades,mart,alp,aalp,aalp-no-dropout,aalp-no-weights"
 def compare(
     run: Path,
     objectives: str | list[str] = EVERYTHING,
+    variants: dict[str, dict[str, Any]] | None = None,
     seeds: str | int | list[int] = "0,1,2",
     data: str = "digits",
     model: str = "small-cnn",
@@ -55,7 +58,9 @@ def compare(
 
     Args:
         run: directory of the comparison, new, or begun with the same options; each cell is a run directory in it.
-        objectives: separated by commas.
+        objectives: separated by commas; may be empty where there are variants.
+        variants: further rows by name, each with the options in which it differs, as in a YAML file: \
+`name: {objective: aalp, method: {pairing_weight: 1}}`.
         seeds: separated by commas.
         data: as for `aalp train`.
         model: as for `aalp train`.
@@ -68,7 +73,7 @@ def compare(
         model_options: how the model is built.
         evaluation: what is measured.
     """
-    names, numbers = split_names(objectives), _seeds(seeds)
+    numbers = _seeds(seeds)
     shared: dict[str, Any] = {
         "data": data,
         "model": model,
@@ -80,23 +85,23 @@ def compare(
         "model_options": model_options,
         "evaluation": evaluation,
     }
-    if not names:
-        raise OptionError("objectives is empty: name at least one")
-    for name in names:
-        check({**shared, "objective": name}, strict=False)
+    rows = _rows(split_names(objectives), variants or {}, shared)
     display = Display(quiet)
     source = load_source(data, data_options)
     # Whatever can fail on bad input does so before anything is written.
-    build_classifier({**shared, "seed": numbers[0]}, source)
-    steps_per_epoch(source.train, training.batch_size)
+    for options in rows.values():
+        build_classifier({**options, "seed": numbers[0]}, source)
+        steps_per_epoch(source.train, options["training"].batch_size)
     _open(run, shared)
     cells = [
-        _cell(run / f"{name}-seed{seed}", {**shared, "objective": name, "seed": seed}, source, display)
+        _cell(run / f"{name}-seed{seed}", name, {**options, "seed": seed}, source, display)
         for seed in numbers
-        for name in names
+        for name, options in rows.items()
     ]
-    content = summary(cells, names)
-    record = write_record(run / "comparison.json", "comparison", {"command": command_line(), **content})
+    content = summary(cells, list(rows))
+    record = write_record(
+        run / "comparison.json", "comparison", {"command": command_line(), "split": evaluation.split, **content}
+    )
     markdown = _markdown(record)
     write_atomically(run / "comparison.md", markdown.encode())
     print_out(_text(record))
@@ -131,12 +136,45 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
     return {"columns": columns, "seeds": seeds, "table": table, "compared": compared, "cells": list(cells)}
 
 
-def _cell(path: Path, options: dict[str, Any], source: Source, display: Display) -> dict[str, Any]:
-    """One objective with one seed: what is done already is read, what is begun is continued."""
+VARIED = ("model", "threat", "attack", "method", "training", "model_options")
+"""The options in which a variant may differ from the comparison; the data and the evaluation are the same for all."""
+
+
+def _rows(names: Sequence[str], variants: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of each row of the comparison, checked.
+
+    Raises:
+        OptionError: nothing to compare, a name twice or unfit for a folder, or an option that cannot work.
+    """
+    rows = {name: {**shared, "objective": name} for name in names}
+    for options in rows.values():
+        check(options, strict=False)
+    for name, changes in variants.items():
+        if name in rows or not re.fullmatch(r"[\w.+-]+", name):
+            raise OptionError(f"variant '{name}' needs a name of its own, of letters, digits and . _ + -")
+        if not isinstance(changes, Mapping) or "objective" not in changes:
+            raise OptionError(f"variant '{name}' has no objective: write `{name}: {{objective: aalp, ...}}`")
+        for key in changes:
+            if key not in ("objective", *VARIED):
+                raise OptionError(f"variant '{name}': {unknown_name('option', str(key), ['objective', *VARIED])}")
+        overridden = override(
+            {key: shared[key] for key in VARIED}, {k: v for k, v in changes.items() if k != "objective"}, name
+        )
+        rows[name] = {**shared, **overridden, "objective": str(changes["objective"])}
+        check(rows[name], strict="method" in changes)
+    if not rows:
+        raise OptionError("objectives is empty: name at least one")
+    return rows
+
+
+def _cell(path: Path, name: str, options: dict[str, Any], source: Source, display: Display) -> dict[str, Any]:
+    """One row with one seed: what is done already is read, what is begun is continued."""
     directory = RunDirectory(path)
-    record_path = directory.evaluations / "test.json"
+    record_path = directory.evaluations / f"{options['evaluation'].split}.json"
+    begun = directory.config.is_file()
+    if begun:
+        _same_options(path, options)
     if not record_path.is_file():
-        begun = directory.config.is_file()
         if not begun:
             path.mkdir(exist_ok=True)
             write_config(directory.config, options)
@@ -149,7 +187,7 @@ def _cell(path: Path, options: dict[str, Any], source: Source, display: Display)
                 f"aalp compare --run {path.parent}` and the same options as before, or one run with `aalp train --resume {path}"
             )
             raise InterruptedRunError(error.signal_number, again) from error
-        evaluate_run(directory, options, source, display, name="test")
+        evaluate_run(directory, options, source, display)
     record = read_record(record_path, "evaluation")
     figures = {"clean": record["clean"]}
     figures |= {result["name"]: result["accuracy"] for result in record["attacks"]}
@@ -160,7 +198,7 @@ def _cell(path: Path, options: dict[str, Any], source: Source, display: Display)
         figures["conflict_rate"] = conflict
     figures["train_seconds"] = _last_metric(directory, "seconds") or 0.0
     return {
-        "objective": options["objective"],
+        "objective": name,
         "seed": options["seed"],
         "images": record["images"],
         "best_epoch": record["model"]["epoch"],
@@ -199,7 +237,11 @@ def _open(run: Path, shared: Mapping[str, Any]) -> None:
         return
     if not config.is_file():
         raise RunError(f"'{run}' exists already and is not a comparison: choose another --run")
-    before, now = read_yaml(config), to_plain(shared)
+    _same_options(run, shared)
+
+
+def _same_options(run: Path, options: Mapping[str, Any]) -> None:
+    before, now = read_yaml(RunDirectory(run).config), to_plain(options)
     for name in now:
         if before.get(name) != now[name]:
             raise RunError(f"'{run}' was begun with another {name}: choose another --run, or give the same options as then")
@@ -266,7 +308,7 @@ def _text(record: Mapping[str, Any]) -> str:
 def _markdown(record: Mapping[str, Any]) -> str:
     images = record["cells"][0]["images"]
     title = (
-        f"Accuracy in percent on {images} test images, mean +- standard deviation over seeds "
+        f"Accuracy in percent on {images} {record['split']} images, mean +- standard deviation over seeds "
         f"{', '.join(map(str, record['seeds']))}; n90 in features, train_seconds in seconds."
     )
     parts = [title, markdown_table(*_table(record)), markdown_table(*_values(record))]

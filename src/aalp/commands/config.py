@@ -68,7 +68,10 @@ class EvaluationOptions:
     """Attacks, separated by commas: fgsm, pgd-K, cw-K, autoattack, or its parts apgd-ce, apgd-t, fab-t, square."""
 
     images: int | None = None
-    """How many test images, drawn by a fixed seed; by default all."""
+    """How many images of the split, drawn by a fixed seed; by default all."""
+
+    split: Literal["test", "validation"] = "test"
+    """Which images: test for what is reported, validation for choosing between methods (nothing is chosen on test images)."""
 
     weights: Literal["best", "last"] = "best"
     """Weights of the best epoch on validation images, or of the last epoch."""
@@ -106,6 +109,30 @@ def parse_number(name: str, value: float | str) -> float:
     if math.isnan(number):
         raise OptionError(f"{name} is '{value}': give a number, or a fraction such as 8/255")
     return number
+
+
+def override(options: Mapping[str, Any], changes: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Options with changes laid over them, nested as in a YAML file, checked as the command line checks them.
+
+    Raises:
+        OptionError: an unknown option, or a value of the wrong type or range.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    for name, value in options.items():
+        parser.add_argument(f"--{name}", type=type(value))
+    try:
+        parsed = parser.parse_object(_laid_over(to_plain(options), changes))
+        return dict(parser.instantiate(parsed).as_dict())
+    except ArgumentError as error:
+        raise OptionError(f"variant '{what}': {' '.join(str(error).split())}") from error
+
+
+def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: (under[key], over[key]) for key in under.keys() & over.keys()}
+    nested = {key: _laid_over(*pair) for key, pair in both.items() if all(isinstance(value, Mapping) for value in pair)}
+    return {**under, **over, **nested}
 
 
 def build_objective(name: str, options: MethodOptions, strict: bool = True) -> Objective:

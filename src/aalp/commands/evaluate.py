@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import torch
 
-from aalp.commands.config import ThreatOptions, device, parse_number, read_yaml, split_names
+from aalp.commands.config import ThreatOptions, device, read_yaml, split_names
 from aalp.commands.console import Display, print_out
 from aalp.commands.loading import LoadedModel, load_foreign, load_model, verify_on, weights_file
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import channel_statistics
-from aalp.errors import AalpError, OptionError, RunError
+from aalp.errors import AalpError, DataError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation, wilson_interval
 from aalp.evaluation.robustness import evaluate as run_evaluation
@@ -23,12 +23,14 @@ from aalp.models.catalog import ModelOptions, build
 from aalp.seeding import derive_seed
 from aalp.store.checkpoint import is_ours
 from aalp.store.records import write_record, write_table
+from aalp.store.run import free_path
 
 
 def evaluate(
     path: Path,
     weights: Literal["best", "last"] = "best",
     attacks: str | list[str] | None = None,
+    split: Literal["test", "validation"] = "test",
     images: int | None = None,
     norm: Literal["linf", "l2"] | None = None,
     eps: float | str | None = None,
@@ -49,10 +51,11 @@ def evaluate(
         path: a run directory, or a weights file (.safetensors, or a state dict of tensors; then --model, --data and --eps too).
         weights: of a run directory, the weights to evaluate.
         attacks: separated by commas: clean, fgsm, pgd-K, cw-K, autoattack, apgd-ce, apgd-t, fab-t, square.
-        images: how many test images, drawn by a fixed seed; by default all.
+        split: test, or the validation images that were held out of the training split.
+        images: how many images of the split, drawn by a fixed seed; by default all.
         norm: norm of the threat.
         eps: radius of the threat, in pixel units, such as 8/255.
-        data: data source whose test split is used.
+        data: data source whose images are used.
         data_options: how the data is read.
         model: name of the model, for a weights file that does not say it or that needs your own code.
         model_options: for weights that another program wrote.
@@ -76,10 +79,11 @@ def evaluate(
         source,
         threat_options,
         names,
+        split,
         count,
         batch_size,
         seed,
-        folder / f"{_free_stem(folder, file.stem)}.json",
+        free_path(folder, file.stem, ".json"),
         {"weights": str(file), "command": command_line()},
         display,
     )
@@ -91,6 +95,7 @@ def evaluate_model(
     source: Source,
     threat_options: ThreatOptions,
     attacks: list[str],
+    split_name: Literal["test", "validation"],
     images: int | None,
     batch_size: int,
     seed: int,
@@ -98,7 +103,7 @@ def evaluate_model(
     about: dict[str, Any],
     display: Display,
 ) -> dict[str, Any]:
-    """Evaluate on the test split, write JSON record and Parquet table, return the record.
+    """Evaluate on a split, write JSON record and Parquet table, return the record.
 
     Raises:
         OptionError: an attack is unknown or a number makes no sense.
@@ -122,8 +127,11 @@ def evaluate_model(
     if trained_on != source.image_shape:
         sizes = ["x".join(map(str, shape)) for shape in (trained_on, source.image_shape)]
         raise AalpError(f"the model takes images of {sizes[0]} and '{source.name}' has {sizes[1]}: use data of that size")
-    indices = _sample(len(source.test), images)
-    split = source.test.subset(indices)
+    whole = source.test if split_name == "test" else source.validation
+    if len(whole) == 0:
+        raise DataError(f"'{source.name}' has no {split_name} images: hold some out with --data_options.validation")
+    indices = _sample(len(whole), images)
+    split = whole.subset(indices)
     verify_on(classifier, split, str(loaded.metadata.get("model", "given")))
     # Float32 images in contiguous layout: what the attacks' own packages expect.
     with display.bar():
@@ -137,7 +145,7 @@ def evaluate_model(
             tick=display.attack,
         )
     evaluation = dataclasses.replace(evaluation, indices=indices)
-    content = {**about, **_content(evaluation, source, loaded, batch_size)}
+    content = {**about, **_content(evaluation, source, split_name, len(whole), loaded, batch_size)}
     # The record last: where it exists, the evaluation is whole.
     write_table(record_path.with_suffix(".parquet"), _columns(evaluation))
     record = write_record(record_path, "evaluation", content)
@@ -156,9 +164,9 @@ def report(record: dict[str, Any]) -> str:
     for row in rows:
         broken = record["broken_by"].get(row[0].strip(), record["broken_by"].get(f"autoattack/{row[0].strip()}"))
         row[-1] = str(broken) if broken else ""
-    threat = record["threat"]
+    threat, data = record["threat"], record["data"]
     title = (
-        f"{record['images']} test images of {record['data']['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
+        f"{record['images']} {data['split']} images of {data['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
         f"weights {record['weights']}"
     )
     table = text_table(["attack", "accuracy", "95 % interval", "seconds", "broke first"], rows)
@@ -175,7 +183,9 @@ def _figures(accuracy: float, count: int) -> tuple[str, str]:
     return f"{accuracy:.1%}", f"{low:.1%} - {high:.1%}"
 
 
-def _content(evaluation: Evaluation, source: Source, loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
+def _content(
+    evaluation: Evaluation, source: Source, split: str, split_images: int, loaded: LoadedModel, batch_size: int
+) -> dict[str, Any]:
     count = len(evaluation)
     parts = [
         {"name": part.name, "accuracy": part.accuracy, "attacked": part.attacked, "seconds": part.seconds}
@@ -208,7 +218,7 @@ def _content(evaluation: Evaluation, source: Source, loaded: LoadedModel, batch_
         "threat": {"norm": evaluation.threat.norm, "eps": evaluation.threat.eps},
         "seed": evaluation.seed,
         "batch_size": batch_size,
-        "data": {"name": source.name, "split": "test", "digest": source.digest, "test_images": len(source.test)},
+        "data": {"name": source.name, "split": split, "digest": source.digest, "split_images": split_images},
         "model": {key: loaded.metadata.get(key) for key in ("model", "objective", "epoch", "seed", "parameters")},
     }
 
@@ -227,18 +237,11 @@ def _columns(evaluation: Evaluation) -> dict[str, list[Any]]:
 
 
 def _sample(count: int, wanted: int | None) -> torch.Tensor:
-    """Positions of the test images used: all, or a sample by a fixed seed, since stored orders are often by class."""
+    """Positions of the images used: all, or a sample by a fixed seed, since stored orders are often by class."""
     if wanted is None or wanted >= count:
         return torch.arange(count)
     generator = torch.Generator().manual_seed(derive_seed("test sample"))
     return torch.randperm(count, generator=generator)[:wanted].sort().values
-
-
-def _free_stem(folder: Path, stem: str) -> str:
-    number = 1
-    while (folder / f"{stem}-{number:03d}.json").exists():
-        number += 1
-    return f"{stem}-{number:03d}"
 
 
 def _run_config(path: Path) -> dict[str, Any]:
@@ -283,6 +286,5 @@ def _threat(norm: str | None, eps: float | str | None, loaded: LoadedModel, conf
     radius = eps if eps is not None else known.get("eps")
     if radius is None:
         raise OptionError("eps is missing: give the radius of the threat, such as --eps 8/255")
-    parse_number("eps", radius)
     chosen: Any = norm or known.get("norm") or "linf"
     return ThreatOptions(chosen, radius)

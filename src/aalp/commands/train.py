@@ -101,7 +101,7 @@ def train(
     display.say(describe(options, source, directory.path))
     train_run(directory, options, source, classifier, display, resuming=resume is not None)
     if evaluate:
-        record = evaluate_run(directory, options, source, display, name="test")
+        record = evaluate_run(directory, options, source, display)
         print_out(report(record))
     print_out(f"run: {directory.path}")
 
@@ -160,10 +160,8 @@ def train_run(
         return fit(plan, resume=resuming)
 
 
-def evaluate_run(
-    directory: RunDirectory, options: Mapping[str, Any], source: Source, display: Display, name: str
-) -> dict[str, Any]:
-    """Evaluate a run on its test split into evaluations/NAME.json; returns the record."""
+def evaluate_run(directory: RunDirectory, options: Mapping[str, Any], source: Source, display: Display) -> dict[str, Any]:
+    """Evaluate a run on its test (or validation) split into evaluations/SPLIT.json; returns the record."""
     wanted: EvaluationOptions = options["evaluation"]
     weights = directory.weights(wanted.weights)
     return evaluate_model(
@@ -171,10 +169,11 @@ def evaluate_run(
         source,
         options["threat"],
         split_names(wanted.attacks),
+        wanted.split,
         wanted.images,
         wanted.batch_size,
         wanted.seed,
-        directory.evaluations / f"{name}.json",
+        directory.evaluations / f"{wanted.split}.json",
         {"weights": str(weights), "command": command_line()},
         display,
     )

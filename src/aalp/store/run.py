@@ -81,9 +81,9 @@ class RunDirectory:
         return run
 
 
-def free_path(folder: Path, stem: str) -> Path:
-    """The first of STEM-001, STEM-002, ... that does not exist in the folder."""
+def free_path(folder: Path, stem: str, suffix: str = "") -> Path:
+    """The first of STEM-001SUFFIX, STEM-002SUFFIX, ... that does not exist in the folder."""
     number = 1
-    while (path := folder / f"{stem}-{number:03d}").exists():
+    while (path := folder / f"{stem}-{number:03d}{suffix}").exists():
         number += 1
     return path
