@@ -73,13 +73,18 @@ def test_the_split_seed_moves_validation_images_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "train", "validation"),
-    [(0, 100, 0), (4, 96, 4), (10, 90, 10), (11, 90, 10), (1000, 90, 10)],
+    [(0, 100, 0), (4, 96, 4), (40, 60, 40), (99, 1, 99), (None, 90, 10)],
 )
-def test_validation_takes_what_is_asked_for_up_to_a_tenth(
-    asked: int, train: int, validation: int, tiny_arrays: Callable[..., Arrays], source_of: Callable[..., Source]
+def test_validation_takes_what_is_asked_for_and_a_tenth_unasked(
+    asked: int | None, train: int, validation: int, tiny_arrays: Callable[..., Arrays], source_of: Callable[..., Source]
 ) -> None:
     source = source_of(tiny_arrays(train=100), validation=asked)
     assert (len(source.train), len(source.validation)) == (train, validation)
+
+
+def test_validation_cannot_take_every_image(tiny_arrays: Callable[..., Arrays], source_of: Callable[..., Source]) -> None:
+    with pytest.raises(OptionError, match=r"validation is 100: .* has only 100 training images"):
+        source_of(tiny_arrays(train=100), validation=100)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ class DataOptions:
     split_seed: int = 0
     """Seed of the split into training, validation and test images; the training seed does not change it."""
 
-    validation: int = 1000
-    """Images held out of the training split for model selection; at most a tenth of it."""
+    validation: int | None = None
+    """Images held out of the training split for model selection; by default 1,000, or a tenth of it if that is less."""
 
     memory_limit: float = 4.0
     """Gigabytes of decoded images that may stay in memory; a folder beyond it is read by workers as it goes."""
@@ -50,7 +50,7 @@ class DataOptions:
             raise OptionError(f"data size is {self.size}: it has to lie between 4 and 4096 pixels")
         if not 0 < self.test_share < 1:
             raise OptionError(f"data test_share is {self.test_share}: it has to lie between 0 and 1")
-        if self.validation < 0:
+        if self.validation is not None and self.validation < 0:
             raise OptionError(f"data validation is {self.validation}: it has to be at least 0")
         if self.workers < 0:
             raise OptionError(f"data workers is {self.workers}: it has to be at least 0")
@@ -107,7 +107,9 @@ def load_source(name: str, options: DataOptions | None = None) -> Source:
         known = ["digits", "npz:FILE", "folder:DIR", "torchvision:NAME"]
         raise DataError(unknown_name("data source", name, known))
     loaded = READERS[kind](argument, options)
-    held_out = min(options.validation, len(loaded.train) // 10)
+    held_out = min(1000, len(loaded.train) // 10) if options.validation is None else options.validation
+    if held_out >= len(loaded.train):
+        raise OptionError(f"data validation is {held_out}: '{name}' has only {len(loaded.train)} training images")
     order = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(options.split_seed))
     return Source(
         name=name,
