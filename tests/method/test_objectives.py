@@ -73,6 +73,9 @@ def total_for(objective, label, **settings):
         (MART(beta=6.0), 1, 1.974948),
         # Confidence in a batch of one is 1: what is left is ALP.
         (AALP(dropout=None), 0, 0.792152),
+        # The distance alone changes: 0.490415 + 0.5 * 0.130812.
+        (AALP(dropout=None, distance="kl"), 0, 0.555821),
+        (AALP(dropout=None, distance="one-sided"), 0, 0.792152),
     ],
 )
 def test_totals_by_hand(objective, label, total):
@@ -99,6 +102,14 @@ def test_totals_by_hand(objective, label, total):
 def test_aalp_weights_by_hand(weights, total):
     objective = AALP(dropout=None, weights=weights)
     assert objective(HAND, CLEAN, ADVERSARIAL, LABELS).total.item() == pytest.approx(total, abs=2e-6)
+
+
+def test_one_sided_pairing_pulls_on_the_adversarial_logits_only():
+    images, adversarial = CLEAN.clone().requires_grad_(), ADVERSARIAL.clone().requires_grad_()
+    objective = AALP(clean_share=0.0, dropout=None, distance="one-sided")
+    objective(HAND, images, adversarial, LABELS).total.backward()
+    assert images.grad.abs().sum() == 0
+    assert adversarial.grad.abs().sum() > 0
 
 
 def test_aalp_mask_by_hand():
@@ -396,6 +407,7 @@ def test_clean_and_adversarial_images_share_one_forward_pass_of_batchnorm():
         (CLP, {"pairing_weight": float("nan")}, r"pairing_weight is nan: it has to be a finite number"),
         (TRADES, {"beta": -1.0}, r"beta is -1\.0: it has to be a finite number of at least 0"),
         (MART, {"beta": float("nan")}, r"beta is nan: it has to be a finite number"),
+        (AALP, {"distance": "k1"}, r"unknown pairing distance 'k1': did you mean 'kl'\?"),
         (ALP, {"clean_share": 1.5}, r"clean_share is 1\.5: it has to lie in \[0, 1\]"),
         (AALP, {"clean_share": -0.1}, r"clean_share is -0\.1: it has to lie in \[0, 1\]"),
     ],
@@ -410,6 +422,7 @@ def test_every_named_objective_builds_and_takes_the_numbers_it_lists(name):
     make, numbers = OBJECTIVES[name]
     assert repr(make()) == repr(ALL[name])
     values = {"pairing_weight": 0.25, "clean_share": 0.75, "beta": 2.0, "dropout": GuidedDropout(mass=0.5), "weights": None}
+    values["distance"] = "kl"
     built = make(**{number: values[number] for number in numbers})
     for number in numbers:
         assert getattr(built, number) == values[number]

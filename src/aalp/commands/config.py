@@ -14,7 +14,7 @@ import yaml
 
 from aalp.errors import OptionError, RunError, unknown_name
 from aalp.method.guided_dropout import GuidedDropout
-from aalp.method.objectives import OBJECTIVES, Objective
+from aalp.method.objectives import OBJECTIVES, Distance, Objective
 from aalp.method.sample_weights import SampleWeights
 from aalp.method.threat import L2, Linf, Threat
 
@@ -49,6 +49,9 @@ class MethodOptions:
 
     clean_share: float | None = None
     """Share of the clean cross-entropy in the classification term (alp, aalp); 0.5 by default."""
+
+    distance: Distance | None = None
+    """Distance of a pair (aalp): squared between logits (default), one-sided (no gradient through the clean ones), or kl."""
 
     beta: float | None = None
     """Weight of the KL term: 6 by default for trades, 5 for mart."""

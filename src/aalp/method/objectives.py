@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from aalp.errors import OptionError
+from aalp.errors import OptionError, unknown_name
 from aalp.method import losses
 from aalp.method.contributions import contributions
 from aalp.method.guided_dropout import GuidedDropout, keep_mask
@@ -249,22 +249,37 @@ class MART:
         return _parts(classification + self.beta * divergence, terms, adversarial_logits)
 
 
+Distance = Literal["squared", "one-sided", "kl"]
+
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squared": losses.logit_pairing,
+    "one-sided": lambda clean_logits, adversarial_logits: losses.logit_pairing(clean_logits.detach(), adversarial_logits),
+    "kl": losses.kl_divergence,
+}
+"""How far apart the clean and the adversarial logits of a pair are, by name: (N, C), (N, C) -> (N,)."""
+
+
 @dataclass(frozen=True)
 class AALP:
     """Adaptive adversarial logits pairing (arXiv 2005.11904; the variants of both modules are ours).
 
     ALP on features under one Guided Dropout mask a pair, with a weight w_i on each sample's pairing term:
-    boost_i ((1 - s) CE(z', y) + s CE(z, y)) + lambda w_i mean_c (z - z')^2. With both modules None this is ALP.
+    boost_i ((1 - s) CE(z', y) + s CE(z, y)) + lambda w_i d(z, z'), d the `distance`: `squared` mean_c (z - z')^2;
+    `one-sided` the same with no gradient through the clean logits; `kl` KL(p, p'). With both modules None and
+    the squared distance this is ALP.
     """
 
     pairing_weight: float = 0.5
     clean_share: float = 0.5
+    distance: Distance = "squared"
     dropout: GuidedDropout | None = field(default_factory=GuidedDropout)
     weights: SampleWeights | None = field(default_factory=SampleWeights)
 
     def __post_init__(self) -> None:
         _check_at_least_zero("pairing_weight", self.pairing_weight)
         _check_share("clean_share", self.clean_share)
+        if self.distance not in DISTANCES:
+            raise OptionError(unknown_name("pairing distance", self.distance, DISTANCES))
 
     @property
     def inner(self) -> InnerLoss | None:
@@ -287,7 +302,7 @@ class AALP:
         pair_mask = None if mask is None else torch.cat([mask, mask])
         clean_logits, adversarial_logits = classifier.head(features, pair_mask).chunk(2)
         classification = _shared_cross_entropy(self.clean_share, clean_logits, adversarial_logits, labels)
-        pairing = losses.logit_pairing(clean_logits, adversarial_logits)
+        pairing = DISTANCES[self.distance](clean_logits, adversarial_logits)
         if self.weights is not None:
             weights = sample_weights(self.weights, clean_logits, adversarial_logits, labels)
             classification = classification * classification_boost(self.weights, weights)
@@ -349,9 +364,9 @@ OBJECTIVES: dict[str, tuple[Callable[..., Objective], frozenset[str]]] = {
     "clp": (CLP, frozenset({"pairing_weight"})),
     "trades": (TRADES, frozenset({"beta"})),
     "mart": (MART, frozenset({"beta"})),
-    "aalp": (AALP, frozenset({"pairing_weight", "clean_share", "dropout", "weights"})),
+    "aalp": (AALP, frozenset({"pairing_weight", "clean_share", "distance", "dropout", "weights"})),
     # The ablations are AALP itself with one module off.
-    "aalp-no-dropout": (partial(AALP, dropout=None), frozenset({"pairing_weight", "clean_share", "weights"})),
-    "aalp-no-weights": (partial(AALP, weights=None), frozenset({"pairing_weight", "clean_share", "dropout"})),
+    "aalp-no-dropout": (partial(AALP, dropout=None), frozenset({"pairing_weight", "clean_share", "distance", "weights"})),
+    "aalp-no-weights": (partial(AALP, weights=None), frozenset({"pairing_weight", "clean_share", "distance", "dropout"})),
 }
 """Objectives by the name the command line gives them, and the numbers each one takes."""
