@@ -102,8 +102,7 @@ def compare(
     record = write_record(
         run / "comparison.json", "comparison", {"command": command_line(), "split": evaluation.split, **content}
     )
-    markdown = _markdown(record)
-    write_atomically(run / "comparison.md", markdown.encode())
+    write_atomically(run / "comparison.md", markdown(record).encode())
     print_out(_text(record))
     print_out(f"\nrecords: {run / 'comparison.json'}, {run / 'comparison.md'}")
 
@@ -264,11 +263,13 @@ def _difference(gaps: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "interval": [mean - half, mean + half], "real": abs(mean) > half}
 
 
-PLAIN = frozenset({"n90", "n90_adversarial", "train_seconds"})
+PLAIN = frozenset({"n90", "n90_adversarial"})
+UNSHOWN = frozenset({"train_seconds"})
+"""In the record only: wall times of cells compare nothing unless the machine did nothing else."""
 
 
 def _table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    columns = record["columns"]
+    columns = [column for column in record["columns"] if column not in UNSHOWN]
     rows = [[name, *(_show(column, figures.get(column)) for column in columns)] for name, figures in record["table"].items()]
     return ["objective", *columns], rows
 
@@ -305,11 +306,12 @@ def _text(record: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _markdown(record: Mapping[str, Any]) -> str:
+def markdown(record: Mapping[str, Any]) -> str:
+    """A comparison's record as Markdown: the table, the values by seed, the differences, the command."""
     images = record["cells"][0]["images"]
     title = (
         f"Accuracy in percent on {images} {record['split']} images, mean +- standard deviation over seeds "
-        f"{', '.join(map(str, record['seeds']))}; n90 in features, train_seconds in seconds."
+        f"{', '.join(map(str, record['seeds']))}; n90 in features."
     )
     parts = [title, markdown_table(*_table(record)), markdown_table(*_values(record))]
     parts.append("\n".join(f"- {line} (95 % interval over seeds)" for line in _sentences(record)))
