@@ -117,6 +117,9 @@ def test_a_factory_may_bring_a_classifier_with_its_own_normalisation(own):
     assert not isinstance(classifier.network, Classifier)
     torch.testing.assert_close(classifier.mean, torch.tensor([0.1, 0.1]))
     assert classifier(torch.rand(3, 2, 5, 6)).shape == (3, 4)
+    # Asking for another one would otherwise be ignored in silence.
+    with pytest.raises(ModelError, match="normalisation of its own: leave out mean and std"):
+        build(f"{own}:wrapped", 4, (2, 5, 6), ModelOptions(mean=(0.5, 0.5), std=(0.2, 0.2)))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aalp.data.split import Split, as_float
 from aalp.errors import AalpError, ModelError, RunError
-from aalp.models.catalog import BUILT_IN, ModelOptions, build
+from aalp.models.catalog import BUILT_IN, build
 from aalp.models.classifier import Classifier
 from aalp.store.checkpoint import read_foreign_tensors, read_tensors
 from aalp.store.run import RunDirectory
@@ -59,8 +59,7 @@ def load_model(path: Path, model: str | None = None) -> LoadedModel:
         raise ModelError(f"'{path}' was trained with your own model '{name}': say so with --model {name} to run its code")
     # The file's own mean and std, below, take the place of these.
     channels = len(tensors.get("mean", ()))
-    options = ModelOptions(mean=(0.0,) * channels or None, std=(1.0,) * channels or None)
-    classifier = build(name, num_classes, image_shape, options)
+    classifier = build(name, num_classes, image_shape, None, ((0.0,) * channels, (1.0,) * channels) if channels else None)
     load_weights(classifier, tensors, str(path))
     return LoadedModel(_ready(classifier), metadata)
 

@@ -80,7 +80,12 @@ def build(
     mean, std = normalisation or (None, None)
     if (options.mean is None) != (options.std is None):
         raise ModelError(f"mean is {options.mean} and std is {options.std}: give both, with one number for each channel")
-    classifier = network if isinstance(network, Classifier) else Classifier(network, options.mean or mean, options.std or std)
+    if isinstance(network, Classifier):
+        if options.mean is not None:
+            raise ModelError(f"model '{name}' is a Classifier with a normalisation of its own: leave out mean and std")
+        classifier = network
+    else:
+        classifier = Classifier(network, options.mean or mean, options.std or std)
     if classifier.num_classes != num_classes:
         raise ModelError(
             f"model '{name}' has {classifier.num_classes} classes and the data has {num_classes}: build it for {num_classes}"
