@@ -119,10 +119,11 @@ def test_the_same_plan_gives_the_same_weights_and_another_seed_does_not(fit_plan
         {"schedule": "step"},
     ],
 )
-def test_every_option_of_training_has_an_effect(options: dict[str, Any], fit_plan: MakeFit) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_every_option_of_training_has_an_effect(precision: str, options: dict[str, Any], fit_plan: MakeFit) -> None:
     weights = []
     for name, changes in (("plain", {}), ("changed", options)):
-        plan = fit_plan(name, {"epochs": 1, **changes})
+        plan = fit_plan(name, {"epochs": 1, "precision": precision, **changes})
         fit(plan)
         weights.append(final(plan))
     assert not same(*weights)
