@@ -272,6 +272,16 @@ def test_variants_are_rows_with_their_own_options(variant_words: list[str], tmp_
     assert own["images"] == own["data"]["split_images"] == record["cells"][0]["images"]
 
 
+def test_an_option_newer_than_the_comparison_had_its_default_then(comparison: tuple[Path, list[str]], tmp_path: Path) -> None:
+    run, words = comparison
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    for config in copy.rglob("config.yaml"):
+        options = yaml.safe_load(config.read_text())
+        del options["method"]["distance"]
+        config.write_text(yaml.safe_dump(options))
+    assert main([str(copy) if word == str(run) else word for word in words]) == 0
+
+
 def test_a_variant_that_changed_since_its_run_is_refused(
     variant_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

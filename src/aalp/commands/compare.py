@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import re
 import statistics
@@ -241,6 +242,9 @@ def _open(run: Path, shared: Mapping[str, Any]) -> None:
 
 def _same_options(run: Path, options: Mapping[str, Any]) -> None:
     before, now = read_yaml(RunDirectory(run).config), to_plain(options)
+    # An option that is newer than the run had its default then.
+    groups = {name: type(value)() for name, value in options.items() if dataclasses.is_dataclass(value)}
+    before |= to_plain(override(groups, {name: before[name] for name in groups if name in before}, str(run)))
     for name in now:
         if before.get(name) != now[name]:
             raise RunError(f"'{run}' was begun with another {name}: choose another --run, or give the same options as then")

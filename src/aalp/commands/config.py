@@ -129,7 +129,7 @@ def override(options: Mapping[str, Any], changes: Mapping[str, Any], what: str) 
         parsed = parser.parse_object(_laid_over(to_plain(options), changes))
         return dict(parser.instantiate(parsed).as_dict())
     except ArgumentError as error:
-        raise OptionError(f"variant '{what}': {' '.join(str(error).split())}") from error
+        raise OptionError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
