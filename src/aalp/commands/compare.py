@@ -243,7 +243,11 @@ def _open(run: Path, shared: Mapping[str, Any]) -> None:
 def _same_options(run: Path, options: Mapping[str, Any]) -> None:
     before, now = read_yaml(RunDirectory(run).config), to_plain(options)
     # An option that is newer than the run had its default then.
-    groups = {name: type(value)() for name, value in options.items() if dataclasses.is_dataclass(value)}
+    groups: dict[str, Any] = {
+        name: type(value)()
+        for name, value in options.items()
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
+    }
     before |= to_plain(override(groups, {name: before[name] for name in groups if name in before}, str(run)))
     for name in now:
         if before.get(name) != now[name]:
