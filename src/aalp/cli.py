@@ -88,7 +88,7 @@ def build_parser(verb: str) -> ArgumentParser:
     several = paths is not None and paths.endswith("...")
     if several:
         parser.add_argument("runs", nargs="+", type=Path, help="run directories, or comparisons (then all their runs)")
-    skip = {"runs"} if several else set()
+    skip: set[str | int] = {"runs"} if several else set()
     parser.add_function_arguments(
         _function(verb), as_positional=paths is not None and not several, skip=skip, fail_untyped=True
     )
