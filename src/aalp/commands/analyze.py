@@ -111,9 +111,11 @@ def _rank(cell: Path) -> tuple[int, str, int]:
 
 def _common_folder(paths: Sequence[Path]) -> Path:
     try:
-        return Path(os.path.relpath(os.path.commonpath([path.resolve() for path in paths])))
+        common = Path(os.path.commonpath([path.resolve() for path in paths]))
     except ValueError as error:  # on different drives
         raise OptionError("the runs have no folder in common: name one with --out") from error
+    here = Path.cwd()
+    return common.relative_to(here) if common.is_relative_to(here) else common
 
 
 def _analysis(
@@ -135,6 +137,7 @@ def _analysis(
     for done in sorted(run.analyses.glob("*/analysis.json"), reverse=True):
         record = read_record(done, "analysis")
         if record.get("settings") == settings:
+            display.say(f"{path}: analysed before, see {done.parent}")
             return {**record, "path": str(done)}
     started = time.perf_counter()
     key = repr((config.get("data"), config.get("data_options")))
