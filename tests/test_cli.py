@@ -48,8 +48,8 @@ def test_help_of_a_verb_tells_every_option_with_its_text(verb: str, flag: str, c
         assert all(option in out for option in action.option_strings if not option.startswith("-h"))
     # Texts from a verb's docstring and from the docstrings of options' fields, whatever the line breaks.
     flat = " ".join(out.split())
-    assert "how the data is read" in flat
-    assert verb == "evaluate" or "Resize the images of a folder" in flat
+    assert verb == "analyze" or "how the data is read" in flat
+    assert verb in ("evaluate", "analyze") or "Resize the images of a folder" in flat
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--help"]])
@@ -61,7 +61,9 @@ def test_the_module_runs_as_the_command_does_without_loading_torch(words: list[s
 def test_bad_input_to_the_module_gives_its_exit_code_and_one_line() -> None:
     process = subprocess.run([sys.executable, "-m", "aalp", "evalute"], capture_output=True, text=True)
     assert (process.returncode, process.stdout) == (2, "")
-    assert process.stderr == "aalp: unknown verb 'evalute': did you mean 'evaluate'? known are compare, evaluate, train\n"
+    assert (
+        process.stderr == "aalp: unknown verb 'evalute': did you mean 'evaluate'? known are analyze, compare, evaluate, train\n"
+    )
 
 
 @pytest.mark.parametrize("verb", ["train", "compare"])
@@ -197,6 +199,22 @@ def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(cli, "_function", lambda verb: fail)
     with pytest.raises(ZeroDivisionError):
         main(["train"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["one", "two", "--quiet"],
+        ["--quiet", "one", "two"],
+        ["--images", "7", "one", "two"],
+        ["one", "two", "--weights", "last"],
+    ],
+)
+def test_analyze_takes_several_runs_before_or_after_its_options(words: list[str]) -> None:
+    options = parsed("analyze", *words)
+    assert options["runs"] == [Path("one"), Path("two")]
+    assert options["quiet"] is ("--quiet" in words)
+    assert "--images" not in words or options["images"] == 7
 
 
 def test_evaluate_takes_single_data_options() -> None:

@@ -145,8 +145,31 @@ def test_the_parts_by_hand():
         "pairing": pytest.approx(0.603474, abs=2e-6),
         # z' - z = (-ln 3, 0) pulls against label 1 only, and only image 1 is misclassified clean.
         "conflict_rate": pytest.approx(0.5),
+        # At z the pairing pulls by z - z' = (ln 3, 0), and p - onehot is (-1/4, 1/4) and (3/4, -3/4): against label 0 only.
+        "conflict_rate_clean": pytest.approx(0.5),
+        "misclassified_rate": pytest.approx(0.5),
         "misclassified_share": pytest.approx(0.5),
     }
+
+
+def test_the_spread_of_the_sample_weights_is_among_the_parts():
+    # p_y(x) is 3/4 and 1/4: confidence weights 1.5 and 0.5, whose percentiles lie on the line between them.
+    parts = AALP(dropout=None)(HAND, CLEAN, ADVERSARIAL, LABELS).parts
+    spread = {name: value.item() for name, value in parts.items() if name.startswith("weight_")}
+    expected = {"weight_mean": 1.0, "weight_low": 0.6, "weight_median": 1.0, "weight_high": 1.4}
+    assert spread == {name: pytest.approx(value, abs=1e-6) for name, value in expected.items()}
+    assert not any(name.startswith("weight_") for name in AALP(weights=None)(HAND, CLEAN, ADVERSARIAL, LABELS).parts)
+
+
+def test_descending_the_pairing_loss_on_both_logits_never_raises_the_classification_loss():
+    # Cross-entropy is convex in the logits, so its gradient is monotone: (g(z') - g(z)) . (z' - z) >= 0 (docs/analysis.md).
+    random, labels = torch.randn(2, 500, 5, generator=seeded()).double() * 4, torch.arange(500) % 5
+    clean, adversarial = random[0].requires_grad_(), random[1].requires_grad_()
+    classification = losses.cross_entropy(clean, labels) + losses.cross_entropy(adversarial, labels)
+    pairing = losses.logit_pairing(clean, adversarial)
+    one, other = (torch.autograd.grad(term.sum(), (clean, adversarial)) for term in (classification, pairing))
+    products = sum((a * b).sum(1) for a, b in zip(one, other, strict=True))
+    assert (products >= 0).all()
 
 
 def test_the_misclassified_share_is_of_the_pairing_loss_as_it_counts():
@@ -267,7 +290,7 @@ def test_aalp_with_both_modules_idle_is_alp_bit_for_bit(same_as_alp, network, sm
     alp = ALP()(twin, *images, labels, progress=0.0, generator=seeded())
     assert torch.equal(ours.total, alp.total)
     assert torch.equal(ours.logits, alp.logits)
-    assert ours.parts == alp.parts
+    assert {name: ours.parts[name] for name in alp.parts} == alp.parts
     expected = gradients(twin, alp.total)
     for name, gradient in gradients(classifier, ours.total).items():
         assert torch.equal(gradient, expected[name]), name

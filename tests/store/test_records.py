@@ -10,7 +10,7 @@ import torch
 from pyarrow import parquet
 
 from aalp.errors import RunError
-from aalp.store.records import SCHEMA, environment, read_record, write_record, write_table
+from aalp.store.records import SCHEMA, environment, read_record, read_table, write_csv, write_record, write_table
 
 
 def test_a_record_comes_back_with_its_kind_time_and_environment(tmp_path: Path) -> None:
@@ -82,3 +82,25 @@ def test_the_environment_says_what_a_result_was_made_with() -> None:
     assert found["threads"] == torch.get_num_threads()
     assert len(found["gpus"]) == torch.cuda.device_count()
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_table_comes_back_with_its_columns(tmp_path: Path) -> None:
+    columns = {"index": [0, 1], "broken_by": [None, "fgsm"], "stands": [True, False]}
+    write_table(tmp_path / "t.parquet", columns)
+    assert read_table(tmp_path / "t.parquet") == columns
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no table"])
+def test_what_is_no_table_is_refused_by_name(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RunError, match=r"t\.parquet' is not a readable table"):
+        read_table(path)
+
+
+def test_a_csv_table_leaves_the_cells_of_none_empty(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", {"name": ["a, b", "c"], "value": [0.5, None]})
+    assert (tmp_path / "t.csv").read_bytes() == b'name,value\r\n"a, b",0.5\r\nc,\r\n'
+    with pytest.raises(ValueError, match="zip"):
+        write_csv(tmp_path / "torn.csv", {"name": ["a"], "value": []})

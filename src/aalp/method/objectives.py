@@ -303,11 +303,13 @@ class AALP:
         clean_logits, adversarial_logits = classifier.head(features, pair_mask).chunk(2)
         classification = _shared_cross_entropy(self.clean_share, clean_logits, adversarial_logits, labels)
         pairing = DISTANCES[self.distance](clean_logits, adversarial_logits)
+        spread: dict[str, Tensor] = {}
         if self.weights is not None:
             weights = sample_weights(self.weights, clean_logits, adversarial_logits, labels)
             classification = classification * classification_boost(self.weights, weights)
             pairing = weights * pairing
-        terms = {"classification": classification, "pairing": pairing}
+            spread = _weight_spread(weights)
+        terms = {"classification": classification, "pairing": pairing, **spread}
         terms |= _conflict(clean_logits, adversarial_logits, labels, pairing)
         return _parts(classification + self.pairing_weight * pairing, terms, adversarial_logits)
 
@@ -343,8 +345,17 @@ def _conflict(clean_logits: Tensor, adversarial_logits: Tensor, labels: Tensor, 
     wrong = (clean_logits.argmax(1) != labels).float()
     return {
         "conflict_rate": (conflict_cosine(clean_logits, adversarial_logits, labels) < 0).float(),
+        # The same at the clean logits, where the pairing pulls towards the adversarial ones.
+        "conflict_rate_clean": (conflict_cosine(adversarial_logits, clean_logits, labels) < 0).float(),
+        "misclassified_rate": wrong,
         "misclassified_share": wrong * pairing / pairing.mean().clamp_min(torch.finfo(torch.float32).tiny),
     }
+
+
+def _weight_spread(weights: Tensor) -> dict[str, Tensor]:
+    """How the sample weights of a batch are distributed: mean, 10th, 50th and 90th percentile."""
+    low, median, high = weights.quantile(weights.new_tensor([0.1, 0.5, 0.9])).unbind()
+    return {"weight_mean": weights.mean(), "weight_low": low, "weight_median": median, "weight_high": high}
 
 
 def _check_at_least_zero(name: str, value: float) -> None:

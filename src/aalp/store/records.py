@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
+import io
 import json
 import os
 import platform
@@ -53,6 +55,31 @@ def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     buffer = pyarrow.BufferOutputStream()
     parquet.write_table(pyarrow.table(dict(columns)), buffer)
     write_atomically(path, buffer.getvalue().to_pybytes())
+
+
+def read_table(path: Path) -> dict[str, list[Any]]:
+    """The columns of a Parquet table.
+
+    Raises:
+        RunError: the file is missing or not one.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        columns: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise RunError(f"'{path}' is not a readable table: {error}; make it anew") from error
+    return columns
+
+
+def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write columns of equal length as a CSV table, atomically; None becomes an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    write_atomically(path, text.getvalue().encode())
 
 
 def environment() -> dict[str, Any]:

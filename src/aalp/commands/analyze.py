@@ -1,0 +1,359 @@
+"""`aalp analyze`: the paper's two observations and the robustness breakdown of runs, side by side."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from aalp.analysis.analyze import Analysis, analyze_classifier
+from aalp.analysis.conflict import training_rows
+from aalp.analysis.observations import Measured, figures_of, group_figures, left_out, observe, show, summary
+from aalp.analysis.pairs import ATTACK
+from aalp.analysis.robustness_curves import attack_overlap
+from aalp.commands.config import ThreatOptions, device, read_yaml
+from aalp.commands.console import Display, print_out
+from aalp.commands.evaluate import _run_config, _sample, _source, command_line
+from aalp.commands.loading import load_model, verify_on, weights_file
+from aalp.commands.tables import text_table
+from aalp.data.sources import Source
+from aalp.errors import AalpError, OptionError, RunError
+from aalp.method.objectives import OBJECTIVES
+from aalp.method.threat import Threat
+from aalp.store.checkpoint import write_tensors
+from aalp.store.records import read_record, read_table, write_csv, write_record, write_table
+from aalp.store.run import RunDirectory, free_path
+
+BATCH_SIZE = 250
+SEED = 0
+
+
+def analyze(
+    runs: list[Path],
+    images: int = 1000,
+    weights: Literal["best", "last"] = "best",
+    out: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Measure the paper's two observations and the robustness in detail, and say in words what holds.
+
+    Each run keeps its figures in analyses/; a run that was analysed before with the same settings is not attacked
+    again. Statements are made on several seeds of an objective: `aalp compare` trains them.
+
+    Args:
+        runs: run directories, or comparisons that `aalp compare` made (then all their runs).
+        images: how many test images, drawn by a fixed seed.
+        weights: of each run.
+        out: folder of observations.json; by default the folder that the runs have in common.
+        quiet: show no progress.
+    """
+    if images < 1:
+        raise OptionError(f"images is {images}: it has to be at least 1")
+    display = Display(quiet)
+    configs = {path: _run_config(path) for path in _expand(runs, weights, display)}
+    folder = out or _common_folder(list(configs))
+    sources: dict[str, Source] = {}
+    records = {path: _analysis(path, config, weights, images, sources, display) for path, config in configs.items()}
+    measured = _measured(records, configs)
+    observations = observe(measured)
+    content = {
+        "runs": [
+            {"name": run.name, "path": run.path, "objective": run.objective, "seed": run.seed, "group": run.group}
+            for run in measured
+        ],
+        "images": max(record["images"] for record in records.values()),
+        "observations": observations,
+        "summary": summary(observations),
+        "left_out": left_out(measured),
+        "groups": group_figures(measured),
+    }
+    print_out(report(content))
+    print_out(f"\nanalyses: {', '.join(str(Path(record['path']).parent) for record in records.values())}")
+    print_out(f"observations: {_write_observations(folder, content, measured)}")
+
+
+def _expand(paths: Sequence[Path], weights: str, display: Display) -> list[Path]:
+    """Run directories, each once, with the weights that are asked for; comparisons are replaced by their runs.
+
+    Raises:
+        RunError: a path is neither, or has no weights yet.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if "objective" in read_yaml(RunDirectory.open(path).config):
+            weights_file(path, weights)
+            found.setdefault(path.resolve(), path)
+            continue
+        cells = [file.parent for file in path.glob("*/config.yaml")]
+        ready = [cell for cell in cells if RunDirectory(cell).weights(weights).is_file()]
+        if not ready:
+            raise RunError(f"'{path}' has no run with {weights} weights yet: let `aalp compare --run {path}` finish one")
+        if len(ready) < len(cells):
+            names = ", ".join(sorted(cell.name for cell in cells if cell not in ready))
+            display.say(f"{path}: left out, without {weights} weights yet: {names}")
+        for cell in sorted(ready, key=_rank):
+            found.setdefault(cell.resolve(), cell)
+    return list(found.values())
+
+
+def _rank(cell: Path) -> tuple[int, str, int]:
+    """Runs of a comparison in the order in which objectives are told of everywhere."""
+    config = read_yaml(cell / "config.yaml")
+    names = list(OBJECTIVES)
+    objective = str(config.get("objective"))
+    return names.index(objective) if objective in names else len(names), _without_seed(cell.name), int(config.get("seed", 0))
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    try:
+        common = Path(os.path.commonpath([path.resolve() for path in paths]))
+    except ValueError as error:  # on different drives
+        raise OptionError("the runs have no folder in common: name one with --out") from error
+    here = Path.cwd()
+    return common.relative_to(here) if common.is_relative_to(here) else common
+
+
+def _analysis(
+    path: Path, config: Mapping[str, Any], weights: str, images: int, sources: dict[str, Source], display: Display
+) -> dict[str, Any]:
+    """The run's analysis with these settings: read if there is one, else made."""
+    run, file = RunDirectory(path), weights_file(path, weights)
+    threat = _threat(path, config)
+    evaluation = _evaluation(run, weights, threat.norm, threat.eps)
+    settings = {
+        "weights": _digest(file),
+        "metrics": _digest(run.metrics) if run.metrics.is_file() else None,
+        "evaluation": [evaluation.name, _digest(evaluation)] if evaluation else None,
+        "images": images,
+        "seed": SEED,
+        "attack": ATTACK,
+        "threat": {"norm": threat.norm, "eps": threat.eps},
+    }
+    for done in sorted(run.analyses.glob("*/analysis.json"), reverse=True):
+        record = read_record(done, "analysis")
+        if record.get("settings") == settings:
+            display.say(f"{path}: analysed before, see {done.parent}")
+            return {**record, "path": str(done)}
+    started = time.perf_counter()
+    key = repr((config.get("data"), config.get("data_options")))
+    if key not in sources:
+        sources[key] = _source(config.get("data"), None, dict(config))
+    source = sources[key]
+    loaded = load_model(file, config.get("model"))
+    if loaded.classifier.num_classes != len(source.classes):
+        raise AalpError(
+            f"the model of '{path}' has {loaded.classifier.num_classes} classes and '{source.name}' has "
+            f"{len(source.classes)}: the data is no longer what the run was trained on"
+        )
+    indices = _sample(len(source.test), images)
+    split = source.test.subset(indices)
+    verify_on(loaded.classifier, split, str(config.get("model")))
+    display.say(f"{path}: {len(split)} test images of {source.name}, {threat.norm} eps {threat.eps:.4g}")
+    with display.bar():
+        analysis = analyze_classifier(
+            loaded.classifier.to(device()),
+            split,
+            threat,
+            source.classes,
+            batch_size=BATCH_SIZE,
+            seed=SEED,
+            tick=display.attack,
+        )
+    content = {
+        "weights": str(file),
+        "command": command_line(),
+        "images": len(split),
+        "seed": SEED,
+        "threat": settings["threat"],
+        "classes": list(source.classes),
+        "data": {"name": source.name, "split": "test", "digest": source.digest, "split_images": len(source.test)},
+        "model": {key: loaded.metadata.get(key) for key in ("model", "objective", "epoch", "seed", "parameters")},
+        **analysis.content,
+        "attacks": attack_overlap(read_table(evaluation.with_suffix(".parquet"))) if evaluation else [],
+        "attacks_from": str(evaluation) if evaluation else None,
+        "training": _training(run),
+        "settings": settings,
+        "seconds": time.perf_counter() - started,
+    }
+    return _write(free_path(run.analyses, weights), content, analysis, indices.tolist())
+
+
+def _threat(path: Path, config: Mapping[str, Any]) -> Threat:
+    """The threat that the run was trained for."""
+    try:
+        return ThreatOptions(config["threat"]["norm"], config["threat"]["eps"]).build()
+    except KeyError as error:
+        raise RunError(f"'{path / 'config.yaml'}' has no threat {error}: add the norm and eps it was trained for") from error
+
+
+def _evaluation(run: RunDirectory, weights: str, norm: str, eps: float) -> Path | None:
+    """The newest evaluation of these weights on test images at this threat."""
+    found = []
+    for path in run.evaluations.glob("*.json"):
+        record = read_record(path, "evaluation")
+        same = record["threat"] == {"norm": norm, "eps": eps} and record["data"]["split"] == "test"
+        if same and Path(record["weights"]).stem == weights:
+            found.append((record["created"], path.name, path))
+    return max(found)[2] if found else None
+
+
+def _training(run: RunDirectory) -> list[dict[str, float]]:
+    if not run.metrics.is_file():
+        return []
+    try:
+        with run.metrics.open(newline="") as file:
+            return training_rows(list(csv.DictReader(file)))
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"'{run.metrics}' is not a readable training log: {error}; restore it or move it away") from error
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _write(folder: Path, content: dict[str, Any], analysis: Analysis, indices: list[int]) -> dict[str, Any]:
+    """Tables, gallery and, last, the record: where it exists, the analysis is whole."""
+    for name, columns in _tables(content, {"index": indices, **analysis.images}).items():
+        write_table(folder / f"{name}.parquet", columns)
+        write_csv(folder / f"{name}.csv", columns)
+    write_tensors(folder / "gallery.safetensors", analysis.gallery, {"kind": "gallery"})
+    content["gallery"] = {"file": "gallery.safetensors", **content["gallery"]}
+    record = write_record(folder / "analysis.json", "analysis", content)
+    return {**record, "path": str(folder / "analysis.json")}
+
+
+def _tables(content: Mapping[str, Any], images: Mapping[str, Sequence[Any]]) -> dict[str, Mapping[str, Sequence[Any]]]:
+    curves = [
+        {"side": side, "target": target, "features": count, "share": share}
+        for side, targets in content["contributions"].items()
+        for target, values in targets.items()
+        for count, share in zip(values["curve_features"], values["curve"], strict=True)
+    ]
+    confusion = [
+        {"true": true, "predicted": predicted, "images": count}
+        for true, row in zip(content["classes"], content["confusion"], strict=True)
+        for predicted, count in zip(content["classes"], row, strict=True)
+    ]
+    tables = {"contributions": curves, "confusion": confusion}
+    tables |= {name: content[name] for name in ("top_k", "eps_curve", "per_class", "attacks", "training")}
+    return {"images": images, **{name: _columns(rows) for name, rows in tables.items() if rows}}
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+OUTSIDE_OF_COMPARISON = frozenset({"objective", "method", "seed", "evaluation", "data", "data_options", "threat"})
+"""Options that objectives are free to differ in, or that the setting of a measurement covers."""
+
+
+def _measured(records: Mapping[Path, Mapping[str, Any]], configs: Mapping[Path, Mapping[str, Any]]) -> list[Measured]:
+    groups = _group_names(configs)
+    names = [path.name for path in records]
+    return [
+        Measured(
+            name=path.name if names.count(path.name) == 1 else str(path),
+            path=str(path),
+            objective=str(configs[path]["objective"]),
+            group=groups[path],
+            seed=int(configs[path].get("seed", 0)),
+            setting=repr((record["data"]["digest"], record["images"], record["threat"], record["attack"])),
+            options={key: value for key, value in configs[path].items() if key not in OUTSIDE_OF_COMPARISON},
+            figures=figures_of(record),
+        )
+        for path, record in records.items()
+    ]
+
+
+def _group_names(configs: Mapping[Path, Mapping[str, Any]]) -> dict[Path, str]:
+    """A name for the runs that differ in their seed alone: the shortest that tells the groups apart."""
+    groups: dict[str, list[Path]] = {}
+    for path, config in configs.items():
+        options = repr(sorted((key, value) for key, value in config.items() if key not in ("seed", "evaluation")))
+        same = groups.setdefault(options, [])
+        # The same seed again is another model: it differs in something that no option tells.
+        again = any(configs[other].get("seed") == config.get("seed") for other in same)
+        groups.setdefault(f"{options} {path}", []).append(path) if again else same.append(path)
+    firsts = [group[0] for group in groups.values()]
+    candidates = (
+        [str(configs[path]["objective"]) for path in firsts],
+        [_without_seed(path.name) for path in firsts],
+        [str(path) for path in firsts],
+    )
+    names = next(names for names in candidates if len(set(names)) == len(names))
+    return {path: name for name, group in zip(names, groups.values(), strict=True) for path in group}
+
+
+def _without_seed(name: str) -> str:
+    return re.sub(r"-seed\d+$", "", name)
+
+
+COLUMNS = {
+    "clean": "clean",
+    "robust": ATTACK,
+    "n90": "n90",
+    "n90_adversarial": f"n90 {ATTACK}",
+    "effective_number": "effective",
+    "gini": "gini",
+    "k95_clean": "k95 clean",
+    "k95_robust": f"k95 {ATTACK}",
+    "conflict": "conflict z'",
+    "conflict_clean": "conflict z",
+    "conflict_weights": "conflict w",
+    "misclassified_share": "wrong's share",
+}
+
+
+def report(content: Mapping[str, Any]) -> str:
+    """The figures of all groups side by side, and the sentences."""
+    rows = []
+    for name, figures in content["groups"].items():
+        seeds = len(figures["clean"]["values"])
+        cells = []
+        for figure in COLUMNS:
+            shown, deviation = show(figure, figures[figure]["mean"]), figures[figure]["deviation"]
+            cells.append(shown if deviation is None else f"{shown.removesuffix(' %')} +- {show(figure, deviation)}")
+        rows.append([name, str(seeds), *cells])
+    parts = [
+        f"{content['images']} test images a run. Features: n90 carry 90 % of the positive contributions to the predicted "
+        "class, k95 keep 95 % of the accuracy.\nConflict of the two losses: at the adversarial logits z', at the clean logits "
+        "z, in the weights w. Wrong's share: of the pairing loss.",
+        text_table(["objective", "seeds", *COLUMNS.values()], rows),
+    ]
+    for number in (1, 2):
+        sentences = [found["sentence"] for found in content["observations"] if found["number"] == number]
+        totals = [line for line in content["summary"] if line.startswith(f"Observation {number}:")]
+        parts.append("\n".join([*totals, *(f"  {sentence}" for sentence in sentences)]))
+    parts.append("\n".join(content["left_out"]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _write_observations(folder: Path, content: Mapping[str, Any], runs: Sequence[Measured]) -> Path:
+    """Write observations.json with its tables, under a free name where another set of runs has left its own."""
+    path = folder / "observations.json"
+    for known in [path, *sorted(folder.glob("observations-*.json"))]:
+        if known.is_file():
+            record = read_record(known, "observations")
+            if all(record.get(name) == value for name, value in content.items()):
+                return known
+    if path.exists():
+        path = free_path(folder, "observations", ".json")
+    tables = {
+        "": _columns(
+            [{key: found[key] for key in ("number", "claim", "holds", "sentence")} for found in content["observations"]]
+        ),
+        "-runs": _columns(
+            [{"name": r.name, "group": r.group, "objective": r.objective, "seed": r.seed, **r.figures} for r in runs]
+        ),
+    }
+    for suffix, columns in tables.items():
+        write_table(path.with_name(f"{path.stem}{suffix}.parquet"), columns)
+        write_csv(path.with_name(f"{path.stem}{suffix}.csv"), columns)
+    write_record(path, "observations", {"command": command_line(), **content})
+    return path
