@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 VERBS = {
     "train": "train a classifier",
     "evaluate": "attack a trained classifier, report its clean and robust accuracy",
+    "audit": "look for masked gradients: does the robustness that attacks report hold?",
     "compare": "train and evaluate several objectives with several seeds",
 }
 """Verbs and what they do; each lives in the module of its name in `aalp.commands`, imported when it is called."""
 
-SWITCHES = ("--quiet", "--evaluate")
+PATHS = {"evaluate": "RUN_OR_WEIGHTS", "audit": "RUN_OR_WEIGHTS"}
+"""Verbs that take paths instead of --config, as their usage shows them."""
+
+SWITCHES = ("--quiet", "--evaluate", "--thorough", "--audit")
 
 EXIT_OK = 0
 
@@ -34,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `aalp`; by default those of the process.
 
     Returns:
-        The exit code: 0 done, 1 training diverged, 2 bad input, 130 and 143 stopped by a signal and saved.
+        The exit code: 0 done, 1 training diverged, 2 bad input, 3 the audit failed, 4 it was inconclusive, 130 and 143
+        stopped by a signal and saved.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv[1:] = words  # what records tell as their command, also when called from Python
@@ -47,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in VERBS:
             raise AalpError(unknown_name("verb", words[0], VERBS))
-        _function(words[0])(**_parse(words[0], words[1:]))
+        code = _function(words[0])(**_parse(words[0], words[1:]))
     except AalpError as error:
         print(f"aalp: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
@@ -57,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         sys.stderr.close()
         return EXIT_OK
-    return EXIT_OK
+    return EXIT_OK if code is None else code
 
 
 def _overview() -> str:
@@ -78,16 +83,17 @@ def build_parser(verb: str) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    usage = f"aalp {verb} RUN_OR_WEIGHTS [options]" if verb == "evaluate" else f"aalp {verb} [options]"
+    paths = PATHS.get(verb)
+    usage = f"aalp {verb} {paths} [options]" if paths else f"aalp {verb} [options]"
     parser = ArgumentParser(prog=f"aalp {verb}", usage=usage, exit_on_error=False, allow_abbrev=False)
-    parser.add_function_arguments(_function(verb), as_positional=verb == "evaluate", fail_untyped=True)
-    if verb != "evaluate":
+    parser.add_function_arguments(_function(verb), as_positional=paths is not None, fail_untyped=True)
+    if paths is None:
         parser.add_argument("--config", action="config", help="preset name or YAML file; other options override it")
     return parser
 
 
-def _function(verb: str) -> Callable[..., None]:
-    function: Callable[..., None] = getattr(import_module(f"aalp.commands.{verb}"), verb)
+def _function(verb: str) -> Callable[..., int | None]:
+    function: Callable[..., int | None] = getattr(import_module(f"aalp.commands.{verb}"), verb)
     return function
 
 
@@ -116,7 +122,7 @@ def _with_switches(words: list[str]) -> list[str]:
 
 def _with_config(verb: str, words: list[str]) -> list[str]:
     """The words with preset names replaced by their files, and the configuration that goes without saying."""
-    if verb == "evaluate" or "--help" in words or "-h" in words:
+    if verb in PATHS or "--help" in words or "-h" in words:
         return words
     flags = {word.partition("=")[0] for word in words}
     if verb == "train" and "--resume" in flags:

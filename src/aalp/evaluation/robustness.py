@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +18,7 @@ from aalp.evaluation.autoattack import STANDARD
 from aalp.method.contributions import concentration_n, contributions
 from aalp.method.losses import logit_pairing
 from aalp.method.pgd import evaluating
+from aalp.method.precision import full_precision
 from aalp.method.sample_weights import conflict_cosine
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
@@ -132,7 +132,7 @@ def evaluate(
     wanted = [name for name in dict.fromkeys(attacks) if name != "clean"]
     single = {name: attack_by_name(name) for name in wanted if name != "autoattack"}
     device = classifier.head_weight.device
-    with evaluating(classifier), _full_precision():
+    with evaluating(classifier), full_precision():
         run = _Run(classifier, split, threat, batch_size, seed, device, tick)
         evaluation = run.clean()
         for name in wanted:
@@ -245,20 +245,6 @@ class _Run:
         evaluation.names.append(name)
         newly = (evaluation.broken_by == 0) & ~standing
         evaluation.broken_by[newly] = len(evaluation.names) - 1
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Float32 that is float32: no TF32 on GPUs, no autocast from outside."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.set_float32_matmul_precision(products)
 
 
 def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:

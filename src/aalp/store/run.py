@@ -19,6 +19,7 @@ class RunDirectory:
     weights/              last.safetensors and best.safetensors: the averaged weights, what is evaluated and exported
     states/               step-*.safetensors: what a resumed run continues from, the newest kept
     evaluations/          a JSON record and a Parquet table for each evaluation
+    audits/               a JSON record for each audit
     """
 
     path: Path
@@ -34,6 +35,10 @@ class RunDirectory:
     @property
     def evaluations(self) -> Path:
         return self.path / "evaluations"
+
+    @property
+    def audits(self) -> Path:
+        return self.path / "audits"
 
     def weights(self, which: str) -> Path:
         """The weights file `last` or `best`."""
@@ -81,9 +86,9 @@ class RunDirectory:
         return run
 
 
-def free_path(folder: Path, stem: str) -> Path:
+def free_path(folder: Path, stem: str, suffix: str = "") -> Path:
     """The first of STEM-001, STEM-002, ... that does not exist in the folder."""
     number = 1
-    while (path := folder / f"{stem}-{number:03d}").exists():
+    while (path := folder / f"{stem}-{number:03d}{suffix}").exists():
         number += 1
     return path
