@@ -12,7 +12,7 @@ import torch
 from aalp.commands.config import device
 from aalp.commands.console import Display, print_out
 from aalp.commands.evaluate import _model, _run_config, _source, _threat, command_line, test_images
-from aalp.commands.loading import LoadedModel, weights_file
+from aalp.commands.loading import LoadedModel, load_model, weights_file
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import as_float
@@ -23,6 +23,9 @@ from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions
 from aalp.store.records import read_record, write_record
 from aalp.store.run import RunDirectory, free_path
+
+Drops = tuple[DropUnderAutoAttack | None, DropUnderAutoAttack | None]
+"""What evaluations say of a model and of its reference."""
 
 EXIT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 IMAGES = {False: 256, True: 1000}
@@ -76,9 +79,9 @@ def audit(
     loaded = _model(file, path, model, model_options, source, config)
     threat = _threat(norm, eps, loaded, config).build()
     folder = out or (RunDirectory(path).audits if path.is_dir() else Path("audits"))
-    drops: tuple[DropUnderAutoAttack | None, DropUnderAutoAttack | None] = (None, None)
+    drops: Drops = (None, None)
     if reference is not None:
-        drops = drop_under_autoattack(path, weights, threat), drop_under_autoattack(reference, weights, threat)
+        drops = _drops(path, reference, weights, threat)
     record = audit_model(
         loaded,
         source,
@@ -107,7 +110,7 @@ def audit_model(
     record_path: Path,
     about: dict[str, Any],
     display: Display,
-    drops: tuple[DropUnderAutoAttack | None, DropUnderAutoAttack | None] = (None, None),
+    drops: Drops = (None, None),
 ) -> dict[str, Any]:
     """Audit on the test split, write the record, return it.
 
@@ -151,6 +154,39 @@ def audit_model(
     return record
 
 
+def audit_once(
+    directory: RunDirectory, reference: Path | None, options: Mapping[str, Any], source: Source, display: Display
+) -> str:
+    """The verdict on a run with the options it was trained and evaluated with; read if the audit is there already.
+
+    Raises:
+        AalpError: see `audit_model` and `drop_under_autoattack`.
+    """
+    path, wanted = directory.audits / "test-001.json", options["evaluation"]
+    if not path.is_file():
+        weights, threat = directory.weights(wanted.weights), options["threat"].build()
+        display.say(f"audit of {directory.path}")
+        drops: Drops = (None, None)
+        if reference is not None:
+            drops = _drops(directory.path, reference, wanted.weights, threat)
+        about = {"weights": str(weights), "command": command_line(), "reference": None if reference is None else str(reference)}
+        loaded = load_model(weights, options["model"])
+        audit_model(loaded, source, threat, False, None, wanted.batch_size, wanted.seed, path, about, display, drops)
+    return str(read_record(path, "audit")["verdict"])
+
+
+def cheap_verdict(evaluation: Mapping[str, Any]) -> str | None:
+    """What an evaluation record's cheap gates say: enough to distrust a figure, too little to trust one."""
+    gates = evaluation.get("gates")
+    if gates is None:  # made before there were any
+        return None
+    return "cheap gates fail" if any(gate["passed"] is False for gate in gates) else "cheap gates pass"
+
+
+def _drops(path: Path, reference: Path, weights: str, threat: Threat) -> Drops:
+    return drop_under_autoattack(path, weights, threat), drop_under_autoattack(reference, weights, threat)
+
+
 def drop_under_autoattack(path: Path, weights: str, threat: Threat) -> DropUnderAutoAttack:
     """What the run's newest evaluation of these weights says of pgd-20 and AutoAttack under this threat.
 
@@ -164,9 +200,10 @@ def drop_under_autoattack(path: Path, weights: str, threat: Threat) -> DropUnder
         same = Path(record["weights"]).stem == weights and record["threat"] == {"norm": threat.norm, "eps": threat.eps}
         if same and {"pgd-20", "autoattack"} <= accuracy.keys():
             return DropUnderAutoAttack(accuracy["pgd-20"], accuracy["autoattack"], record["images"])
+    command = f"aalp evaluate {path} --weights {weights} --eps {threat.eps:.6g} --attacks pgd-20,autoattack"
     raise RunError(
-        f"'{path}' has no evaluation of its {weights} weights with pgd-20 and autoattack at "
-        f"{threat.norm} eps {threat.eps:.4g}: make one with `aalp evaluate {path} --weights {weights} --eps {threat.eps:.6g} --attacks pgd-20,autoattack`"
+        f"'{path}' has no evaluation of its {weights} weights with pgd-20 and autoattack at {threat.norm} eps "
+        f"{threat.eps:.4g}: make one with `{command}`"
     )
 
 

@@ -13,7 +13,8 @@ from aalp.evaluation.adaptive import adaptive_attack
 from aalp.evaluation.attacks import Attack, AttackFunction, run_attack
 from aalp.evaluation.autoattack import autoattack_part
 from aalp.evaluation.black_box import random_noise, train_stand_in, transfer
-from aalp.evaluation.gates import CONVERGED, SILENT, Finding, share_finding
+from aalp.evaluation.findings import Finding, share_finding
+from aalp.evaluation.gates import CONVERGED, SILENT
 from aalp.evaluation.model_gates import WithGradient
 from aalp.method.losses import cross_entropy
 from aalp.method.pgd import perturb

@@ -14,7 +14,17 @@ from aalp.data.sources import check_images
 from aalp.errors import OptionError
 from aalp.evaluation import gates as g
 from aalp.evaluation.attack_gates import QUICK, THOROUGH, Bench, Effort, Path, Tick, converged_gate, silent_gate
-from aalp.evaluation.gates import Finding, Gate, GateResult, gain_finding, rise_finding, share_finding, undecided
+from aalp.evaluation.findings import (
+    FEWEST_RIGHT,
+    NOT_FINITE,
+    Finding,
+    Gate,
+    GateResult,
+    gain_finding,
+    rise_finding,
+    share_finding,
+    undecided,
+)
 from aalp.evaluation.model_gates import deterministic_gate, gradient_gate, logits_gate, stable_gate
 from aalp.evaluation.robustness import wilson_interval
 from aalp.method.losses import cross_entropy, margin
@@ -26,12 +36,12 @@ from aalp.seeding import derive_seed
 
 CHEAP_IMAGES = 64
 
-NO_CLAIM = 0.25
+NO_CLAIM = 1 / 3
 """Where plain PGD leaves at most this share of the right images, and all attacks together no more than a constant answer
 gets, no robustness is claimed that could be overstated (ours)."""
 
 RANDOM = "not run: the model does not answer the same twice, so no attack's outcome means anything"
-NOT_FINITE = "not run: the outputs are not finite"
+NO_LOGITS = "not run: the outputs are not finite"
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 Step = Iterator[tuple[Gate, Finding]]
@@ -192,9 +202,9 @@ def _model_gates(classifier: Classifier, images: Tensor, labels: Tensor, threat:
 
     logits = logits_gate(classifier, images)
     yield g.LOGITS, logits
-    if logits.detail.startswith(g.NOT_FINITE):
+    if logits.detail.startswith(NOT_FINITE):
         for gate in (g.DETERMINISTIC, g.GRADIENT, g.STABLE):
-            yield gate, undecided(NOT_FINITE)
+            yield gate, undecided(NO_LOGITS)
         return
     deterministic = deterministic_gate(classifier, images)
     yield g.DETERMINISTIC, deterministic
@@ -212,9 +222,9 @@ def _why_not_attack(results: list[GateResult], right: Tensor) -> str | None:
     if passed[g.DETERMINISTIC.name] is False:
         return RANDOM
     if passed[g.DETERMINISTIC.name] is None:
-        return NOT_FINITE
-    if int(right.sum()) < g.FEWEST_RIGHT:
-        return f"only {int(right.sum())} images are right clean: {g.FEWEST_RIGHT} are needed"
+        return NO_LOGITS
+    if int(right.sum()) < FEWEST_RIGHT:
+        return f"only {int(right.sum())} images are right clean: {FEWEST_RIGHT} are needed"
     return None
 
 

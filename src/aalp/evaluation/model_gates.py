@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from aalp.evaluation.gates import DETERMINISTIC, GRADIENT, NOT_FINITE, STABLE, Finding, count_finding
+from aalp.evaluation.findings import NOT_FINITE, Finding, count_finding
+from aalp.evaluation.gates import DETERMINISTIC, GRADIENT, STABLE
 from aalp.method.losses import margin
 from aalp.method.pgd import ImageClassifier
 from aalp.method.threat import Threat
