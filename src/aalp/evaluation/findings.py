@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,7 @@ class GateResult:
             "name": gate.name,
             "source": gate.source,
             "passed": finding.passed,
-            "measured": finding.measured,
+            "measured": finding.measured if finding.measured is not None and math.isfinite(finding.measured) else None,
             "limit": gate.limit,
             "unit": gate.unit,
             "rule": gate.rule,
