@@ -95,7 +95,7 @@ class Shattered(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits = self.inner(images)
         spread = (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)).detach()
-        return self.logits(logits + 0.15 * spread * torch.sin(images.flatten(1) @ self.waves))
+        return self.logits(logits + 0.1 * spread * torch.sin(images.flatten(1) @ self.waves))
 
 
 def shattered(inner: Classifier) -> Classifier:

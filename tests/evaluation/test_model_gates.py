@@ -112,7 +112,7 @@ def test_the_change_under_noise_is_measured_in_units_of_the_spread() -> None:
     assert findings[0].measured == pytest.approx(findings[1].measured, rel=1e-3)
     assert findings[0].passed is True
     # Margin changes by at most |w_rival - w_label|_1 * eps / 100.
-    logits = linear(WEIGHT)(IMAGES)
+    logits = linear(WEIGHT)(IMAGES).detach()
     most = (WEIGHT[1:] - WEIGHT[0]).abs().sum(1).amax() * 0.001 / (logits.amax(1) - logits.amin(1)).amin()
     assert 0 < (findings[0].measured or 0) < float(most)
     rippled = linear(WEIGHT, Step(lambda pixels: pixels + torch.sin(1e5 * pixels)))
