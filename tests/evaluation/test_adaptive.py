@@ -55,10 +55,10 @@ def test_the_suppression_loss_by_hand() -> None:
 @pytest.mark.parametrize("threat", [Linf(0.2), L2(1.0)])
 @pytest.mark.parametrize(("kind", "masked"), KINDS)
 def test_each_adaptive_attack_breaks_about_what_margin_pgd_breaks(
-    kind: str, masked: bool, threat: Threat, digits_runs: Callable[[str], Classifier], digits: tuple[Tensor, Tensor]
+    kind: str, masked: bool, threat: Threat, trained: Callable[[str], Classifier], digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = digits
-    classifier = digits_runs("aalp")
+    classifier = trained("aalp")
     candidates = adaptive_attack(kind, masked, classifier, images, labels, threat, 20, seed=0)
     assert bool(threat.contains(candidates, images).all())
     plain = perturb(classifier, images, labels, threat, 20, loss=margin, generator=torch.Generator().manual_seed(0))
@@ -72,22 +72,22 @@ def test_each_adaptive_attack_breaks_about_what_margin_pgd_breaks(
 
 
 def test_suppressing_features_finds_what_a_cancelled_logit_gradient_hides(
-    digits_runs: Callable[[str], Classifier], digits: tuple[Tensor, Tensor]
+    trained: Callable[[str], Classifier], digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = digits
-    classifier = known_bad.cancelling(digits_runs("standard"))
+    classifier = known_bad.cancelling(trained("standard"))
     found = adaptive_attack("features", False, classifier, images, labels, Linf(0.2), 20, seed=0)
     with torch.no_grad():
-        assert torch.allclose(classifier(images), digits_runs("standard")(images), atol=1e-3)
+        assert torch.allclose(classifier(images), trained("standard")(images), atol=1e-3)
         assert (classifier(found).argmax(1) == labels).double().mean() < 0.1
 
 
 @pytest.mark.parametrize("threat", [Linf(0.2), L2(1.0)])
 def test_random_noise_stays_in_the_ball_and_more_of_it_breaks_no_less(
-    threat: Threat, digits_runs: Callable[[str], Classifier], digits: tuple[Tensor, Tensor]
+    threat: Threat, trained: Callable[[str], Classifier], digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = digits
-    classifier = digits_runs("standard")
+    classifier = trained("standard")
     margins = []
     for draws in (1, 20):
         found = random_noise(classifier, images, labels, threat, 0, draws)
@@ -98,10 +98,10 @@ def test_random_noise_stays_in_the_ball_and_more_of_it_breaks_no_less(
 
 
 def test_a_stand_in_learns_the_answers_and_its_images_transfer(
-    digits_runs: Callable[[str], Classifier], digits: tuple[Tensor, Tensor]
+    trained: Callable[[str], Classifier], digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = digits
-    classifier = known_bad.without_graph(digits_runs("standard"))  # no gradient of the model's own
+    classifier = known_bad.without_graph(trained("standard"))  # no gradient of the model's own
     before = torch.random.get_rng_state()
     stand_in = train_stand_in(classifier, images, Linf(0.2), 0, 60)
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -27,8 +27,8 @@ from aalp.models.classifier import Classifier
 TABLE = Path(__file__).parents[2] / "docs" / "audit-known-bad.md"
 REGENERATE = "AALP_REGENERATE_DOCS"
 
-EFFORT = Effort(restarts=5, queries=200, stand_in_steps=60, adaptive_steps=30)
-"""The default's steps, and less of what only takes time."""
+EFFORT = Effort(steps=60, restarts=5, queries=200, stand_in_steps=60, adaptive_steps=30)
+"""Less than the default of what only takes time."""
 
 BLOCKED = {
     "gradient exists",
@@ -92,12 +92,12 @@ KNOWN_BAD: dict[str, tuple[str, Callable[[Classifier, Tensor], Classifier], Effo
 @pytest.fixture(scope="module")
 def digits() -> Digits:
     test = load_source("digits", DataOptions()).test
-    rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(1))[:100]
+    rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(1))[:80]
     return as_float(test.read(rows)), test.labels[rows]
 
 
 @pytest.fixture(scope="module")
-def audited(digits_runs: Runs, digits: Digits) -> Callable[[str], Audit]:
+def audited(trained: Runs, digits: Digits) -> Callable[[str], Audit]:
     """The audit of an honest or a known-bad model by name, made once."""
     done: dict[str, Audit] = {}
 
@@ -105,7 +105,7 @@ def audited(digits_runs: Runs, digits: Digits) -> Callable[[str], Audit]:
         if name not in done:
             run, alter, effort, _ = KNOWN_BAD.get(name, (name, lambda run, _: run, EFFORT, set()))
             torch.manual_seed(0)
-            done[name] = audit(alter(digits_runs(run), digits[0]), *digits, Linf(0.2), effort=effort)
+            done[name] = audit(alter(trained(run), digits[0]), *digits, Linf(0.2), effort=effort)
         return done[name]
 
     return get
@@ -199,9 +199,9 @@ def test_without_a_reference_the_gap_is_not_run_and_the_verdict_stands(audited: 
     assert audited("at").verdict == "pass"
 
 
-def test_too_few_right_images_leave_the_verdict_open(digits_runs: Runs, digits: Digits) -> None:
+def test_too_few_right_images_leave_the_verdict_open(trained: Runs, digits: Digits) -> None:
     images, labels = digits[0], (digits[1] + 1) % 10  # every answer is wrong now
-    found = audit(digits_runs("at"), images, labels, Linf(0.2), effort=EFFORT)
+    found = audit(trained("at"), images, labels, Linf(0.2), effort=EFFORT)
     assert found.verdict == "inconclusive"
     assert found.robust is None
     assert found.line.startswith("INCONCLUSIVE")
@@ -219,19 +219,19 @@ def test_outputs_that_are_not_finite_fail_and_nothing_else_is_tried(small_classi
     assert all(result.record()["measured"] is None for result in found.gates[1:])
 
 
-def test_cheap_gates_are_the_three_without_an_attack(digits_runs: Runs, digits: Digits) -> None:
-    results = cheap_gates(digits_runs("at"), *digits, Linf(0.2))
+def test_cheap_gates_are_the_three_without_an_attack(trained: Runs, digits: Digits) -> None:
+    results = cheap_gates(trained("at"), *digits, Linf(0.2))
     assert [(result.gate.name, result.passed) for result in results] == [
         ("output is logits", True),
         ("deterministic", True),
         ("gradient exists", True),
     ]
-    bad = cheap_gates(known_bad.noisy(digits_runs("at")), *digits, Linf(0.2))
+    bad = cheap_gates(known_bad.noisy(trained("at")), *digits, Linf(0.2))
     assert [result.gate for result in bad if result.passed is False] == [DETERMINISTIC]
 
 
-def test_the_same_seed_gives_the_same_audit_and_the_mode_is_given_back(digits_runs: Runs, digits: Digits) -> None:
-    classifier = digits_runs("at").train()
+def test_the_same_seed_gives_the_same_audit_and_the_mode_is_given_back(trained: Runs, digits: Digits) -> None:
+    classifier = trained("at").train()
     small = dataclasses.replace(EFFORT, steps=20, restarts=2, queries=20, stand_in_steps=5)
     some = digits[0][:40], digits[1][:40]
     one, other = (audit(classifier, *some, Linf(0.2), effort=small, seed=3) for _ in range(2))
@@ -244,18 +244,18 @@ def test_the_same_seed_gives_the_same_audit_and_the_mode_is_given_back(digits_ru
     assert abs((batched.robust or 0) - (one.robust or 0)) <= 0.1
 
 
-def test_l2_and_the_public_name_work(digits_runs: Runs, digits: Digits) -> None:
+def test_l2_and_the_public_name_work(trained: Runs, digits: Digits) -> None:
     assert aalp.audit is audit
     small = dataclasses.replace(EFFORT, steps=20, restarts=1, queries=20, stand_in_steps=5)
-    found = aalp.audit(digits_runs("at"), digits[0][:50], digits[1][:50], L2(0.5), effort=small)
+    found = aalp.audit(trained("at"), digits[0][:50], digits[1][:50], L2(0.5), effort=small)
     results = {result.gate.name: result.passed for result in found.gates}
     assert results["unbounded attack wins"] is True
     assert results["gradient exists"] is True
     assert 0 < (found.robust or 0) <= found.clean
 
 
-def test_bad_arguments_are_named(digits_runs: Runs, digits: Digits) -> None:
-    classifier = digits_runs("at")
+def test_bad_arguments_are_named(trained: Runs, digits: Digits) -> None:
+    classifier = trained("at")
     with pytest.raises(OptionError, match="threat is missing"):
         audit(classifier, *digits)
     with pytest.raises(OptionError, match="batch_size is 0"):
