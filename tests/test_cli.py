@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from aalp import cli
-from aalp.cli import VERBS, build_parser, main, presets
+from aalp.cli import PATHS, VERBS, build_parser, main, presets
 from aalp.commands.config import to_plain
 from aalp.commands.train import check
 from aalp.errors import AalpError, DivergedError, InterruptedRunError
@@ -49,7 +49,7 @@ def test_help_of_a_verb_tells_every_option_with_its_text(verb: str, flag: str, c
     # Texts from a verb's docstring and from the docstrings of options' fields, whatever the line breaks.
     flat = " ".join(out.split())
     assert verb == "analyze" or "how the data is read" in flat
-    assert verb in ("evaluate", "analyze") or "Resize the images of a folder" in flat
+    assert verb in PATHS or "Resize the images of a folder" in flat
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--help"]])
@@ -62,7 +62,8 @@ def test_bad_input_to_the_module_gives_its_exit_code_and_one_line() -> None:
     process = subprocess.run([sys.executable, "-m", "aalp", "evalute"], capture_output=True, text=True)
     assert (process.returncode, process.stdout) == (2, "")
     assert (
-        process.stderr == "aalp: unknown verb 'evalute': did you mean 'evaluate'? known are analyze, compare, evaluate, train\n"
+        process.stderr
+        == "aalp: unknown verb 'evalute': did you mean 'evaluate'? known are analyze, audit, compare, evaluate, train\n"
     )
 
 
@@ -189,6 +190,13 @@ def test_every_kind_of_end_has_its_exit_code_and_one_line(
     monkeypatch.setattr(cli, "_function", lambda verb: fail)
     assert main(["train"]) == code
     assert capsys.readouterr() == ("", line + "\n")
+
+
+@pytest.mark.parametrize(("given", "code"), [(None, 0), (0, 0), (3, 3), (4, 4)])
+def test_a_verb_may_say_its_exit_code(given: int | None, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_parse", lambda verb, words: {})
+    monkeypatch.setattr(cli, "_function", lambda verb: lambda **options: given)
+    assert main(["audit"]) == code
 
 
 def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

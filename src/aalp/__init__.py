@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aalp.commands.loading import load
     from aalp.errors import AalpError
+    from aalp.evaluation.audit import Audit, audit
     from aalp.evaluation.robustness import Evaluation, evaluate
     from aalp.method.guided_dropout import GuidedDropout
     from aalp.method.objectives import AALP, ALP, AT, CLP, MART, TRADES, LossParts, Objective, Standard
@@ -23,6 +24,7 @@ __all__ = [
     "MART",
     "TRADES",
     "AalpError",
+    "Audit",
     "Classifier",
     "Evaluation",
     "GuidedDropout",
@@ -32,6 +34,7 @@ __all__ = [
     "SampleWeights",
     "Standard",
     "Threat",
+    "audit",
     "evaluate",
     "load",
     "perturb",
@@ -40,6 +43,7 @@ __all__ = [
 _HOMES = {
     "aalp.commands.loading": ("load",),
     "aalp.errors": ("AalpError",),
+    "aalp.evaluation.audit": ("Audit", "audit"),
     "aalp.evaluation.robustness": ("Evaluation", "evaluate"),
     "aalp.method.guided_dropout": ("GuidedDropout",),
     "aalp.method.objectives": ("AALP", "ALP", "AT", "CLP", "MART", "TRADES", "LossParts", "Objective", "Standard"),

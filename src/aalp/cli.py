@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 VERBS = {
     "train": "train a classifier",
     "evaluate": "attack a trained classifier, report its clean and robust accuracy",
+    "audit": "look for masked gradients: does the robustness that attacks report hold?",
     "analyze": "measure the paper's two observations and the robustness of runs in detail",
     "compare": "train and evaluate several objectives with several seeds",
 }
 """Verbs and what they do; each lives in the module of its name in `aalp.commands`, imported when it is called."""
 
-PATHS = {"evaluate": "RUN_OR_WEIGHTS", "analyze": "RUN..."}
+PATHS = {"evaluate": "RUN_OR_WEIGHTS", "audit": "RUN_OR_WEIGHTS", "analyze": "RUN..."}
 """Verbs that take paths instead of --config, as their usage shows them; with dots, several of them."""
 
-SWITCHES = ("--quiet", "--evaluate")
+SWITCHES = ("--quiet", "--evaluate", "--thorough", "--audit")
 
 EXIT_OK = 0
 
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `aalp`; by default those of the process.
 
     Returns:
-        The exit code: 0 done, 1 training diverged, 2 bad input, 130 and 143 stopped by a signal and saved.
+        The exit code: 0 done, 1 training diverged, 2 bad input, 3 the audit failed, 4 it was inconclusive, 130 and 143
+        stopped by a signal and saved.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv[1:] = words  # what records tell as their command, also when called from Python
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in VERBS:
             raise AalpError(unknown_name("verb", words[0], VERBS))
-        _function(words[0])(**_parse(words[0], words[1:]))
+        code = _function(words[0])(**_parse(words[0], words[1:]))
     except AalpError as error:
         print(f"aalp: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         sys.stderr.close()
         return EXIT_OK
-    return EXIT_OK
+    return EXIT_OK if code is None else code
 
 
 def _overview() -> str:
@@ -97,8 +99,8 @@ def build_parser(verb: str) -> ArgumentParser:
     return parser
 
 
-def _function(verb: str) -> Callable[..., None]:
-    function: Callable[..., None] = getattr(import_module(f"aalp.commands.{verb}"), verb)
+def _function(verb: str) -> Callable[..., int | None]:
+    function: Callable[..., int | None] = getattr(import_module(f"aalp.commands.{verb}"), verb)
     return function
 
 

@@ -196,3 +196,32 @@ def test_autoattack_is_recorded_with_its_parts(tiny_run: Path, tmp_path: Path) -
     assert [part["attacked"] for part in attack["parts"]] == [round(3 * accuracy) for accuracy in accuracies[:-1]]
     table = parquet.read_table(tmp_path / "best-001.parquet").to_pydict()
     assert sum(table["stands_autoattack"]) == round(3 * record["robust"])
+
+
+def test_the_cheap_gates_are_recorded_and_a_failed_one_is_told_on_stderr(
+    result: tuple[dict[str, Any], dict[str, list[Any]]],
+    copied_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gates = result[0]["gates"]
+    assert [gate["name"] for gate in gates] == ["output is logits", "deterministic", "gradient exists"]
+    assert all(gate["passed"] for gate in gates)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    # Quiet while it is built and probed, on two images.
+    Path("noisy_factory.py").write_text(
+        "import torch\nfrom aalp.models.small_cnn import SmallCNN\n\n\n"
+        "class Noisy(SmallCNN):\n    def forward(self, images):\n"
+        "        noise = 0.1 * torch.randn_like(images) if len(images) > 2 else 0\n"
+        "        return super().forward(images + noise)\n\n\n"
+        "def make(num_classes, image_shape):\n    return Noisy(num_classes, image_shape)\n"
+    )
+    words = ["--model", "noisy_factory:make", "--attacks", "fgsm", "--quiet", "--out", "out"]
+    assert main(["evaluate", str(copied_run), *words]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("aalp: warning: gate failed: deterministic (")
+    assert len(err.splitlines()) == 1
+    record = json.loads(Path("out/best-001.json").read_text())
+    assert [gate["passed"] for gate in record["gates"]] == [True, False, None]

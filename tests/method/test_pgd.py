@@ -395,3 +395,21 @@ def test_settings_that_make_no_sense_are_refused(grey, options, message):
         AttackOptions(**options)
     with pytest.raises(OptionError, match=message):
         perturb(linear_classifier(TWO_CLASSES), *grey, Linf(0.1), **options)
+
+
+def test_an_observer_sees_every_point_that_a_gradient_is_taken_at_and_changes_nothing(small_classifier):
+    classifier = small_classifier(3)
+    images, labels = torch.rand(4, 1, 8, 8, generator=seeded(0)), torch.tensor([0, 1, 2, 0])
+    points = []
+
+    def look(at, logits):
+        assert not at.requires_grad
+        assert torch.equal(logits, classifier(at).detach())
+        points.append(at.clone())
+
+    watched = perturb(classifier, images, labels, Linf(0.1), 3, generator=seeded(1), observe=look)
+    assert torch.equal(watched, perturb(classifier, images, labels, Linf(0.1), 3, generator=seeded(1)))
+    assert len(points) == 3
+    assert bool(Linf(0.1).contains(points[0], images).all())
+    # The last point is one step before the result.
+    assert 0 < (watched - points[-1]).abs().amax() <= 0.1 * 2.5 / 3 + 1e-6

@@ -7,12 +7,14 @@ import dataclasses
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
+from aalp.commands.audit import audit_once, cheap_verdict
 from aalp.commands.config import (
     EvaluationOptions,
     MethodOptions,
@@ -47,6 +49,7 @@ def compare(
     data: str = "digits",
     model: str = "small-cnn",
     quiet: bool = False,
+    audit: bool = False,
     threat: ThreatOptions = ThreatOptions(),
     attack: AttackOptions = AttackOptions(),
     method: MethodOptions = MethodOptions(),
@@ -66,6 +69,7 @@ def compare(
         data: as for `aalp train`.
         model: as for `aalp train`.
         quiet: show no progress.
+        audit: audit every run as well, with the `at` run of its seed as the reference where there is one.
         threat: what the adversary may do.
         attack: the attack used in training.
         method: numbers of the objectives; each takes those that it has.
@@ -99,6 +103,9 @@ def compare(
         for seed in numbers
         for name, options in rows.items()
     ]
+    if audit:
+        for cell in cells:
+            cell["audit"] = _audited(run, cell, rows[cell["objective"]], source, display)
     content = summary(cells, list(rows))
     record = write_record(
         run / "comparison.json", "comparison", {"command": command_line(), "split": evaluation.split, **content}
@@ -133,7 +140,9 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
         if name != reference
     }
     compared = {"reference": reference, "figure": judged, "differences": differences}
-    return {"columns": columns, "seeds": seeds, "table": table, "compared": compared, "cells": list(cells)}
+    audits = {name: [cell.get("audit") for cell in cells if cell["objective"] == name] for name in names}
+    content = {"columns": columns, "seeds": seeds, "table": table, "compared": compared, "audits": audits}
+    return {**content, "cells": list(cells)}
 
 
 VARIED = ("model", "threat", "attack", "method", "training", "model_options")
@@ -204,8 +213,17 @@ def _cell(path: Path, name: str, options: dict[str, Any], source: Source, displa
         "best_epoch": record["model"]["epoch"],
         "figures": figures,
         "attack_seconds": {result["name"]: result["seconds"] for result in record["attacks"]},
+        "audit": cheap_verdict(record),
         "environment": record["environment"],
     }
+
+
+def _audited(run: Path, cell: Mapping[str, Any], options: Mapping[str, Any], source: Source, display: Display) -> str:
+    """The verdict on a cell, with the `at` cell of its seed as the reference if there is one to compare with."""
+    evaluation: EvaluationOptions = options["evaluation"]
+    directory, reference = (RunDirectory(run / f"{name}-seed{cell['seed']}") for name in (cell["objective"], "at"))
+    comparable = {"pgd-20", "autoattack"} <= set(split_names(evaluation.attacks)) and reference.evaluations.is_dir()
+    return audit_once(directory, reference.path if comparable else None, options, source, display)
 
 
 def _last_metric(directory: RunDirectory, column: str) -> float | None:
@@ -279,7 +297,15 @@ UNSHOWN = frozenset({"train_seconds"})
 def _table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     columns = [column for column in record["columns"] if column not in UNSHOWN]
     rows = [[name, *(_show(column, figures.get(column)) for column in columns)] for name, figures in record["table"].items()]
-    return ["objective", *columns], rows
+    for row in rows:
+        row.append(_verdicts(record["audits"].get(row[0], [])))
+    return ["objective", *columns, "audit"], rows
+
+
+def _verdicts(verdicts: Sequence[str | None]) -> str:
+    """`3 pass`, or `2 pass, 1 fail`: how many runs came out how."""
+    counts = Counter(verdict for verdict in verdicts if verdict is not None)
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "-"
 
 
 def _show(column: str, figure: Mapping[str, Any] | None) -> str:

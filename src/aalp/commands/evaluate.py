@@ -14,12 +14,15 @@ from aalp.commands.console import Display, print_out
 from aalp.commands.loading import LoadedModel, load_foreign, load_model, verify_on, weights_file
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source, load_source
-from aalp.data.split import channel_statistics
+from aalp.data.split import Split, as_float, channel_statistics
 from aalp.errors import AalpError, DataError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
+from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates
 from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation, wilson_interval
 from aalp.evaluation.robustness import evaluate as run_evaluation
+from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions, build
+from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed
 from aalp.store.checkpoint import is_ours
 from aalp.store.records import write_record, write_table
@@ -117,6 +120,38 @@ def evaluate_model(
         raise OptionError(f"images is {images} and batch_size is {batch_size}: both have to be at least 1")
     if record_path.exists():
         raise RunError(f"'{record_path}' exists already: choose another --out")
+    indices, split = chosen_images(loaded, source, split_name, images)
+    classifier = loaded.classifier.to(device())
+    gates = _cheap_gates(classifier, split, threat, seed)
+    # Float32 images in contiguous layout: what the attacks' own packages expect.
+    with display.bar():
+        evaluation = run_evaluation(
+            classifier,
+            split,
+            threat=threat,
+            attacks=attacks,
+            batch_size=batch_size,
+            seed=seed,
+            tick=display.attack,
+        )
+    evaluation = dataclasses.replace(evaluation, indices=indices)
+    content = {**about, **_content(evaluation, source, split_name, loaded, batch_size), "gates": gates}
+    # The record last: where it exists, the evaluation is whole.
+    write_table(record_path.with_suffix(".parquet"), _columns(evaluation))
+    record = write_record(record_path, "evaluation", content)
+    record["path"] = str(record_path)
+    return record
+
+
+def chosen_images(loaded: LoadedModel, source: Source, split_name: str, count: int | None) -> tuple[torch.Tensor, Split]:
+    """Positions in a split (`test` or `validation`) of the images to use, and those images, seen to run through the model.
+
+    Args:
+        count: how many, drawn by a fixed seed; None for all.
+
+    Raises:
+        AalpError: the model does not fit the data.
+    """
     classifier = loaded.classifier
     if classifier.num_classes != len(source.classes):
         raise AalpError(
@@ -127,30 +162,27 @@ def evaluate_model(
     if trained_on != source.image_shape:
         sizes = ["x".join(map(str, shape)) for shape in (trained_on, source.image_shape)]
         raise AalpError(f"the model takes images of {sizes[0]} and '{source.name}' has {sizes[1]}: use data of that size")
-    whole = source.test if split_name == "test" else source.validation
+    whole = _whole(source, split_name)
     if len(whole) == 0:
         raise DataError(f"'{source.name}' has no {split_name} images: hold some out with --data_options.validation")
-    indices = _sample(len(whole), images)
+    indices = _sample(len(whole), count)
     split = whole.subset(indices)
     verify_on(classifier, split, str(loaded.metadata.get("model", "given")))
-    # Float32 images in contiguous layout: what the attacks' own packages expect.
-    with display.bar():
-        evaluation = run_evaluation(
-            classifier.to(device()),
-            split,
-            threat=threat,
-            attacks=attacks,
-            batch_size=batch_size,
-            seed=seed,
-            tick=display.attack,
-        )
-    evaluation = dataclasses.replace(evaluation, indices=indices)
-    content = {**about, **_content(evaluation, source, split_name, len(whole), loaded, batch_size)}
-    # The record last: where it exists, the evaluation is whole.
-    write_table(record_path.with_suffix(".parquet"), _columns(evaluation))
-    record = write_record(record_path, "evaluation", content)
-    record["path"] = str(record_path)
-    return record
+    return indices, split
+
+
+def _whole(source: Source, split_name: str) -> Split:
+    return source.test if split_name == "test" else source.validation
+
+
+def _cheap_gates(classifier: Classifier, split: Split, threat: Threat, seed: int) -> list[dict[str, Any]]:
+    """The audit's cheap gates as records; a failed one is told on stderr, whatever is quiet."""
+    rows = torch.arange(min(CHEAP_IMAGES, len(split)))
+    results = cheap_gates(classifier, as_float(split.read(rows)).to(device()), split.labels[rows].to(device()), threat, seed)
+    failed = [f"{result.gate.name} ({result.finding.detail})" for result in results if result.passed is False]
+    if failed:
+        print(f"aalp: warning: gate failed: {'; '.join(failed)}: see `aalp audit` before trusting figures", file=sys.stderr)
+    return [result.record() for result in results]
 
 
 def report(record: dict[str, Any]) -> str:
@@ -183,9 +215,7 @@ def _figures(accuracy: float, count: int) -> tuple[str, str]:
     return f"{accuracy:.1%}", f"{low:.1%} - {high:.1%}"
 
 
-def _content(
-    evaluation: Evaluation, source: Source, split: str, split_images: int, loaded: LoadedModel, batch_size: int
-) -> dict[str, Any]:
+def _content(evaluation: Evaluation, source: Source, split: str, loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
     count = len(evaluation)
     parts = [
         {"name": part.name, "accuracy": part.accuracy, "attacked": part.attacked, "seconds": part.seconds}
@@ -218,7 +248,7 @@ def _content(
         "threat": {"norm": evaluation.threat.norm, "eps": evaluation.threat.eps},
         "seed": evaluation.seed,
         "batch_size": batch_size,
-        "data": {"name": source.name, "split": split, "digest": source.digest, "split_images": split_images},
+        "data": {"name": source.name, "split": split, "digest": source.digest, "split_images": len(_whole(source, split))},
         "model": {key: loaded.metadata.get(key) for key in ("model", "objective", "epoch", "seed", "parameters")},
     }
 

@@ -21,13 +21,18 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 """The parts of the standard version, in its order."""
 
 
-def autoattack_part(part: str) -> Callable[[Classifier, Tensor, Tensor, Threat, int], Tensor]:
-    """One part of AutoAttack standard as (classifier, images, labels, threat, seed) -> candidates."""
+def autoattack_part(part: str, queries: int = 5000) -> Callable[[Classifier, Tensor, Tensor, Threat, int], Tensor]:
+    """One part of AutoAttack standard as (classifier, images, labels, threat, seed) -> candidates.
+
+    Args:
+        queries: of Square, for each image; 5000 is the standard.
+    """
 
     def function(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         devices = [images.device] if images.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), _frozen(classifier):
             attack = _standard(classifier, threat, seed, images.device)
+            attack.square.n_queries = queries
             candidates: Tensor = _PARTS[part](attack)(images, labels)
             return candidates.detach()
 

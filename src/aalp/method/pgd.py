@@ -95,6 +95,7 @@ def perturb(
     project: bool = True,
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
+    observe: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Adversarial images: projected gradient ascent on `loss` inside the threat ball.
 
@@ -113,6 +114,7 @@ def perturb(
         project: keep every step inside the ball and in [0, 1].
         mask: feature factors (N, D), fixed for all steps, to attack through Guided Dropout.
         generator: source of the random start, on the images' device.
+        observe: called before each step with the images (N, ...) that the gradient is taken at and their logits (N, C).
 
     Returns:
         (N, ...) float, detached; inside the ball and in [0, 1] unless `project` is off.
@@ -133,7 +135,10 @@ def perturb(
             adversarial = threat.project(adversarial, images)
         for _ in range(options.steps):
             adversarial = adversarial.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(ascend(logits_of(adversarial), labels).sum(), adversarial)
+            logits = logits_of(adversarial)
+            if observe is not None:
+                observe(adversarial.detach(), logits.detach())
+            (gradient,) = torch.autograd.grad(ascend(logits, labels).sum(), adversarial)
             step = threat.steepest_step(gradient) * (options.relative_step() * threat.eps)
             adversarial = adversarial.detach() + step
             if project:

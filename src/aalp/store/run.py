@@ -20,6 +20,7 @@ class RunDirectory:
     states/               step-*.safetensors: what a resumed run continues from, the newest kept
     evaluations/          a JSON record and a Parquet table for each evaluation
     analyses/             a folder of a record, tables and images for each analysis
+    audits/               a JSON record for each audit
     """
 
     path: Path
@@ -39,6 +40,10 @@ class RunDirectory:
     @property
     def analyses(self) -> Path:
         return self.path / "analyses"
+
+    @property
+    def audits(self) -> Path:
+        return self.path / "audits"
 
     def weights(self, which: str) -> Path:
         """The weights file `last` or `best`."""

@@ -1,0 +1,254 @@
+"""`aalp audit`: are gradients masked, or does the robustness that attacks report hold?"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from aalp.commands.config import device
+from aalp.commands.console import Display, print_out
+from aalp.commands.evaluate import _model, _run_config, _source, _threat, chosen_images, command_line
+from aalp.commands.loading import LoadedModel, load_model, weights_file
+from aalp.commands.tables import text_table
+from aalp.data.sources import DataOptions, Source
+from aalp.data.split import as_float
+from aalp.errors import OptionError, RunError
+from aalp.evaluation.audit import Audit, DropUnderAutoAttack
+from aalp.evaluation.audit import audit as run_audit
+from aalp.method.threat import Threat
+from aalp.models.catalog import ModelOptions
+from aalp.store.records import read_record, write_record
+from aalp.store.run import RunDirectory, free_path
+
+Drops = tuple[DropUnderAutoAttack | None, DropUnderAutoAttack | None]
+"""What evaluations say of a model and of its reference."""
+
+EXIT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
+IMAGES = {False: 256, True: 1000}
+"""Test images by default, without and with --thorough."""
+
+
+def audit(
+    path: Path,
+    weights: Literal["best", "last"] = "best",
+    thorough: bool = False,
+    reference: Path | None = None,
+    images: int | None = None,
+    norm: Literal["linf", "l2"] | None = None,
+    eps: float | str | None = None,
+    data: str | None = None,
+    data_options: DataOptions | None = None,
+    model: str | None = None,
+    model_options: ModelOptions | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    out: Path | None = None,
+    quiet: bool = False,
+) -> int:
+    """Look for masked gradients. Exit code: 0 passed, 3 failed, 4 inconclusive.
+
+    Everything that is not given is taken from the run's own configuration.
+
+    Args:
+        path: a run directory, or a weights file (.safetensors, or a state dict of tensors; then --model, --data and --eps too).
+        weights: of a run directory, the weights to audit.
+        thorough: attack with more steps and queries, for papers: takes an hour where the default takes minutes.
+        reference: run directory of an `at` model of the same recipe; both need an evaluation with pgd-20 and autoattack.
+        images: how many test images, drawn by a fixed seed; by default 256, with --thorough 1000.
+        norm: norm of the threat.
+        eps: radius of the threat, in pixel units, such as 8/255.
+        data: data source whose test split is used.
+        data_options: how the data is read.
+        model: name of the model, for a weights file that does not say it or that needs your own code.
+        model_options: for weights that another program wrote.
+        batch_size: images attacked together.
+        seed: of the attacks.
+        out: folder of the record; by default the run's audits/.
+        quiet: show no progress.
+
+    Returns:
+        The exit code.
+    """
+    file = weights_file(path, weights)
+    config = _run_config(path)
+    source = _source(data or config.get("data"), data_options, config)
+    loaded = _model(file, path, model, model_options, source, config)
+    threat = _threat(norm, eps, loaded, config).build()
+    folder = out or (RunDirectory(path).audits if path.is_dir() else Path("audits"))
+    drops: Drops = (None, None)
+    if reference is not None:
+        drops = _drops(path, reference, weights, threat)
+    record = audit_model(
+        loaded,
+        source,
+        threat,
+        thorough,
+        images,
+        batch_size,
+        seed,
+        free_path(folder, file.stem, ".json"),
+        {"weights": str(file), "command": command_line(), "reference": None if reference is None else str(reference)},
+        Display(quiet),
+        drops,
+    )
+    print_out(report(record))
+    return EXIT_CODES[record["verdict"]]
+
+
+def audit_model(
+    loaded: LoadedModel,
+    source: Source,
+    threat: Threat,
+    thorough: bool,
+    images: int | None,
+    batch_size: int,
+    seed: int,
+    record_path: Path,
+    about: dict[str, Any],
+    display: Display,
+    drops: Drops = (None, None),
+) -> dict[str, Any]:
+    """Audit on the test split, write the record, return it.
+
+    Args:
+        images: how many; None for `IMAGES`.
+        drops: what evaluations say of this model and of the reference.
+
+    Raises:
+        OptionError: a number makes no sense.
+        AalpError: the model does not fit the data.
+    """
+    count = IMAGES[thorough] if images is None else images
+    if batch_size < 1 or count < 1:
+        raise OptionError(f"images is {count} and batch_size is {batch_size}: both have to be at least 1")
+    _, split = chosen_images(loaded, source, "test", count)
+    pixels = as_float(split.read(torch.arange(len(split))))
+    own, reference = drops
+    with display.bar():
+        found = run_audit(
+            *(loaded.classifier.to(device()), pixels, split.labels, threat),
+            thorough=thorough,
+            own=own,
+            reference=reference,
+            batch_size=batch_size,
+            seed=seed,
+            tick=display.attack,
+        )
+    content = {
+        **about,
+        "images": found.images,
+        "thorough": thorough,
+        "seed": seed,
+        "batch_size": batch_size,
+        "threat": {"norm": threat.norm, "eps": threat.eps},
+        "data": {"name": source.name, "split": "test", "digest": source.digest, "test_images": len(source.test)},
+        "model": {key: loaded.metadata.get(key) for key in ("model", "objective", "epoch", "seed", "parameters")},
+        **_content(found),
+    }
+    record = write_record(record_path, "audit", content)
+    record["path"] = str(record_path)
+    return record
+
+
+def audit_once(
+    directory: RunDirectory, reference: Path | None, options: Mapping[str, Any], source: Source, display: Display
+) -> str:
+    """The verdict on a run with the options it was trained and evaluated with; read if the audit is there already.
+
+    Raises:
+        AalpError: see `audit_model` and `drop_under_autoattack`.
+    """
+    path, wanted = directory.audits / "test-001.json", options["evaluation"]
+    if not path.is_file():
+        weights, threat = directory.weights(wanted.weights), options["threat"].build()
+        display.say(f"audit of {directory.path}")
+        drops: Drops = (None, None)
+        if reference is not None:
+            drops = _drops(directory.path, reference, wanted.weights, threat)
+        about = {"weights": str(weights), "command": command_line(), "reference": None if reference is None else str(reference)}
+        loaded = load_model(weights, options["model"])
+        audit_model(loaded, source, threat, False, None, wanted.batch_size, wanted.seed, path, about, display, drops)
+    return str(read_record(path, "audit")["verdict"])
+
+
+def cheap_verdict(evaluation: Mapping[str, Any]) -> str | None:
+    """What an evaluation record's cheap gates say: enough to distrust a figure, too little to trust one."""
+    gates = evaluation.get("gates")
+    if gates is None:  # made before there were any
+        return None
+    return "cheap gates fail" if any(gate["passed"] is False for gate in gates) else "cheap gates pass"
+
+
+def _drops(path: Path, reference: Path, weights: str, threat: Threat) -> Drops:
+    return drop_under_autoattack(path, weights, threat), drop_under_autoattack(reference, weights, threat)
+
+
+def drop_under_autoattack(path: Path, weights: str, threat: Threat) -> DropUnderAutoAttack:
+    """What the run's newest evaluation of these weights says of pgd-20 and AutoAttack under this threat.
+
+    Raises:
+        RunError: there is no such evaluation.
+    """
+    folder = RunDirectory.open(path).evaluations
+    for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+        record = read_record(file, "evaluation")
+        accuracy = {attack["name"]: attack["accuracy"] for attack in record["attacks"]}
+        same = Path(record["weights"]).stem == weights and record["threat"] == {"norm": threat.norm, "eps": threat.eps}
+        if same and {"pgd-20", "autoattack"} <= accuracy.keys():
+            return DropUnderAutoAttack(accuracy["pgd-20"], accuracy["autoattack"], record["images"])
+    command = f"aalp evaluate {path} --weights {weights} --eps {threat.eps:.6g} --attacks pgd-20,autoattack"
+    raise RunError(
+        f"'{path}' has no evaluation of its {weights} weights with pgd-20 and autoattack at {threat.norm} eps "
+        f"{threat.eps:.4g}: make one with `{command}`"
+    )
+
+
+def report(record: Mapping[str, Any]) -> str:
+    """The record as a table for the screen, with meaning and remedy of what did not pass, the verdict last."""
+    threat, words = record["threat"], {True: "pass", False: "FAIL", None: "?"}
+    title = (
+        f"{record['images']} test images of {record['data']['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
+        f"weights {record['weights']}"
+    )
+    rows = [
+        [
+            gate["name"],
+            "not run" if gate["passed"] is None and gate["optional"] else words[gate["passed"]],
+            _number(gate["measured"], gate["unit"]),
+            _number(gate["limit"], gate["unit"]),
+            f"{gate['seconds']:.1f}",
+        ]
+        for gate in record["gates"]
+    ]
+    parts = [title, text_table(["gate", "result", "measured", "limit", "seconds"], rows)]
+    for gate in record["gates"]:
+        # What was not run has its reason in another gate's failure, and in the record.
+        if gate["passed"] is True or gate["detail"].startswith("not run"):
+            continue
+        lines = [f"{words[gate['passed']]} {gate['name']}", f"seen: {gate['detail']}", f"passes if: {gate['rule']}"]
+        if gate["passed"] is False:
+            lines += [f"means: {gate['meaning']}", f"what to do: {gate['remedy']}"]
+        parts.append("\n  ".join(textwrap.fill(line, 116, subsequent_indent="    ") for line in lines))
+    return "\n\n".join([*parts, f"record: {record['path']}", record["line"]])
+
+
+def _number(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    shown = f"{value:.1f}" if unit == "points" else f"{value:.2g}"
+    return f"{shown} {unit}".strip()
+
+
+def _content(found: Audit) -> dict[str, Any]:
+    return {
+        "verdict": found.verdict,
+        "line": found.line,
+        "clean": found.clean,
+        "robust": found.robust,
+        "gates": [result.record() for result in found.gates],
+        "seconds": found.seconds,
+    }

@@ -1,0 +1,231 @@
+"""Gates on attacks: their paths, and what changing them gains. The attacks run once, the gates read what stood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from aalp.evaluation.adaptive import adaptive_attack
+from aalp.evaluation.attacks import Attack, AttackFunction, run_attack
+from aalp.evaluation.autoattack import autoattack_part
+from aalp.evaluation.black_box import random_noise, train_stand_in, transfer
+from aalp.evaluation.findings import Finding, share_finding
+from aalp.evaluation.gates import CONVERGED, SILENT
+from aalp.evaluation.model_gates import WithGradient
+from aalp.method.losses import cross_entropy
+from aalp.method.pgd import perturb
+from aalp.method.threat import Threat
+from aalp.models.classifier import Classifier
+from aalp.seeding import derive_seed
+
+LAST_STEPS = 10
+LOGIT_SPREAD = 10.0
+ADAPTIVE = (("pairing", False), ("pairing", True), ("features", False), ("features", True))
+
+PerImageLoss = Callable[[Tensor, Tensor], Tensor]
+Tick = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard the audit attacks.
+
+    Attributes:
+        steps: of the base PGD and of its variants.
+        step_size: in units of eps; by default 2.5 / steps, with the steps that an attack makes.
+        restart_steps, adaptive_steps: of each restart, and of the adaptive, the transferred and the unbounded attacks.
+        noises: random points for each image.
+        queries: of Square, for each image.
+        stand_in_steps: of training the stand-in whose images are transferred.
+    """
+
+    steps: int = 100
+    step_size: float | None = None
+    restarts: int = 20
+    restart_steps: int = 20
+    adaptive_steps: int = 40
+    noises: int = 100
+    queries: int = 1000
+    stand_in_steps: int = 200
+
+
+QUICK = Effort()
+THOROUGH = Effort(steps=200, restart_steps=100, adaptive_steps=200, noises=1000, queries=5000, stand_in_steps=1000)
+
+
+@dataclass
+class Path:
+    """The loss (steps + 1, n) along PGD and where the image was misclassified (steps + 1, n), for n attacked images."""
+
+    losses: Tensor
+    fooled: Tensor
+
+
+@dataclass
+class Bench:
+    """The attacks of one audit, each on the images it is told to, and what stood under them.
+
+    Attributes:
+        classifier: in evaluation mode, on the images' device.
+        right: (N,) bool: classified right clean; nothing else is attacked.
+        standing: which images (N, bool) stood under each attack, by name.
+    """
+
+    classifier: Classifier
+    images: Tensor
+    labels: Tensor
+    threat: Threat
+    right: Tensor
+    effort: Effort
+    seed: int
+    batch_size: int
+    tick: Tick
+    standing: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(self, name: str, function: AttackFunction, on: Tensor, start: str = "", threat: Threat | None = None) -> Tensor:
+        """Attack the images `on` (N, bool) and keep which of them stand.
+
+        Args:
+            function: (classifier, images, labels, threat, seed) -> candidates.
+            start: attacks that share this word share their random starts.
+        """
+        after = on.clone()
+        attack = Attack(name, function, {})
+        rows, done = on.nonzero()[:, 0], 0
+        for number, chunk in enumerate(torch.split(rows, self.batch_size)):
+            if len(chunk) == 0:
+                break
+            self.tick(name, done, len(rows))
+            seed = derive_seed("audit", start or name, self.seed, number)
+            batch = self.images[chunk], self.labels[chunk]
+            _, fooled = run_attack(attack, self.classifier, *batch, threat or self.threat, seed)
+            after[chunk] &= ~fooled
+            done += len(chunk)
+        self.tick(name, done, len(rows))
+        self.standing[name] = after
+        return after
+
+    def worst(self) -> Tensor:
+        """Images (N, bool) that stand under everything that ran inside the threat so far."""
+        return torch.stack([self.right, *self.standing.values()]).all(0)
+
+    def pgd(self, loss: PerImageLoss, steps: int | None = None, paths: list[Path] | None = None) -> AttackFunction:
+        """The base PGD on a loss; with `paths` each batch's path is added there."""
+        steps, size = steps or self.effort.steps, self.effort.step_size
+
+        def function(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+            generator = torch.Generator(images.device).manual_seed(seed)
+            outputs: list[Tensor] = []
+            candidates = perturb(
+                *(WithGradient(classifier), images, labels, threat, steps),
+                *(None if size is None else size * threat.eps, loss),
+                generator=generator,
+                observe=None if paths is None else lambda _images, logits: outputs.append(logits),
+            )
+            if paths is not None:
+                outputs.append(classifier(candidates))
+                losses = torch.stack([loss(logits, labels) for logits in outputs])
+                paths.append(Path(losses, torch.stack([logits.argmax(1) != labels for logits in outputs])))
+            return candidates
+
+        return function
+
+    def fgsm(self, classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, _seed: int) -> Tensor:
+        return perturb(WithGradient(classifier), images, labels, threat, 1, threat.eps, random_start=0.0)
+
+    def rescaled(self, classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+        """The base PGD on logits that are divided by their clean spread, image by image."""
+        logits = classifier(images)
+        spread = (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)).clamp_min(1e-30)
+        attack = self.pgd(lambda logits, labels: cross_entropy(logits / spread * LOGIT_SPREAD, labels))
+        return attack(classifier, images, labels, threat, seed)
+
+    def restarts(self, standing: Tensor) -> Tensor:
+        """What still stands after the restarts, each run on what stood under those before it."""
+        for number in range(self.effort.restarts):
+            standing = self.run(f"restart {number + 1}", self.pgd(cross_entropy, self.effort.restart_steps), standing)
+        return standing
+
+    def adaptive(self, standing: Tensor) -> dict[str, Tensor]:
+        """Each adaptive attack on the images `standing`: what stands under it alone."""
+        size = self.effort.step_size
+        found = {}
+        for kind, masked in ADAPTIVE:
+            name = f"adaptive {kind}" + (" through the mask" if masked else "")
+
+            def attack(
+                classifier: Classifier,
+                images: Tensor,
+                labels: Tensor,
+                threat: Threat,
+                seed: int,
+                kind: str = kind,
+                masked: bool = masked,
+            ) -> Tensor:
+                step = None if size is None else size * threat.eps
+                return adaptive_attack(kind, masked, classifier, images, labels, threat, self.effort.adaptive_steps, seed, step)
+
+            found[name] = self.run(name, attack, standing)
+        return found
+
+    def noise(self, standing: Tensor) -> Tensor:
+        """What stands under random noise."""
+
+        def attack(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+            return random_noise(classifier, images, labels, threat, seed, self.effort.noises)
+
+        return self.run("random noise", attack, standing)
+
+    def transferred(self, standing: Tensor) -> Tensor:
+        """What stands under images made on a stand-in."""
+        seed = derive_seed("audit", "stand-in", self.seed)
+        stand_in = train_stand_in(self.classifier, self.images, self.threat, seed, self.effort.stand_in_steps)
+
+        def attack(_classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+            return transfer(stand_in, images, labels, threat, seed, self.effort.adaptive_steps)
+
+        return self.run("transfer", attack, standing)
+
+    def square(self, standing: Tensor) -> Tensor:
+        """What stands under Square."""
+        return self.run("square", autoattack_part("square", self.effort.queries), standing)
+
+    def at_eps(self, eps: float, loss: PerImageLoss, name: str, on: Tensor, steps: int | None = None) -> Tensor:
+        """What stands under PGD with another radius; kept out of the worst case, which is of the threat."""
+        standing = self.run(name, self.pgd(loss, steps), on, threat=replace(self.threat, eps=eps))
+        del self.standing[name]
+        return standing
+
+    def whole_range(self) -> float:
+        """The radius of a ball that holds all images."""
+        return 1.0 if self.threat.norm == "Linf" else math.sqrt(self.images[0].numel())
+
+
+def converged_gate(paths: list[Path]) -> Finding:
+    """How far the running-best loss of failed attacks still moves at the end, scaled to [0, 1] image by image."""
+    moves = []
+    for path in paths:
+        failed = ~path.fooled.any(0)
+        best = path.losses[:, failed].cummax(0).values
+        window = min(LAST_STEPS, (len(best) - 1) // 2)
+        whole = best[-1] - best[0]
+        moves.append(torch.where(whole > 0, (best[-1] - best[-1 - window]) / whole.clamp_min(1e-30), 0.0))
+    movement = torch.cat(moves)
+    if len(movement) == 0:
+        return Finding(0.0, True, "no attack failed")
+    mean = float(movement.mean())
+    return Finding(mean, mean <= CONVERGED.limit, f"mean over {len(movement)} failed attacks")
+
+
+def silent_gate(paths: list[Path], total: int) -> Finding:
+    """How many images were misclassified on the attack's way and are right where it ends.
+
+    Args:
+        total: all images, attacked or not.
+    """
+    silent = sum(int((path.fooled.any(0) & ~path.fooled[-1]).sum()) for path in paths)
+    return share_finding(silent, total, SILENT, "found and lost again")

@@ -1,0 +1,314 @@
+"""The gradient-masking audit: runs the gates of `gates.py` on a classifier and gives one verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aalp.data.sources import check_images
+from aalp.errors import OptionError
+from aalp.evaluation import gates as g
+from aalp.evaluation.attack_gates import QUICK, THOROUGH, Bench, Effort, Path, Tick, converged_gate, silent_gate
+from aalp.evaluation.findings import (
+    FEWEST_RIGHT,
+    NOT_FINITE,
+    Finding,
+    Gate,
+    GateResult,
+    gain_finding,
+    rise_finding,
+    share_finding,
+    undecided,
+)
+from aalp.evaluation.model_gates import deterministic_gate, gradient_gate, logits_gate, stable_gate
+from aalp.evaluation.robustness import wilson_interval
+from aalp.method.losses import cross_entropy, margin
+from aalp.method.pgd import evaluating
+from aalp.method.precision import full_precision
+from aalp.method.threat import Threat
+from aalp.models.classifier import Classifier
+from aalp.seeding import derive_seed
+
+CHEAP_IMAGES = 64
+
+NO_CLAIM = 1 / 3
+"""Where plain PGD leaves at most this share of the right images, and all attacks together no more than a constant answer
+gets, no robustness is claimed that could be overstated (ours)."""
+
+RANDOM = "not run: the model does not answer the same twice, so no attack's outcome means anything"
+NO_LOGITS = "not run: the outputs are not finite"
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+Step = Iterator[tuple[Gate, Finding]]
+
+
+@dataclass(frozen=True)
+class DropUnderAutoAttack:
+    """What an evaluation says of pgd-20 and AutoAttack: accuracies (shares) on so many images."""
+
+    pgd: float
+    autoattack: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the audit found.
+
+    Attributes:
+        gates: every gate's result, in order.
+        images: how many were looked at.
+        clean: share of them that is right clean.
+        robust: share that stands under every attack of the audit; None if none ran.
+        majority: share of the most frequent class: what a constant answer gets.
+        seconds: wall time.
+    """
+
+    gates: list[GateResult]
+    images: int
+    clean: float
+    robust: float | None
+    majority: float
+    seconds: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """`fail` if a gate failed, `inconclusive` if one that is not optional could not be decided, else `pass`."""
+        if any(result.passed is False for result in self.gates):
+            return "fail"
+        if any(result.passed is None and not result.gate.optional for result in self.gates):
+            return "inconclusive"
+        return "pass"
+
+    @property
+    def is_robust(self) -> bool | None:
+        """Whether it beats a constant answer under attack, beyond sampling error; None if no attack ran."""
+        if self.robust is None:
+            return None
+        return wilson_interval(round(self.robust * self.images), self.images)[0] > self.majority
+
+    @property
+    def line(self) -> str:
+        """The verdict in words."""
+        failed = [result.gate.name for result in self.gates if result.passed is False]
+        open_gates = [result.gate.name for result in self.gates if result.passed is None and not result.gate.optional]
+        text = {
+            "fail": f"FAIL: {', '.join(failed)}: figures of gradient attacks overstate this model's robustness",
+            "inconclusive": f"INCONCLUSIVE: undecided: {', '.join(open_gates)}",
+            "pass": "PASS: no sign of masked gradients",
+        }[self.verdict]
+        if self.robust is None:
+            return f"{text}; clean {self.clean:.1%}"
+        figures = f"clean {self.clean:.1%}, worst case of the audit's attacks {self.robust:.1%}"
+        if not self.is_robust:
+            figures += f": not robust (a constant answer gets {self.majority:.1%})"
+        return f"{text}; {figures}"
+
+
+def audit(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat | None = None,
+    *,
+    thorough: bool = False,
+    effort: Effort | None = None,
+    own: DropUnderAutoAttack | None = None,
+    reference: DropUnderAutoAttack | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    tick: Tick = lambda attack, done, total: None,
+) -> Audit:
+    """Look for masked gradients: does the robustness that gradient attacks report hold?
+
+    Float32, evaluation mode. A few minutes on 256 small images without `thorough`.
+
+    Args:
+        classifier: on the device to run on.
+        images: (N, channels, height, width) in [0, 1].
+        labels: (N,) integers.
+        threat: the ball, such as `Linf(8 / 255)`.
+        thorough: 100 steps everywhere, 1,000 noises and 5,000 queries, for figures that go into a paper.
+        effort: how hard to attack instead, to audit an attack's own settings.
+        own, reference: evaluations of this model and of an `at` model of the same recipe, for the gate that compares them.
+        batch_size: images attacked together.
+        seed: of the attacks' random starts.
+
+    Raises:
+        OptionError: threat is missing, or batch_size is below 1.
+        DataError: images or labels are not what they have to be.
+    """
+    if threat is None:
+        raise OptionError("threat is missing: give one, such as Linf(8 / 255)")
+    if batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size}: it has to be at least 1")
+    check_images(images, labels, classifier.num_classes, "the audit")
+    started = time.perf_counter()
+    device = classifier.head_weight.device
+    images, labels = images.float().to(device), labels.to(device)
+    effort = effort or (THOROUGH if thorough else QUICK)
+    with evaluating(classifier), full_precision(), torch.no_grad():
+        right = _right(classifier, images, labels, batch_size)
+        bench = Bench(classifier, images, labels, threat, right, effort, seed, batch_size, tick)
+        results = list(_timed(_model_gates(classifier, images[:batch_size], labels[:batch_size], threat, seed)))
+        why_not = _why_not_attack(results, right)
+        if why_not is None:
+            attacked = list(_timed(_attack_gates(bench)))
+            results += _excused(attacked, bench) if _claims_nothing(bench) else attacked
+        else:
+            missing = [gate for gate in g.GATES[len(results) :] if not gate.optional]
+            results += [GateResult(gate, undecided(why_not)) for gate in missing]
+        results += _timed(iter([(g.AUTOATTACK_GAP, autoattack_gap_gate(own, reference))]))
+    return Audit(
+        gates=results,
+        images=len(images),
+        clean=float(right.double().mean()),
+        robust=float(bench.worst().double().mean()) if why_not is None else None,
+        majority=float(labels.bincount().amax()) / len(labels),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def cheap_gates(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int = 0) -> list[GateResult]:
+    """The gates that every evaluation runs, on at most 64 images: logits, determinism, gradient."""
+    images, labels = images[:CHEAP_IMAGES].float(), labels[:CHEAP_IMAGES]
+    with evaluating(classifier), full_precision(), torch.no_grad():
+        found = _model_gates(classifier, images, labels, threat, seed)
+        return list(_timed((gate, finding) for gate, finding in found if gate.cheap))
+
+
+def _right(classifier: Classifier, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    parts = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
+    return torch.cat([classifier(batch).argmax(1) == truth for batch, truth in parts])
+
+
+def _timed(steps: Step) -> Iterator[GateResult]:
+    """Each finding with the time that it took since the one before."""
+    before = time.perf_counter()
+    for gate, finding in steps:
+        now = time.perf_counter()
+        yield GateResult(gate, finding, now - before)
+        before = now
+
+
+def _model_gates(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Step:
+    def generator(purpose: str) -> torch.Generator:
+        return torch.Generator(images.device).manual_seed(derive_seed("audit", purpose, seed))
+
+    logits = logits_gate(classifier, images)
+    yield g.LOGITS, logits
+    if logits.detail.startswith(NOT_FINITE):
+        for gate in (g.DETERMINISTIC, g.GRADIENT, g.STABLE):
+            yield gate, undecided(NO_LOGITS)
+        return
+    deterministic = deterministic_gate(classifier, images)
+    yield g.DETERMINISTIC, deterministic
+    if not deterministic.passed:
+        for gate in (g.GRADIENT, g.STABLE):
+            yield gate, undecided(RANDOM)
+        return
+    yield g.GRADIENT, gradient_gate(classifier, images, labels, threat, generator("gradient"))
+    yield g.STABLE, stable_gate(classifier, images, labels, threat, generator("stable"))
+
+
+def _why_not_attack(results: list[GateResult], right: Tensor) -> str | None:
+    """Why nothing can be learnt from attacks, if so."""
+    passed = {result.gate.name: result.passed for result in results}
+    if passed[g.DETERMINISTIC.name] is False:
+        return RANDOM
+    if passed[g.DETERMINISTIC.name] is None:
+        return NO_LOGITS
+    if int(right.sum()) < FEWEST_RIGHT:
+        return f"only {int(right.sum())} images are right clean: {FEWEST_RIGHT} are needed"
+    return None
+
+
+def _claims_nothing(bench: Bench) -> bool:
+    """Whether plain PGD finds no robustness that another attack could take away, as on ordinarily trained models.
+
+    On those cross-entropy saturates, and stronger attacks do gain: down from a figure that nobody would call robust.
+    """
+    worst, majority = float(bench.worst().double().mean()), float(bench.labels.bincount().amax()) / len(bench.labels)
+    return int(bench.standing["pgd"].sum()) <= NO_CLAIM * int(bench.right.sum()) and worst <= majority
+
+
+def _excused(results: list[GateResult], bench: Bench) -> list[GateResult]:
+    accuracy = float(bench.standing["pgd"].double().mean())
+    words = f"; nothing is overstated: plain pgd leaves {accuracy:.1%}"
+    return [
+        result
+        if result.passed
+        else replace(result, finding=replace(result.finding, passed=True, detail=result.finding.detail + words))
+        for result in results
+    ]
+
+
+def _attack_gates(bench: Bench) -> Step:
+    total, right = len(bench.labels), bench.right
+    paths: list[Path] = []
+    base = bench.run("pgd", bench.pgd(cross_entropy, paths=paths), right, start="base")
+    yield g.CONVERGED, converged_gate(paths)
+    yield g.SILENT, silent_gate(paths, total)
+    single = bench.run("fgsm", bench.fgsm, right)
+    yield g.SINGLE_STEP, rise_finding(single, base, g.SINGLE_STEP, "fgsm -> pgd")
+    double = bench.run("pgd with twice the steps", bench.pgd(cross_entropy, 2 * bench.effort.steps), right, start="base")
+    yield g.MORE_STEPS, gain_finding(base, double, g.MORE_STEPS, "twice the steps")
+    yield g.RESTARTS, gain_finding(base, bench.restarts(base), g.RESTARTS, f"{bench.effort.restarts} restarts")
+    yield g.UNBOUNDED, _unbounded(bench)
+    yield g.LARGER_EPS, _larger_eps(bench, base)
+    on_margin = bench.run("pgd on the margin", bench.pgd(margin), right, start="base")
+    yield g.MARGIN, gain_finding(base, on_margin, g.MARGIN, "cross-entropy -> margin")
+    rescaled = bench.run("pgd on rescaled logits", bench.rescaled, right, start="base")
+    yield g.SCALE, gain_finding(base, rescaled, g.SCALE, "logits as they are -> rescaled")
+    known = bench.worst()
+    adaptive = bench.adaptive(known)
+    white_box = bench.worst()
+    gains = ", ".join(f"{name.removeprefix('adaptive ')} {int((known & ~after).sum())}" for name, after in adaptive.items())
+    yield g.ADAPTIVE, gain_finding(known, white_box, g.ADAPTIVE, f"broken: {gains}")
+    yield g.NOISE, _beyond(white_box, bench.noise(white_box), g.NOISE)
+    yield g.TRANSFER, _beyond(white_box, bench.transferred(white_box), g.TRANSFER)
+    yield g.SQUARE, _beyond(white_box, bench.square(white_box), g.SQUARE)
+
+
+def _beyond(white_box: Tensor, after: Tensor, gate: Gate) -> Finding:
+    return share_finding(int((white_box & ~after).sum()), len(white_box), gate, "broken by it alone")
+
+
+def _unbounded(bench: Bench) -> Finding:
+    standing = bench.right
+    for name, loss in (("cross-entropy", cross_entropy), ("margin", margin)):
+        radius, steps = bench.whole_range(), bench.effort.adaptive_steps
+        standing = bench.at_eps(radius, loss, f"unbounded pgd on {name}", standing, steps)
+    return share_finding(int(standing.sum()), len(bench.labels), g.UNBOUNDED, "stand without a bound")
+
+
+def _larger_eps(bench: Bench, base: Tensor) -> Finding:
+    eps = bench.threat.eps
+    half, double = (
+        bench.at_eps(radius, cross_entropy, f"pgd at eps {radius:.3g}", bench.right) for radius in (eps / 2, 2 * eps)
+    )
+    steps = [rise_finding(half, base, g.LARGER_EPS, "eps/2 -> eps"), rise_finding(base, double, g.LARGER_EPS, "eps -> 2 eps")]
+    # The worse of the two: failed before undecided before passed.
+    return max(steps, key=lambda step: (step.passed is False, step.passed is None, step.measured or 0.0))
+
+
+def autoattack_gap_gate(own: DropUnderAutoAttack | None, reference: DropUnderAutoAttack | None) -> Finding:
+    """Whether AutoAttack takes more from pgd-20's figure than twice what it takes from the reference's."""
+    if own is None or reference is None:
+        return undecided("not run: it needs a reference and evaluations with pgd-20 and autoattack of both")
+    drops = own.pgd - own.autoattack, reference.pgd - reference.autoattack
+    # A reference that loses nothing would allow nothing: a point is within what any two attacks differ by.
+    allowed = max(drops[1], 0.01)
+    low = wilson_interval(max(0, round(drops[0] * own.images)), own.images)[0]
+    passed: bool | None = None
+    if drops[0] <= g.AUTOATTACK_GAP.limit * allowed:
+        passed = True
+    elif low > g.AUTOATTACK_GAP.limit * allowed:
+        passed = False
+    detail = f"pgd-20 to AutoAttack: {100 * drops[0]:.1f} points, reference {100 * drops[1]:.1f} points"
+    return Finding(drops[0] / allowed, passed, detail)

@@ -1,0 +1,63 @@
+"""Attacks that follow no gradient of the model: random noise, and images transferred from a stand-in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aalp.method.losses import margin
+from aalp.method.pgd import perturb
+from aalp.method.threat import Threat
+from aalp.models.classifier import Classifier
+from aalp.models.small_cnn import SmallCNN
+
+STAND_IN_SIZE = 32
+"""Larger images are shrunk for the stand-in, which keeps its cost the same."""
+
+
+@torch.no_grad()
+def random_noise(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int, draws: int) -> Tensor:
+    """For each image the worst of `draws` random points on the ball's surface (corners, in Linf), cut to [0, 1]."""
+    generator = torch.Generator(images.device).manual_seed(seed)
+    worst, worst_margin = images.clone(), margin(classifier(images), labels)
+    for _ in range(draws):
+        direction = torch.empty_like(images).normal_(generator=generator)
+        points = threat.project(images + threat.eps * threat.steepest_step(direction), images)
+        margins = margin(classifier(points), labels)
+        better = margins > worst_margin
+        worst[better], worst_margin[better] = points[better], margins[better]
+    return worst
+
+
+def train_stand_in(classifier: Classifier, images: Tensor, threat: Threat, seed: int, steps: int) -> Classifier:
+    """A small CNN that has learnt the model's answers on the images and on noisy ones around them.
+
+    Labels only, as in Papernot et al. (arXiv 1602.02697): what the model does to its logits does not matter.
+    """
+    channels, *size = images.shape[1:]
+    side = [min(STAND_IN_SIZE, max(4, length)) for length in size]
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.Generator(images.device).manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        network = SmallCNN(classifier.num_classes, (channels, side[0], side[1]))
+        mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3)).clamp_min(1 / 255)
+        stand_in = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d((side[0], side[1])), network), mean.tolist(), std.tolist())
+        stand_in.to(images.device)
+        optimizer = torch.optim.Adam(stand_in.parameters(), lr=2e-3)
+        for _ in range(steps):
+            rows = torch.randint(len(images), (min(64, len(images)),), generator=generator).to(images.device)
+            batch = threat.project(threat.random_start(images[rows], noise), images[rows])
+            with torch.no_grad():
+                answers = classifier(batch).argmax(1)
+            optimizer.zero_grad()
+            torch.autograd.backward(F.cross_entropy(stand_in(batch), answers))
+            optimizer.step()
+    return stand_in.eval().requires_grad_(False)
+
+
+def transfer(stand_in: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int, steps: int) -> Tensor:
+    """PGD on the stand-in's margin: the model itself is not asked."""
+    generator = torch.Generator(images.device).manual_seed(seed)
+    return perturb(stand_in, images, labels, threat, steps, loss=margin, generator=generator)

@@ -1,0 +1,121 @@
+"""Gates on the model itself, without an attack: is it logits, does it answer the same twice, is there a gradient?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from aalp.evaluation.findings import NOT_FINITE, Finding, count_finding
+from aalp.evaluation.gates import DETERMINISTIC, GRADIENT, STABLE
+from aalp.method.losses import margin
+from aalp.method.pgd import ImageClassifier
+from aalp.method.threat import Threat
+
+PASSES = 5
+NOISES = 100
+NOISE_RADIUS = 0.01
+"""Of eps: far below what an attack's step moves."""
+
+
+class WithGradient:
+    """A classifier whose outputs always hang on the images, if only with gradient zero.
+
+    Torch raises where a network cuts the graph; here that is a finding, not an error.
+    """
+
+    def __init__(self, classifier: ImageClassifier) -> None:
+        self.classifier = classifier
+        self.training = classifier.training
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        return self.classifier(images) + 0 * images.flatten(1).sum(1, keepdim=True)
+
+    def features(self, images: Tensor, /) -> Tensor:
+        return self.classifier.features(images) + 0 * images.flatten(1).sum(1, keepdim=True)
+
+    def head(self, features: Tensor, mask: Tensor | None = None, /) -> Tensor:
+        return self.classifier.head(features, mask)
+
+    def modules(self) -> Iterator[nn.Module]:
+        return self.classifier.modules()
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.classifier.head_weight
+
+
+@torch.no_grad()
+def logits_gate(classifier: ImageClassifier, images: Tensor) -> Finding:
+    """Whether the outputs (N, C) are finite and not probabilities (AutoAttack's `check_range_output`)."""
+    outputs = classifier(images)
+    broken = ~outputs.isfinite().all(1)
+    if bool(broken.any()):
+        count = int(broken.sum())
+        return Finding(float(count), False, f"{NOT_FINITE}: {count} of {len(images)} images")
+    probabilities = (outputs >= -1e-5).all(1) & ((outputs.sum(1) - 1).abs() < 1e-4)
+    count = int(probabilities.sum())
+    # Logits may be a distribution by chance on one image, not on all of them.
+    return Finding(float(count), count < len(images), f"outputs that are a probability distribution: {count} of {len(images)}")
+
+
+@torch.no_grad()
+def deterministic_gate(classifier: ImageClassifier, images: Tensor) -> Finding:
+    """Whether 5 passes agree (AutoAttack's `check_randomized`); the last two batch the images in another way."""
+    half = len(images) // 2
+    passes = [classifier(images) for _ in range(PASSES - 2)]
+    passes.append(classifier(images.flip(0)).flip(0))
+    passes.append(torch.cat([classifier(part) for part in (images[:half], images[half:]) if len(part)]))
+    outputs = torch.stack(passes)
+    normalised = outputs / (outputs.norm(dim=2, keepdim=True) + 1e-10)
+    gap = float(torch.stack([(normalised - one).norm(dim=2).amax() for one in normalised]).amax())
+    predictions = outputs.argmax(2)
+    changed = int((predictions != predictions[0]).any(0).sum())
+    detail = f"largest gap of normalised logits {gap:.2g}; other predictions on {changed} of {len(images)} images"
+    return Finding(gap, gap <= DETERMINISTIC.limit and changed == 0, detail)
+
+
+def gradient_gate(
+    classifier: ImageClassifier, images: Tensor, labels: Tensor, threat: Threat, generator: torch.Generator
+) -> Finding:
+    """Whether the margin's gradient at the images and at random starts is there.
+
+    The margin, not cross-entropy: where softmax rounds to 0 and 1 the latter vanishes although the network has a gradient
+    (which the gates on the logits' scale look at).
+    """
+    bad = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    for at in (images, threat.project(threat.random_start(images, generator), images)):
+        gradient = input_gradient(classifier, at, labels).flatten(1)
+        bad |= (gradient == 0).all(1) | ~gradient.isfinite().all(1)
+    return count_finding(bad, GRADIENT, "zero or non-finite gradient")
+
+
+def input_gradient(classifier: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
+    """The gradient (N, ...) of the margin."""
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(margin(WithGradient(classifier)(images), labels).sum(), images)
+    return gradient
+
+
+@torch.no_grad()
+def stable_gate(
+    classifier: ImageClassifier,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    generator: torch.Generator,
+    noises: int = NOISES,
+) -> Finding:
+    """Whether the margin stays where it is under noise of radius eps / 100."""
+    logits = classifier(images)
+    spread = (logits.amax(1) - logits.amin(1)).clamp_min(torch.finfo(logits.dtype).tiny)
+    here, changes = margin(logits, labels), torch.zeros_like(spread)
+    for _ in range(noises):
+        near = threat.random_start(images, generator, NOISE_RADIUS).clamp(0, 1)
+        changes += (margin(classifier(near), labels) - here).abs() / spread / noises
+    change = float(changes.mean())
+    return Finding(
+        change, change <= STABLE.limit, f"mean {change:.2g}, worst image {float(changes.amax()):.2g} of the logits' spread"
+    )

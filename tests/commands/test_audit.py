@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aalp.cli import main
+from aalp.commands import audit as command
+from aalp.commands.audit import report
+from aalp.evaluation import audit as evaluation_audit
+from aalp.evaluation.attack_gates import Effort
+from aalp.evaluation.gates import GATES
+
+SMALL = Effort(steps=3, restarts=1, restart_steps=2, adaptive_steps=2, noises=2, queries=3, stand_in_steps=2)
+
+
+@pytest.fixture(autouse=True)
+def small_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's own path at a hundredth of its cost; what gates come out as is tested in tests/evaluation."""
+    monkeypatch.setattr(evaluation_audit, "QUICK", SMALL)
+    monkeypatch.setattr(evaluation_audit, "THOROUGH", SMALL)
+    monkeypatch.setattr(evaluation_audit, "FEWEST_RIGHT", 1)
+
+
+def records(run: Path) -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted((run / "audits").iterdir())}
+
+
+def test_a_record_has_the_verdict_and_every_gate_with_its_texts(copied_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["audit", str(copied_run), "--quiet"])
+    out, err = capsys.readouterr()
+    assert err == ""
+    ((name, record),) = records(copied_run).items()
+    assert name == "best-001"
+    assert record["kind"] == "audit"
+    assert record["weights"] == str(copied_run / "weights" / "best.safetensors")
+    assert record["threat"] == {"norm": "Linf", "eps": 0.1}
+    assert (record["images"], record["thorough"], record["seed"]) == (18, False, 0)
+    assert record["model"]["objective"] == "aalp"
+    assert record["data"]["split"] == "test"
+    assert [gate["name"] for gate in record["gates"]] == [gate.name for gate in GATES]
+    for gate in record["gates"]:
+        assert all(gate[text] for text in ("source", "rule", "meaning", "remedy", "detail"))
+        assert gate["passed"] in (True, False, None)
+        assert gate["seconds"] >= 0
+        assert any(line.startswith(gate["name"]) for line in out.splitlines())
+    decided = [gate["passed"] for gate in record["gates"] if not gate["optional"]]
+    verdict = "fail" if False in decided else "inconclusive" if None in decided else "pass"
+    assert record["verdict"] == verdict
+    assert code == {"pass": 0, "fail": 3, "inconclusive": 4}[verdict]
+    assert out.splitlines()[-1] == record["line"]
+    assert 0 <= record["robust"] <= record["clean"] <= 1
+
+
+def test_records_are_numbered_and_options_are_taken(copied_run: Path, tmp_path: Path) -> None:
+    words = ["--quiet", "--images", "7", "--seed", "3"]
+    main(["audit", str(copied_run), "--weights", "last", "--thorough", *words])
+    main(["audit", str(copied_run), "--weights", "last", "--norm", "l2", "--eps", "1/2", *words])
+    main(["audit", str(copied_run), "--out", str(tmp_path / "elsewhere"), *words])
+    found = records(copied_run)
+    assert list(found) == ["last-001", "last-002"]
+    assert (found["last-001"]["thorough"], found["last-001"]["seed"], found["last-001"]["images"]) == (True, 3, 7)
+    assert found["last-002"]["threat"] == {"norm": "L2", "eps": 0.5}
+    assert (tmp_path / "elsewhere" / "best-001.json").is_file()
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 3), (None, 4)])
+def test_exit_codes_follow_the_verdict(
+    passed: bool | None, code: int, copied_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gates = evaluation_audit.g.GATES[:2]
+    results = [
+        evaluation_audit.GateResult(gates[0], evaluation_audit.Finding(0.0, True, "seen")),
+        evaluation_audit.GateResult(gates[1], evaluation_audit.Finding(0.5, passed, "what was seen")),
+    ]
+    monkeypatch.setattr(command, "run_audit", lambda *given, **more: evaluation_audit.Audit(results, 18, 1.0, 0.5, 0.1, 2.0))
+    assert main(["audit", str(copied_run), "--quiet"]) == code
+    out = capsys.readouterr().out
+    assert (f"means: {gates[1].meaning[:40]}" in out) is (passed is False)
+    assert ("what was seen" in out) is (passed is not True)
+    assert out.splitlines()[-1].startswith(("PASS", "FAIL", "INCONCLUSIVE"))
+
+
+def test_a_reference_needs_evaluations_of_both_and_decides_the_gap(
+    copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = Path(shutil.copytree(copied_run, tmp_path / "reference"))
+    words = ["audit", str(copied_run), "--reference", str(reference), "--quiet"]
+    assert main(words) == 2
+    assert f"aalp evaluate {copied_run} --weights best --eps 0.1 --attacks pgd-20,autoattack" in capsys.readouterr().err
+    for run in (copied_run, reference):
+        assert main(["evaluate", str(run), "--images", "4", "--attacks", "pgd-20,autoattack", "--quiet"]) == 0
+    main(words)
+    record = records(copied_run)["best-001"]
+    gate = record["gates"][-1]
+    assert record["reference"] == str(reference)
+    assert gate["name"] == "PGD to AutoAttack gap"
+    assert gate["passed"] is not None  # the same model twice: the gap is the reference's own
+    assert gate["measured"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--images", "0"], "images is 0"),
+        (["--batch_size", "0"], "batch_size is 0"),
+        (["--eps", "0"], "eps is 0"),
+        (["--reference", "nowhere"], "nowhere"),
+        (["--thoroug"], "did you mean --thorough?"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    words: list[str], line: str, copied_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (copied_run / "evaluations").glob("*"):
+        file.unlink()
+    assert main(["audit", str(copied_run), "--quiet", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert line in err or "has no evaluation" in err
+    assert not (copied_run / "audits").exists()
+
+
+def test_the_verdict_stands_last_and_what_was_not_run_is_not_repeated() -> None:
+    gate = {"name": "g", "unit": "points", "limit": 1, "rule": "r", "meaning": "m", "remedy": "do", "seconds": 0.0}
+    record = {
+        "images": 5,
+        "data": {"name": "d"},
+        "threat": {"norm": "Linf", "eps": 0.1},
+        "weights": "w",
+        "path": "p",
+        "line": "FAIL: g",
+        "gates": [
+            {**gate, "passed": False, "measured": 12.345, "detail": "seen this", "optional": False},
+            {**gate, "name": "h", "passed": None, "measured": None, "detail": "not run: because", "optional": False},
+            {**gate, "name": "i", "passed": None, "measured": None, "detail": "not run: no reference", "optional": True},
+        ],
+    }
+    text = report(record)
+    assert "12.3 points" in text
+    assert text.count("seen this") == 1
+    assert "because" not in text
+    assert text.splitlines()[-1] == "FAIL: g"
+
+
+def test_compare_audits_each_cell_once_and_shows_the_verdicts(
+    tmp_path: Path, train_words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    words = ["compare", *train_words[1:], "--run", str(run), "--objectives", "at,aalp", "--seeds", "0"]
+    words += ["--evaluation.attacks", "fgsm", "--training.epochs", "1"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out.count("1 cheap gates pass") == 2
+    assert main([*words, "--audit"]) == 0
+    out = capsys.readouterr().out
+    comparison = json.loads((run / "comparison.json").read_text())
+    assert "audit |" in (run / "comparison.md").read_text().splitlines()[2]
+    for cell in comparison["cells"]:
+        path = run / f"{cell['objective']}-seed0" / "audits" / "test-001.json"
+        assert cell["audit"] == json.loads(path.read_text())["verdict"] in ("pass", "fail", "inconclusive")
+        assert f"1 {cell['audit']}" in out
+        assert comparison["audits"][cell["objective"]] == [cell["audit"]]
+
+    def never(*given: Any, **more: Any) -> None:
+        raise AssertionError("audited again")
+
+    monkeypatch.setattr(command, "run_audit", never)
+    assert main([*words, "--audit"]) == 0

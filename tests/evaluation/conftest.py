@@ -1,0 +1,51 @@
+"""Digits classifiers that are trained well enough to be judged, once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from aalp.data.sources import load_source
+from aalp.data.split import as_float, channel_statistics
+from aalp.method.objectives import AALP, AT, TRADES, Objective, Standard
+from aalp.method.pgd import perturb
+from aalp.method.threat import Linf
+from aalp.models.classifier import Classifier
+from aalp.models.small_cnn import SmallCNN
+
+OBJECTIVES: dict[str, Objective] = {"standard": Standard(), "at": AT(), "trades": TRADES(), "aalp": AALP()}
+
+
+@pytest.fixture(scope="session")
+def trained() -> Callable[[str], Classifier]:
+    """The digits classifier of an objective at Linf 0.2: clean epochs first, which spares half of the adversarial ones."""
+    done: dict[str, Classifier] = {}
+
+    def get(name: str) -> Classifier:
+        if name not in done:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                done[name] = _train(OBJECTIVES[name])
+        return done[name]
+
+    return get
+
+
+def _train(objective: Objective, clean_epochs: int = 4, epochs: int = 15) -> Classifier:
+    split = load_source("digits").train
+    images, labels = as_float(split.read(torch.arange(len(split)))), split.labels
+    classifier = Classifier(SmallCNN(10, (1, 8, 8)), *channel_statistics(split))
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
+    generator = torch.Generator().manual_seed(0)
+    for epoch in range(clean_epochs + epochs):
+        ours = objective if epoch >= clean_epochs else Standard()
+        for rows in torch.randperm(len(images), generator=generator).split(64):
+            batch, truth = images[rows], labels[rows]
+            adversarial = perturb(classifier, batch, truth, Linf(0.2), 5, loss=ours.inner, generator=generator)
+            optimizer.zero_grad()
+            progress = max(0, epoch - clean_epochs) / epochs
+            ours(classifier, batch, adversarial, truth, progress=progress, generator=generator).total.backward()
+            optimizer.step()
+    return classifier.eval().requires_grad_(False)

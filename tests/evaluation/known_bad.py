@@ -1,0 +1,141 @@
+"""Models whose robustness is not what attacks report, each made for some gates of the audit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aalp.models.classifier import Classifier
+
+
+class Altered(nn.Module):
+    """A classifier with a step before and a step after it, and an identity Linear at the end."""
+
+    def __init__(self, inner: Classifier, before=None, after=None) -> None:
+        super().__init__()
+        self.inner, self.before, self.after = inner, before, after
+        self.logits = nn.Linear(inner.num_classes, inner.num_classes, bias=False)
+        nn.init.eye_(self.logits.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.inner(images if self.before is None else self.before(images))
+        return self.logits(logits if self.after is None else self.after(logits))
+
+
+def altered(inner: Classifier, before=None, after=None) -> Classifier:
+    return Classifier(Altered(inner, before, after), head="logits").eval()
+
+
+def quantised_input(inner: Classifier) -> Classifier:
+    """Five grey levels: the gradient of rounding is zero. Off the data's own grid of 1/16, so that rounding is unambiguous."""
+    return altered(inner, before=lambda images: ((images * 4.1).round() / 4.1).clamp(0, 1))
+
+
+def without_graph(inner: Classifier) -> Classifier:
+    """A step that autograd does not see, as a codec or a detour through numpy."""
+    return altered(inner, before=lambda images: torch.from_numpy(images.detach().numpy().copy()))
+
+
+def huge_logits(inner: Classifier) -> Classifier:
+    return altered(inner, after=lambda logits: 1000 * logits)
+
+
+def probabilities(inner: Classifier) -> Classifier:
+    return altered(inner, after=lambda logits: logits.softmax(1))
+
+
+def noisy(inner: Classifier) -> Classifier:
+    return altered(inner, before=lambda images: images + 0.1 * torch.randn_like(images))
+
+
+def dropout_left_on(inner: Classifier) -> Classifier:
+    return altered(inner, before=lambda images: F.dropout(images, 0.2, training=True))
+
+
+def batch_statistics(inner: Classifier) -> Classifier:
+    """Normalised by the batch it comes in: the answer depends on the other images."""
+    return altered(inner, after=lambda logits: (logits - logits.mean(0)) / (logits.std(0) + 1e-6))
+
+
+class _Flip(torch.autograd.Function):
+    @staticmethod
+    def forward(_context, images):
+        return images.clone()
+
+    @staticmethod
+    def backward(_context, gradient):
+        return -gradient
+
+
+def flipped_gradient(inner: Classifier) -> Classifier:
+    return altered(inner, before=_Flip.apply)
+
+
+def saturated(inner: Classifier) -> Classifier:
+    """A steep smooth staircase on the pixels: between its steps the gradient is 0 or next to it."""
+
+    def stairs(images: Tensor) -> Tensor:
+        return sum(torch.sigmoid(2000 * (images - (step + 0.5) / 4.1)) for step in range(5)) / 4.1
+
+    return altered(inner, before=stairs)
+
+
+class Shattered(nn.Module):
+    """Logits with a fast ripple on top: too small to change much, steep enough to turn every gradient."""
+
+    def __init__(self, inner: Classifier) -> None:
+        super().__init__()
+        self.inner = inner
+        self.logits = nn.Linear(inner.num_classes, inner.num_classes, bias=False)
+        nn.init.eye_(self.logits.weight)
+        generator = torch.Generator().manual_seed(0)
+        self.waves = torch.empty(64, inner.num_classes).normal_(generator=generator) * 3000
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.inner(images)
+        spread = (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)).detach()
+        return self.logits(logits + 0.1 * spread * torch.sin(images.flatten(1) @ self.waves))
+
+
+def shattered(inner: Classifier) -> Classifier:
+    return Classifier(Shattered(inner), head="logits").eval()
+
+
+class Cancelling(nn.Module):
+    """Features twice, once with the opposite sign plus a copy without gradient: the logits are right, their gradient is 0."""
+
+    def __init__(self, inner: Classifier) -> None:
+        super().__init__()
+        self.inner = inner
+        weight = inner.head_weight.detach()
+        self.logits = nn.Linear(2 * weight.shape[1], weight.shape[0])
+        self.logits.weight.data = torch.cat([weight, weight], 1)
+        self.logits.bias.data = inner.linear.bias.detach().clone()
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.inner.features(images)
+        return self.logits(torch.cat([features, features.detach() - features], 1))
+
+
+def cancelling(inner: Classifier) -> Classifier:
+    return Classifier(Cancelling(inner), head="logits").eval()
+
+
+class Remembering(nn.Module):
+    """Knows the images it is audited on, and answers as on the nearest one where an image is far from all of them."""
+
+    def __init__(self, inner: Classifier, images: Tensor, far: float) -> None:
+        super().__init__()
+        self.inner, self.images, self.far = inner, images, far
+        self.logits = nn.Linear(inner.num_classes, inner.num_classes, bias=False)
+        nn.init.eye_(self.logits.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        distance, nearest = torch.cdist(images.detach().flatten(1), self.images.flatten(1), p=float("inf")).min(1)
+        back = (distance > self.far)[:, None, None, None]
+        return self.logits(self.inner(torch.where(back, self.images[nearest], images)))
+
+
+def remembering(inner: Classifier, images: Tensor, far: float) -> Classifier:
+    return Classifier(Remembering(inner, images, far), head="logits").eval()

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aalp.evaluation.model_gates import (
+    WithGradient,
+    deterministic_gate,
+    gradient_gate,
+    input_gradient,
+    logits_gate,
+    stable_gate,
+)
+from aalp.method.threat import Linf
+from aalp.models.classifier import Classifier
+
+IMAGES = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.zeros(8, dtype=torch.int64)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def linear(weight: Tensor, before: nn.Module | None = None) -> Classifier:
+    """Logits weight @ pixels, after a step on the pixels."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight.data = weight
+    return Classifier(nn.Sequential(nn.Flatten(), before or nn.Identity(), layer)).eval()
+
+
+class Step(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images)
+
+
+WEIGHT = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_gradient_of_a_linear_model_by_hand() -> None:
+    classifier = linear(WEIGHT)
+    rival = classifier(IMAGES)[:, 1:].argmax(1) + 1
+    expected = WEIGHT[rival] - WEIGHT[0]
+    assert torch.allclose(input_gradient(classifier, IMAGES, LABELS).flatten(1), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("before", "bad"),
+    [
+        (None, 0),
+        (Step(lambda pixels: pixels.round()), 8),
+        (Step(lambda pixels: pixels.detach()), 8),
+        (Step(lambda pixels: pixels / pixels.detach().sign().clamp_max(0)), 8),  # x / 0
+    ],
+)
+def test_zero_absent_and_infinite_gradients_are_counted(before: nn.Module | None, bad: int) -> None:
+    finding = gradient_gate(linear(WEIGHT, before), IMAGES, LABELS, Linf(0.1), generator())
+    assert (finding.measured, finding.passed) == (bad, bad == 0)
+
+
+def test_a_cut_graph_gives_zeros_and_a_whole_one_its_own_gradient() -> None:
+    images = IMAGES.clone().requires_grad_()
+    classifier = linear(WEIGHT)
+    (through,) = torch.autograd.grad(WithGradient(classifier)(images).square().sum(), images)
+    (own,) = torch.autograd.grad(classifier(images).square().sum(), images)
+    assert torch.equal(through, own)
+    assert torch.equal(WithGradient(classifier).features(IMAGES), classifier.features(IMAGES))
+
+
+def test_probabilities_are_told_from_logits() -> None:
+    class Outputs:
+        def __init__(self, outputs: Tensor) -> None:
+            self.outputs = outputs
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return self.outputs
+
+    logits = torch.randn(8, 3, generator=generator())
+    for outputs, passed, count in (
+        (logits, True, 0),
+        (logits.softmax(1), False, 8),
+        (logits.log_softmax(1), True, 0),
+        (logits.sigmoid(), True, 0),
+        (torch.cat([logits.softmax(1)[:1], logits[1:]]), True, 1),  # one by chance
+        (torch.where(torch.arange(8)[:, None] == 2, torch.inf, logits), False, 1),
+    ):
+        finding = logits_gate(Outputs(outputs), IMAGES)  # type: ignore[arg-type]
+        assert (finding.passed, finding.measured) == (passed, count)
+
+
+def test_noise_and_answers_that_depend_on_the_batch_are_found() -> None:
+    assert deterministic_gate(linear(WEIGHT), IMAGES).passed is True
+    torch.manual_seed(0)
+    noisy = linear(WEIGHT, Step(lambda pixels: pixels + 0.1 * torch.randn_like(pixels)))
+    assert deterministic_gate(noisy, IMAGES).passed is False
+    by_batch = linear(WEIGHT, Step(lambda pixels: pixels - pixels.mean(0)))
+    finding = deterministic_gate(by_batch, IMAGES)
+    assert finding.passed is False
+    assert (finding.measured or 0) > 1e-4
+
+
+def test_the_change_under_noise_is_measured_in_units_of_the_spread() -> None:
+    # A linear model times 1000 is as stable as before; a fast ripple is not.
+    findings = [stable_gate(linear(scale * WEIGHT), IMAGES, LABELS, Linf(0.1), generator()) for scale in (1, 1000)]
+    assert findings[0].measured == pytest.approx(findings[1].measured, rel=1e-3)
+    assert findings[0].passed is True
+    # Margin changes by at most |w_rival - w_label|_1 * eps / 100.
+    logits = linear(WEIGHT)(IMAGES).detach()
+    most = (WEIGHT[1:] - WEIGHT[0]).abs().sum(1).amax() * 0.001 / (logits.amax(1) - logits.amin(1)).amin()
+    assert 0 < (findings[0].measured or 0) < float(most)
+    rippled = linear(WEIGHT, Step(lambda pixels: pixels + torch.sin(1e5 * pixels)))
+    assert stable_gate(rippled, IMAGES, LABELS, Linf(0.1), generator()).passed is False
