@@ -36,7 +36,7 @@ SEED = 0
 def analyze(
     runs: list[Path],
     images: int = 1000,
-    weights: Literal["best", "last"] = "best",
+    weights: Literal["last", "best"] = "last",
     out: Path | None = None,
     quiet: bool = False,
 ) -> None:
@@ -48,7 +48,8 @@ def analyze(
     Args:
         runs: run directories, or comparisons that `aalp compare` made (then all their runs).
         images: how many test images, drawn by a fixed seed.
-        weights: of each run.
+        weights: of each run; `best` is the epoch most robust on validation images, for ordinary training often an \
+untrained one.
         out: folder of observations.json; by default the folder that the runs have in common.
         quiet: show no progress.
     """
@@ -192,14 +193,13 @@ def _threat(path: Path, config: Mapping[str, Any]) -> Threat:
 
 
 def _evaluation(run: RunDirectory, weights: str, norm: str, eps: float) -> Path | None:
-    """The newest evaluation of these weights on test images at this threat."""
+    """The newest evaluation on test images at this threat, of these weights if there is one."""
     found = []
     for path in run.evaluations.glob("*.json"):
         record = read_record(path, "evaluation")
-        same = record["threat"] == {"norm": norm, "eps": eps} and record["data"]["split"] == "test"
-        if same and Path(record["weights"]).stem == weights:
-            found.append((record["created"], path.name, path))
-    return max(found)[2] if found else None
+        if record["threat"] == {"norm": norm, "eps": eps} and record["data"]["split"] == "test":
+            found.append((Path(record["weights"]).stem == weights, record["created"], path.name, path))
+    return max(found)[3] if found else None
 
 
 def _training(run: RunDirectory) -> list[dict[str, float]]:
