@@ -34,7 +34,7 @@ def copied(comparison: Path, tmp_path: Path) -> Path:
 
 
 def record_of(run: Path, number: int = 1) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((run / "analyses" / f"last-{number:03d}" / "analysis.json").read_text())
+    record: dict[str, Any] = json.loads((run / "analyses" / f"best-{number:03d}" / "analysis.json").read_text())
     return record
 
 
@@ -44,7 +44,7 @@ def test_a_comparison_is_analysed_run_by_run(copied: Path, tiny_npz: Path, capsy
     assert err == ""
     source = load_source(f"npz:{tiny_npz}")
     for name in ("alp-seed0", "alp-seed1", "aalp-seed0", "aalp-seed1"):
-        folder = copied / name / "analyses" / "last-001"
+        folder = copied / name / "analyses" / "best-001"
         record = record_of(copied / name)
         kinds = ("csv", "parquet")
         files = {f"{table}.{kind}" for table in TABLES for kind in kinds} | {"analysis.json", "gallery.safetensors"}
@@ -72,9 +72,9 @@ def test_a_comparison_is_analysed_run_by_run(copied: Path, tiny_npz: Path, capsy
 def test_the_figures_of_a_record_agree_with_each_other_and_with_the_network(copied: Path, tiny_npz: Path) -> None:
     run = copied / "aalp-seed0"
     assert main(["analyze", str(run), "--quiet"]) == 0
-    record, folder = record_of(run), run / "analyses" / "last-001"
+    record, folder = record_of(run), run / "analyses" / "best-001"
     table = parquet.read_table(folder / "images.parquet").to_pydict()
-    test, classifier = load_source(f"npz:{tiny_npz}").test, load(run, "last")
+    test, classifier = load_source(f"npz:{tiny_npz}").test, load(run, "best")
     images = test.read(torch.arange(18)).float() / 255
     assert table["clean_prediction"] == classifier(images).argmax(1).tolist()
     right = [label == predicted for label, predicted in zip(table["label"], table["clean_prediction"], strict=True)]
@@ -116,20 +116,20 @@ def test_a_run_is_attacked_again_only_if_something_changed(copied: Path, capsys:
     words = ["analyze", str(run), "--images", "6"]
     assert main(words) == 0
     assert "pgd-20" in capsys.readouterr().err
-    first = (run / "analyses" / "last-001" / "analysis.json").read_bytes()
+    first = (run / "analyses" / "best-001" / "analysis.json").read_bytes()
     assert main(words) == 0
     assert "pgd-20:" not in capsys.readouterr().err
-    assert [path.name for path in (run / "analyses").iterdir()] == ["last-001"]
-    assert (run / "analyses" / "last-001" / "analysis.json").read_bytes() == first
+    assert [path.name for path in (run / "analyses").iterdir()] == ["best-001"]
+    assert (run / "analyses" / "best-001" / "analysis.json").read_bytes() == first
     assert [path.name for path in run.glob("observations*.json")] == ["observations.json"]
     # Other images, other weights, another evaluation: each a new analysis beside the old ones.
     assert main(["analyze", str(run), "--images", "9", "--quiet"]) == 0
-    assert main(["analyze", str(run), "--images", "6", "--weights", "best", "--quiet"]) == 0
-    assert main(["evaluate", str(run), "--attacks", "fgsm", "--weights", "last", "--quiet"]) == 0
+    assert main(["analyze", str(run), "--images", "6", "--weights", "last", "--quiet"]) == 0
+    assert main(["evaluate", str(run), "--attacks", "fgsm", "--weights", "best", "--quiet"]) == 0
     assert main([*words, "--quiet"]) == 0
-    assert sorted(path.name for path in (run / "analyses").iterdir()) == ["best-001", "last-001", "last-002", "last-003"]
+    assert sorted(path.name for path in (run / "analyses").iterdir()) == ["best-001", "best-002", "best-003", "last-001"]
     assert [attack["name"] for attack in record_of(run, 3)["attacks"]] == ["fgsm"]
-    assert (run / "analyses" / "last-001" / "analysis.json").read_bytes() == first
+    assert (run / "analyses" / "best-001" / "analysis.json").read_bytes() == first
     # Nor are the first statements overwritten by those on other settings.
     assert json.loads((run / "observations.json").read_text())["images"] == 6
     assert json.loads((run / "observations-001.json").read_text())["images"] == 9
@@ -158,7 +158,7 @@ def test_runs_from_anywhere_stand_side_by_side(copied: Path, tmp_path: Path, cap
 def test_runs_of_a_comparison_without_weights_are_left_out_aloud(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(copied / "aalp-seed1" / "weights")
     assert main(["analyze", str(copied), "--images", "4"]) == 0
-    assert "left out, without last weights yet: aalp-seed1" in capsys.readouterr().err
+    assert "left out, without best weights yet: aalp-seed1" in capsys.readouterr().err
     assert len(json.loads((copied / "observations.json").read_text())["runs"]) == 3
 
 
@@ -170,7 +170,7 @@ def test_runs_of_a_comparison_without_weights_are_left_out_aloud(copied: Path, c
         (["COPY/alp-seed0", "--images", "0"], ("images is 0", "at least 1")),
         (["COPY/alp-seed0", "--weights", "worst"], ("weights", "worst")),
         (["COPY/alp-seed0", "--eps", "1"], ("--eps",)),
-        (["COPY/empty"], ("COPY/empty", "has no run with last weights yet")),
+        (["COPY/empty"], ("COPY/empty", "has no run with best weights yet")),
         (["COPY/torn"], ("metrics.csv", "is not a readable training log")),
         (["COPY/threatless"], ("config.yaml", "no threat")),
     ],

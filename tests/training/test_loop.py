@@ -13,7 +13,7 @@ from aalp.data.augment import Augmentation
 from aalp.errors import DataError, DivergedError, OptionError
 from aalp.method.guided_dropout import GuidedDropout
 from aalp.method.objectives import AALP, AT, OBJECTIVES, Standard
-from aalp.method.threat import L2
+from aalp.method.threat import L2, Linf
 from aalp.models.classifier import Classifier
 from aalp.models.preact_resnet import thin_resnet
 from aalp.store.checkpoint import read_tensors
@@ -84,6 +84,22 @@ def test_what_a_run_leaves_behind(fit_plan: MakeFit) -> None:
     assert not same(last, final(plan))
     best = max(written, key=lambda row: (float(row["validation_robust"]), float(row["validation_clean"]), int(row["epoch"])))
     assert read_tensors(plan.run.weights("best"))[1]["epoch"] == int(best["epoch"])
+
+
+def test_training_without_an_adversary_is_judged_on_clean_images(fit_plan: MakeFit) -> None:
+    plan = fit_plan(objective=Standard(), threat=Linf(0.3), options={"epochs": 6, "lr": 0.2, "ema": 0.0})
+    fit(plan)
+    with plan.run.metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    keys = {
+        which: max(rows, key=lambda row, names=names: (*(float(row[name]) for name in names), int(row["epoch"])))["epoch"]
+        for which, names in {
+            "clean": ("validation_clean", "validation_robust"),
+            "robust": ("validation_robust", "validation_clean"),
+        }.items()
+    }
+    assert keys["clean"] != keys["robust"]  # else this run would show nothing
+    assert read_tensors(plan.run.weights("best"))[1]["epoch"] == int(keys["clean"])
 
 
 def test_the_learning_rate_of_each_epoch_is_that_of_the_schedule(fit_plan: MakeFit) -> None:

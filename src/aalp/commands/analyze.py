@@ -36,7 +36,7 @@ SEED = 0
 def analyze(
     runs: list[Path],
     images: int = 1000,
-    weights: Literal["last", "best"] = "last",
+    weights: Literal["best", "last"] = "best",
     out: Path | None = None,
     quiet: bool = False,
 ) -> None:
@@ -48,8 +48,7 @@ def analyze(
     Args:
         runs: run directories, or comparisons that `aalp compare` made (then all their runs).
         images: how many test images, drawn by a fixed seed.
-        weights: of each run; `best` is the epoch most robust on validation images, for ordinary training often an \
-untrained one.
+        weights: of each run, the weights to analyze.
         out: folder of observations.json; by default the folder that the runs have in common.
         quiet: show no progress.
     """

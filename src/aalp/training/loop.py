@@ -181,8 +181,12 @@ class _Trainer:
         clean, robust = self._validate(validation)
         row |= {"validation_clean": clean, "validation_robust": robust}
         row |= {"images_per_second": images / seconds, "seconds": progress.seconds}
+        # Training without an adversary is judged on clean images: its most robust epoch is one that has learned nothing.
+        judged, best = (robust, clean), (progress.best_robust, progress.best_clean)
+        if self.plan.objective.inner is None:
+            judged, best = judged[::-1], best[::-1]
         # Among equals the later epoch: its weights are averaged over more.
-        if (robust, clean) >= (progress.best_robust, progress.best_clean):
+        if judged >= best:
             progress.best_robust, progress.best_clean, progress.best_epoch = robust, clean, epoch + 1
             self._export("best", epoch + 1)
         self._export("last", epoch + 1)
