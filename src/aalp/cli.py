@@ -19,8 +19,12 @@ VERBS = {
     "train": "train a classifier",
     "evaluate": "attack a trained classifier, report its clean and robust accuracy",
     "compare": "train and evaluate several objectives with several seeds",
+    "report": "write one HTML file on a run, or on several side by side",
 }
 """Verbs and what they do; each lives in the module of its name in `aalp.commands`, imported when it is called."""
+
+PATHS = {"evaluate": "RUN_OR_WEIGHTS", "report": "RUN..."}
+"""Verbs that take paths instead of --config, as their usage shows them; with dots, several of them."""
 
 SWITCHES = ("--quiet", "--evaluate")
 
@@ -61,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    lines = ["usage: aalp VERB ...", "", "Adversarially robust image classifiers: train, attack, compare.", ""]
+    lines = ["usage: aalp VERB ...", "", "Adversarially robust image classifiers: train, attack, compare, report.", ""]
     lines += [f"  {name:<10}{purpose}" for name, purpose in VERBS.items()]
     lines += ["", "`aalp VERB --help` tells a verb's options. Presets for --config: " + ", ".join(presets())]
     return "\n".join(lines)
@@ -78,10 +82,17 @@ def build_parser(verb: str) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    usage = f"aalp {verb} RUN_OR_WEIGHTS [options]" if verb == "evaluate" else f"aalp {verb} [options]"
+    paths = PATHS.get(verb)
+    usage = f"aalp {verb} {paths} [options]" if paths else f"aalp {verb} [options]"
     parser = ArgumentParser(prog=f"aalp {verb}", usage=usage, exit_on_error=False, allow_abbrev=False)
-    parser.add_function_arguments(_function(verb), as_positional=verb == "evaluate", fail_untyped=True)
-    if verb != "evaluate":
+    several = paths is not None and paths.endswith("...")
+    if several:
+        parser.add_argument("runs", nargs="+", type=Path, help="run directories, or comparisons (then all their runs)")
+    skip: set[str | int] = {"runs"} if several else set()
+    parser.add_function_arguments(
+        _function(verb), as_positional=paths is not None and not several, skip=skip, fail_untyped=True
+    )
+    if paths is None:
         parser.add_argument("--config", action="config", help="preset name or YAML file; other options override it")
     return parser
 
@@ -116,7 +127,7 @@ def _with_switches(words: list[str]) -> list[str]:
 
 def _with_config(verb: str, words: list[str]) -> list[str]:
     """The words with preset names replaced by their files, and the configuration that goes without saying."""
-    if verb == "evaluate" or "--help" in words or "-h" in words:
+    if verb in PATHS or "--help" in words or "-h" in words:
         return words
     flags = {word.partition("=")[0] for word in words}
     if verb == "train" and "--resume" in flags:

@@ -19,6 +19,8 @@ class RunDirectory:
     weights/              last.safetensors and best.safetensors: the averaged weights, what is evaluated and exported
     states/               step-*.safetensors: what a resumed run continues from, the newest kept
     evaluations/          a JSON record and a Parquet table for each evaluation
+    audits/               a JSON record for each audit
+    analyses/             a folder of a record, tables and images for each analysis
     """
 
     path: Path
@@ -34,6 +36,14 @@ class RunDirectory:
     @property
     def evaluations(self) -> Path:
         return self.path / "evaluations"
+
+    @property
+    def audits(self) -> Path:
+        return self.path / "audits"
+
+    @property
+    def analyses(self) -> Path:
+        return self.path / "analyses"
 
     def weights(self, which: str) -> Path:
         """The weights file `last` or `best`."""
