@@ -53,7 +53,8 @@ def main() -> None:
 def open_report(page: Page, path: Path) -> None:
     """Open the file and wait for every figure."""
     page.goto(path.resolve().as_uri())
-    page.wait_for_function("document.querySelectorAll('[data-figure]:not([data-drawn])').length === 0")
+    while page.locator("[data-figure]:not([data-drawn])").count():
+        page.wait_for_timeout(50)
 
 
 def pages_of(page: Page, width: int, most: int) -> list[bytes]:
@@ -62,7 +63,7 @@ def pages_of(page: Page, width: int, most: int) -> list[bytes]:
     page.add_style_tag(content=".contents { position: static !important; height: auto !important }")
     whole = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     height = PAGE_HEIGHT[width]
-    tops = range(0, whole.height, height)
+    tops = range(0, whole.height - height // 10, height)  # a sliver is no page
     return [small_png(whole.crop((0, top, width, min(top + height, whole.height)))) for top in list(tops)[:most]]
 
 

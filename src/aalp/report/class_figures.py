@@ -82,17 +82,17 @@ def confusion(group: Group) -> Figure | None:
     data = {
         "type": "heatmap",
         "z": shares,
-        "customdata": counts,
+        "text": counts,
         "zmin": 0,
         "zmax": 1,
         "colorscale": [[0, LIGHT["page"]], [1, LIGHT["heat"]]],
         "showscale": False,
         "xgap": 1,
         "ygap": 1,
-        "hovertemplate": "true %{y}, taken for %{x}: %{customdata} images (%{z:.0%})<extra></extra>",
+        "hovertemplate": "true %{y}, taken for %{x}: %{text} images (%{z:.0%})<extra></extra>",
     }
     if size <= 12:
-        data |= {"texttemplate": "%{customdata}", "textfont": {"size": 11}}
+        data |= {"texttemplate": "%{text}", "textfont": {"size": 11}}
     y = axis("true class", autorange="reversed", showgrid=False, **ticks)
     x = axis("predicted under attack", showgrid=False, tickangle=-40 if max(map(len, names)) > 3 else 0, **ticks)
     title = f"Confusion under attack: {group.name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def export(figures: Sequence[Figure], folder: Path) -> list[Path]:
     """
     wanted = [(figure, suffix) for figure in figures for suffix in SCALES]
     try:
-        images = asyncio.run(_draw(wanted))
+        # In a thread of its own, so that it works inside a notebook's event loop too.
+        with ThreadPoolExecutor(1) as thread:
+            images = thread.submit(lambda: asyncio.run(_draw(wanted))).result()
     except Exception as error:  # kaleido, choreographer and the browser each have their own kinds
         reason = " ".join(str(error).split())[:300]
         raise RunError(f"the figures could not be drawn: {type(error).__name__}: {reason}; try another Chrome") from error

@@ -9,7 +9,7 @@ from typing import Any
 from aalp.report.blocks import Figure, Table
 from aalp.report.collect import Group, Run
 from aalp.report.figures import column, line_figure, percent
-from aalp.report.style import axis, faint, label, layout, share_axis
+from aalp.report.style import axis, count_axis, faint, label, layout, share_axis
 
 
 def concentrations(run: Run, inputs: str, of_class: str) -> Mapping[str, Any]:
@@ -35,7 +35,7 @@ def first(groups: Sequence[Group], about: str) -> list[Figure]:
             f"{about} Mean over the images. The sooner a line is up, the fewer features decide.",
             groups,
             curve,
-            axis("features", type="log"),
+            count_axis("features"),
             share_axis("share of the positive contributions"),
         ),
         line_figure(
@@ -44,7 +44,7 @@ def first(groups: Sequence[Group], about: str) -> list[Figure]:
             f"{about} Only the k features that contribute most are kept.",
             groups,
             kept,
-            axis("features kept", type="log"),
+            count_axis("features kept"),
             share_axis("accuracy under attack"),
         ),
         _n90(groups, about),
@@ -97,7 +97,7 @@ def first_table(groups: Sequence[Group], about: str) -> Table | None:
                     means = [statistics.fmean(entry[key] for entry in found) for key in ("n90", "effective_number", "gini")]
                     rows.append([group.name, inputs, of_class, f"{means[0]:.1f}", f"{means[1]:.1f}", f"{means[2]:.3f}"])
     header = ["model", "images", "class", "n90", "effective number", "Gini"]
-    return Table(f"Concentration of the positive contributions. {about}", header, rows) if rows else None
+    return Table(f"Concentration of the positive contributions. {about}", header, rows, folded=len(rows) > 8) if rows else None
 
 
 def second(groups: Sequence[Group]) -> list[Figure]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -212,24 +211,41 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _environment(groups: Sequence[Group]) -> list[Any]:
-    seen: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
-    for run, name in _named(groups):
-        for record in [*run.evaluations, *run.audits, *([run.analysis] if run.analysis else [])]:
-            environment = record.get("environment")
-            if environment:
-                seen.setdefault(repr(environment), (environment, []))[1].append(f"{name}, {record['kind']}")
-    if not seen:
-        return [Text("No record tells an environment yet.")]
-    columns = [dict(_flat(environment)) for environment, _ in seen.values()]
-    # One environment made all records, mostly; where not, the columns say which made what.
-    names = ["all records"] if len(seen) == 1 else ["; ".join(dict.fromkeys(made)) for _, made in seen.values()]
-    rows = [[key, *(column.get(key, "-") for column in columns)] for key in dict.fromkeys(itertools.chain(*columns))]
-    data = [_data_row(run, name) for run, name in _named(groups) if run.evaluation]
-    header = ["model", "weights", "epoch", "parameters", "data", "SHA-256 of the data"]
-    return [
-        Table("Versions, commit and hardware that the records were made with.", ["what", *names], rows),
-        *([Table("Weights and data that were evaluated.", header, data)] if data else []),
+    made = [
+        (record["environment"], record["kind"], name)
+        for run, name in _named(groups)
+        for record in [*run.evaluations, *run.audits, *([run.analysis] if run.analysis else [])]
+        if record.get("environment")
     ]
+    if not made:
+        return [Text("No record tells an environment yet.")]
+    columns = []
+    for environment in [made[at][0] for at in range(len(made)) if made[at][0] not in [one for one, _, _ in made[:at]]]:
+        of_kind: dict[str, list[str]] = {}
+        for other, kind, name in made:
+            if other == environment:
+                of_kind.setdefault(kind, []).append(name)
+        # One environment made all records, mostly; where not, the columns say which made what.
+        titles = [f"{kind} of {', '.join(dict.fromkeys(names))}" for kind, names in of_kind.items()]
+        columns.append(("; ".join(titles), _plain_environment(environment)))
+    header = ["what", *(["all records"] if len(columns) == 1 else [title for title, _ in columns])]
+    keys = dict.fromkeys(key for _, values in columns for key in values)
+    rows = [[key, *(values.get(key, "-") for _, values in columns)] for key in keys]
+    data = [_data_row(run, name) for run, name in _named(groups) if run.evaluation]
+    data_header = ["model", "weights", "epoch", "parameters", "data", "SHA-256 of the data"]
+    return [
+        Table("Versions, commit and hardware that the records were made with.", header, rows),
+        *([Table("Weights and data that were evaluated.", data_header, data)] if data else []),
+    ]
+
+
+def _plain_environment(environment: Mapping[str, Any]) -> dict[str, str]:
+    flat = {**environment, **environment.get("versions", {})}
+    flat.pop("versions", None)
+    return {
+        name: ", ".join(map(str, value)) or "none" if isinstance(value, list) else "unknown" if value is None else str(value)
+        for name, value in flat.items()
+    }
 
 
 def _data_row(run: Run, name: str) -> list[str]:
@@ -246,15 +262,16 @@ def _data_row(run: Run, name: str) -> list[str]:
 
 
 def _reproduce(groups: Sequence[Group], command: str) -> list[Any]:
-    lines = []
-    commits = {record.get("environment", {}).get("commit") for run in _runs(groups) for record in run.evaluations}
-    lines += [f"git checkout {commit.partition('+')[0]}" for commit in sorted(commit for commit in commits if commit)]
-    for run, name in _named(groups):
+    runs = _runs(groups)
+    records = [record for run in runs for record in (*run.evaluations, *run.audits, run.analysis) if record]
+    typed = [str(record.get("command") or "") for record in records]
+    commits = {str(record.get("environment", {}).get("commit") or "").partition("+")[0] for record in records}
+    again = [f"git checkout {commit}" for commit in sorted(commits - {""})] if len(commits) == 1 else []
+    for run in runs:
         path = shlex.quote(str(run.path))
-        lines += ["", f"# {' '.join(name.split())}"]
-        lines.append(f"aalp train --config {path}/config.yaml --run {path}-again")
-        records = [*run.evaluations[:1], *run.audits[:1], *([run.analysis] if run.analysis else [])]
-        made = [str(record.get("command") or "") for record in records]
-        lines += dict.fromkeys(line for line in made if line.startswith("aalp ") and not line.startswith("aalp report"))
-    lines += ["", "# this report", command]
-    return [Code("The commands that made the records, as they were typed.", "\n".join(lines).strip())]
+        again.append(f"aalp train --config {path}/config.yaml --run {path}-again")
+    made = [line for line in dict.fromkeys(typed) if line.startswith("aalp ")]
+    return [
+        Code("To train the same again: the options in config.yaml are complete, and so are the seeds.", "\n".join(again)),
+        Code("The commands that made the records and this report, as they were typed.", "\n".join([*made, command])),
+    ]

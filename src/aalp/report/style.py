@@ -106,6 +106,12 @@ def share_axis(title: str, **more: Any) -> dict[str, Any]:
     return axis(title, **{"range": [-0.02, 1.03], "tickformat": ".0%", "tick0": 0, "dtick": 0.2, **more})
 
 
+def count_axis(title: str) -> dict[str, Any]:
+    """A logarithmic axis of counts."""
+    ticks = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
+    return axis(title, type="log", tickmode="array", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
+
+
 def layout(x: dict[str, Any], y: dict[str, Any], height: int = 340, **more: Any) -> dict[str, Any]:
     """The layout that all figures share: the legend on top, no title (the page and the paper have their own)."""
     plain: dict[str, Any] = {
