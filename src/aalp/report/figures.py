@@ -19,7 +19,7 @@ Points = Mapping[float, float]
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A share for people."""
-    return "-" if value is None else f"{value * 100:.{digits}f} %"
+    return "-" if value is None else f"{value * 100:.{digits}f}\u00a0%"
 
 
 def line_figure(

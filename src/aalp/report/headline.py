@@ -53,7 +53,7 @@ def _single(group: Group, run: Run, interval: Interval, seed: bool = False) -> R
         figures["autoattack"] = Cell("-", "did not run")
         for name, value in three_figures(record).items():
             low, high = interval(round(value * record["images"]), record["images"])
-            figures[name] = Cell(percent(value), f"{low * 100:.1f} to {high * 100:.1f} %")
+            figures[name] = Cell(percent(value), f"{low * 100:.1f} to {high * 100:.1f}\u00a0%")
     verdict = run.audit["verdict"] if run.audit else None
     name = f"seed {run.seed}" if seed else group.name
     about = "" if seed else f"{run.config.get('model', 'model')}, seed {run.seed}"

@@ -29,7 +29,7 @@ DARK = {
     "muted": "#a4aebb",
     "rule": "#38404b",
     "accent": "#7db8f5",
-    "heat": "#5aa9f0",
+    "heat": "#2b72bd",
     "pass": "#83d8a0",
     "pass-surface": "#14301f",
     "fail": "#ff9fa9",
