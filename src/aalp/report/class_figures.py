@@ -36,6 +36,7 @@ def per_class(groups: Sequence[Group], about: str) -> Figure | None:
                 {
                     "type": "scatter",
                     "mode": "markers",
+                    "cliponaxis": False,
                     "name": label(name, 40),
                     "x": [classes[key][what] for key in shown],
                     "y": [label(key) for key in shown],

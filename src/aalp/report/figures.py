@@ -152,6 +152,7 @@ def accuracy(groups: Sequence[Group], interval: Interval) -> Figure | None:
                         "y": [label(row)],
                         "name": f"{label(row)}, {what}",
                         "showlegend": False,
+                        "cliponaxis": False,
                         "marker": {**mark, "line": {"width": 2, "color": group.look.light}},
                         "error_x": _bars(record[what], low, high, group.look.light),
                         "hovertemplate": f"{what} %{{x:.1%}} ({percent(low)} to {percent(high)})<extra></extra>",
@@ -234,11 +235,12 @@ def attacks(groups: Sequence[Group], interval: Interval) -> Figure | None:
             "color": group.look.light,
         }
         common = {"type": "scatter", "mode": "markers", "name": label(group.name), "offsetgroup": str(group.number)}
+        common["cliponaxis"] = False  # markers at 0 and 100 % stay whole
         data.append({**common, "x": [label(name) for name in names], "y": means, "marker": style, "error_y": bars})
     if not data:
         return None
     several = any(len(group.runs) > 1 for group in groups)
-    bars_are = "the lowest and the highest seed" if several else "95 % Wilson intervals over the images"
+    bars_are = f"95 % Wilson intervals over the images{'; of several seeds the lowest and the highest' if several else ''}"
     caption = (
         f"Share of test images right clean and under the attack; bars: {bars_are}. "
         "Single-step and PGD figures above AutoAttack's are what a weaker attack misses."
