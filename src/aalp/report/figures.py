@@ -234,7 +234,12 @@ def attacks(groups: Sequence[Group], interval: Interval) -> Figure | None:
             "width": 4,
             "color": group.look.light,
         }
-        common = {"type": "scatter", "mode": "markers", "name": label(group.name), "offsetgroup": str(group.number)}
+        common: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "markers",
+            "name": label(group.name),
+            "offsetgroup": str(group.number),
+        }
         common["cliponaxis"] = False  # markers at 0 and 100 % stay whole
         data.append({**common, "x": [label(name) for name in names], "y": means, "marker": style, "error_y": bars})
     if not data:
