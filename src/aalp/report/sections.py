@@ -106,7 +106,7 @@ def _breaks_table(groups: Sequence[Group]) -> Table | None:
         for run, name in _named(groups)
         for row in (run.analysis or {}).get("attacks", ())
     ]
-    caption = f"Which attack breaks what. {_about_analysis(groups)} Breaks alone: images that no other of these attacks breaks."
+    caption = "Which attack of the evaluation breaks how many images; breaks alone: those that no other of its attacks breaks."
     header = ["model", "attack", "accuracy", "breaks", "breaks alone"]
     return Table(caption, header, rows, folded=len(rows) > 12) if rows else None
 
