@@ -21,10 +21,11 @@ VERBS = {
     "audit": "look for masked gradients: does the robustness that attacks report hold?",
     "analyze": "measure the paper's two observations and the robustness of runs in detail",
     "compare": "train and evaluate several objectives with several seeds",
+    "report": "write one HTML file on a run, or on several side by side",
 }
 """Verbs and what they do; each lives in the module of its name in `aalp.commands`, imported when it is called."""
 
-PATHS = {"evaluate": "RUN_OR_WEIGHTS", "audit": "RUN_OR_WEIGHTS", "analyze": "RUN..."}
+PATHS = {"evaluate": "RUN_OR_WEIGHTS", "audit": "RUN_OR_WEIGHTS", "analyze": "RUN...", "report": "RUN..."}
 """Verbs that take paths instead of --config, as their usage shows them; with dots, several of them."""
 
 SWITCHES = ("--quiet", "--evaluate", "--thorough", "--audit")
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    lines = ["usage: aalp VERB ...", "", "Adversarially robust image classifiers: train, attack, compare.", ""]
+    lines = ["usage: aalp VERB ...", "", "Adversarially robust image classifiers: train, attack, compare, report.", ""]
     lines += [f"  {name:<10}{purpose}" for name, purpose in VERBS.items()]
     lines += ["", "`aalp VERB --help` tells a verb's options. Presets for --config: " + ", ".join(presets())]
     return "\n".join(lines)

@@ -167,8 +167,8 @@ EVALUATE_FOREIGN = "evaluate foreign.safetensors --data npz:tiny.npz --eps 0.1 -
 
 BAD_NAMES: dict[str, Case] = {
     "unknown verb": (None, "trian", ("verb 'trian'", "did you mean 'train'?", "compare, evaluate, train")),
-    "unknown verb like none": (None, "xyzzy", ("verb 'xyzzy'", "known are analyze, audit, compare, evaluate, train")),
-    "a flag without verb": (None, "--quiet", ("'--quiet'", "known are analyze, audit, compare, evaluate, train")),
+    "unknown verb like none": (None, "xyzzy", ("verb 'xyzzy'", "known are analyze, audit, compare, evaluate, report, train")),
+    "a flag without verb": (None, "--quiet", ("'--quiet'", "known are analyze, audit, compare, evaluate, report, train")),
     "unknown objective": (None, ON_TINY + "--objective aapl", ("objective 'aapl'", "did you mean 'aalp'?")),
     "unknown objective to compare": (None, COMPARE + "--objectives at,tardes", ("'tardes'", "did you mean 'trades'?")),
     "unknown model": (None, ON_TINY + "--model smal-cnn", ("model 'smal-cnn'", "did you mean 'small-cnn'?")),

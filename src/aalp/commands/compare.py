@@ -316,7 +316,8 @@ def _show(column: str, figure: Mapping[str, Any] | None) -> str:
     return f"{figure['mean'] * scale:.1f}{spread}"
 
 
-def _sentences(record: Mapping[str, Any]) -> list[str]:
+def sentences(record: Mapping[str, Any]) -> list[str]:
+    """What a comparison record says of differences: one sentence for each other objective."""
     compared = record["compared"]
     lines = []
     for name, gap in compared["differences"].items():
@@ -336,7 +337,7 @@ def _values(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _text(record: Mapping[str, Any]) -> str:
-    parts = [text_table(*_table(record)), text_table(*_values(record)), *(["\n".join(_sentences(record))])]
+    parts = [text_table(*_table(record)), text_table(*_values(record)), *(["\n".join(sentences(record))])]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -348,5 +349,5 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"{', '.join(map(str, record['seeds']))}; n90 in features."
     )
     parts = [title, markdown_table(*_table(record)), markdown_table(*_values(record))]
-    parts.append("\n".join(f"- {line} (95 % interval over seeds)" for line in _sentences(record)))
+    parts.append("\n".join(f"- {line} (95 % interval over seeds)" for line in sentences(record)))
     return "\n\n".join([*parts, f"`{record['command']}`"]) + "\n"

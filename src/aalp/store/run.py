@@ -19,8 +19,8 @@ class RunDirectory:
     weights/              last.safetensors and best.safetensors: the averaged weights, what is evaluated and exported
     states/               step-*.safetensors: what a resumed run continues from, the newest kept
     evaluations/          a JSON record and a Parquet table for each evaluation
-    analyses/             a folder of a record, tables and images for each analysis
     audits/               a JSON record for each audit
+    analyses/             a folder of a record, tables and images for each analysis
     """
 
     path: Path
@@ -38,12 +38,12 @@ class RunDirectory:
         return self.path / "evaluations"
 
     @property
-    def analyses(self) -> Path:
-        return self.path / "analyses"
-
-    @property
     def audits(self) -> Path:
         return self.path / "audits"
+
+    @property
+    def analyses(self) -> Path:
+        return self.path / "analyses"
 
     def weights(self, which: str) -> Path:
         """The weights file `last` or `best`."""

@@ -1,0 +1,107 @@
+"""`aalp report`: one HTML file on one run, or on several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aalp.commands.compare import sentences
+from aalp.commands.config import read_yaml
+from aalp.commands.console import print_out
+from aalp.commands.evaluate import command_line
+from aalp.errors import RunError
+from aalp.evaluation.robustness import wilson_interval
+from aalp.report.collect import Group, group_runs, read_run
+from aalp.report.export import check_export, export
+from aalp.report.page import figures_of, render
+from aalp.report.sections import sections
+from aalp.store.files import write_atomically
+from aalp.store.records import read_record
+from aalp.store.run import RunDirectory, free_path
+
+
+def report(runs: list[Path], out: Path | None = None, figures: Path | None = None, title: str | None = None) -> None:
+    """Write a report that opens in any browser and needs nothing else: figures, tables, images, options, commands.
+
+    It reads what train, evaluate, audit and analyze left in the runs, and says which of these to run for what is missing.
+
+    Args:
+        runs: run directories, or a comparison that `aalp compare` made; runs that differ in nothing but the seed are one model.
+        out: HTML file to write; by default RUN/report.html for one run, runs/report-NNN.html for several.
+        figures: folder to write each figure to as SVG and PNG too; needs the extra `figures` and a Chrome or Chromium.
+        title: title of the page.
+    """
+    paths, comparison = _expand(runs)
+    found = [read_run(path, read_yaml(RunDirectory.open(path).config)) for path in paths]
+    groups = group_runs(found)
+    if out is not None and out.exists():
+        raise RunError(f"'{out}' exists already: choose another --out")
+    if figures is not None:
+        check_export(figures)
+    parts = sections(groups, wilson_interval, _observations(paths), command_line())
+    page = render(groups, parts, wilson_interval, title or _title(groups), sentences(comparison) if comparison else [])
+    target = out or _free(runs)
+    write_atomically(target, page.encode())
+    if figures is not None:
+        export(figures_of(parts), figures)
+        print_out(f"figures: {figures}")
+    print_out(f"report: {target}")
+
+
+def _expand(paths: Sequence[Path]) -> tuple[list[Path], Mapping[str, Any] | None]:
+    """The run directories that the words stand for: a comparison stands for its cells; and its record, if it is alone."""
+    found: list[Path] = []
+    for path in paths:
+        cells = _cells(path)
+        found += cells or [path]
+    record = paths[0] / "comparison.json"
+    alone = len(paths) == 1 and record.is_file()
+    return list(dict.fromkeys(found)), read_record(record, "comparison") if alone else None
+
+
+def _cells(path: Path) -> list[Path]:
+    """The runs inside a comparison, in the order of its table."""
+    if not (path / "config.yaml").is_file() or "objective" in read_yaml(path / "config.yaml"):
+        return []
+    cells = sorted(config.parent for config in path.glob("*/config.yaml"))
+    if not cells:
+        raise RunError(f"'{path}' is a comparison without runs yet: continue it with `aalp compare --run {path}`")
+    record = path / "comparison.json"
+    if record.is_file():
+        order = [f"{cell['objective']}-seed{cell['seed']}" for cell in read_record(record, "comparison")["cells"]]
+        cells.sort(key=lambda cell: order.index(cell.name) if cell.name in order else len(order))
+    return cells
+
+
+def _observations(paths: Sequence[Path]) -> dict[str, Any] | None:
+    """The newest record of `aalp analyze` on just these runs together, beside them or above them."""
+    names = sorted(path.resolve().name for path in paths)
+    records = []
+    for folder in dict.fromkeys(place for path in paths for place in (path.resolve().parent, path.resolve())):
+        for file in folder.glob("observations*.json"):
+            record = read_record(file, "observations")
+            if sorted(Path(run["path"]).name for run in record["runs"]) == names:
+                records.append(record)
+    return max(records, key=lambda record: str(record["created"]), default=None)
+
+
+def _free(paths: Sequence[Path]) -> Path:
+    """A path that is not taken: in the run itself, or in runs/ for several."""
+    if len(paths) > 1:
+        return free_path(Path("runs"), "report", ".html")
+    first = paths[0] / "report.html"
+    number = 2
+    while first.exists():
+        first = paths[0] / f"report-{number:03d}.html"
+        number += 1
+    return first
+
+
+def _title(groups: Sequence[Group]) -> str:
+    data = str(groups[0].runs[0].config.get("data", "own data"))
+    short = Path(data.partition(":")[2] or data).stem
+    if len(groups) == 1:
+        return f"{groups[0].name} on {short}"
+    names = [group.name for group in groups]
+    return f"{', '.join(names[:-1])} and {names[-1]} on {short}" if len(names) < 6 else f"{len(names)} models of {short}"

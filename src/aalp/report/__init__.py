@@ -1,0 +1,1 @@
+"""The report: one HTML file out of the records of runs."""

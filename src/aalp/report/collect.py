@@ -1,0 +1,211 @@
+"""What the files of runs say, read into plain values; a part that is missing stays empty."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from aalp.errors import RunError
+from aalp.report.style import Series, series
+from aalp.store.checkpoint import read_foreign_tensors
+from aalp.store.records import read_record
+from aalp.store.run import RunDirectory
+
+NEEDED = {
+    "evaluation": ("images", "clean", "robust", "intervals", "attacks", "broken_by", "threat", "data", "model", "weights"),
+    "audit": ("verdict", "gates", "images", "threat", "weights"),
+    "analysis": ("images", "attack", "threat", "classes", "data", "model", "weights"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained classifier.
+
+    Attributes:
+        path: the run directory, as the user named it.
+        config: the resolved options, and `config_text` as they stand in the file.
+        metrics: columns of metrics.csv, None where a cell is empty.
+        evaluations: records, the one to put first in front (see `_telling`).
+        audits: records, those of the same weights and threat as the first evaluation in front, then the newest.
+        analysis: the analysis record chosen in the same way.
+        gallery: `clean` and `adversarial` (M, channels, height, width) in [0, 1].
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    config_text: str
+    metrics: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    evaluations: Sequence[Mapping[str, Any]] = ()
+    audits: Sequence[Mapping[str, Any]] = ()
+    analysis: Mapping[str, Any] | None = None
+    gallery: Mapping[str, Tensor] | None = None
+
+    @property
+    def evaluation(self) -> Mapping[str, Any] | None:
+        return self.evaluations[0] if self.evaluations else None
+
+    @property
+    def audit(self) -> Mapping[str, Any] | None:
+        """The audit that vouches for the first evaluation: one of other weights or another threat says nothing of it."""
+        fitting = [audit for audit in self.audits if self.evaluation is None or _same_subject(audit, self.evaluation)]
+        return fitting[0] if fitting else None
+
+    @property
+    def objective(self) -> str:
+        return str(self.config.get("objective", self.path.name))
+
+    @property
+    def seed(self) -> Any:
+        return self.config.get("seed", 0)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs that differ in their seed alone: one model of the report, with one look in all figures."""
+
+    name: str
+    runs: tuple[Run, ...]
+    look: Series
+    number: int
+
+
+def read_run(path: Path, config: Mapping[str, Any]) -> Run:
+    """Everything that a run directory holds.
+
+    Args:
+        config: its config.yaml.
+
+    Raises:
+        RunError: a file in it is not what it should be; the message names it.
+    """
+    directory = RunDirectory(path)
+    evaluations = [_record(file, "evaluation") for file in sorted(directory.evaluations.glob("*.json"))]
+    audits = [_record(file, "audit") for file in sorted(directory.audits.glob("*.json"))]
+    analyses = [_record(file, "analysis") for file in sorted(directory.analyses.glob("*/analysis.json"))]
+    evaluations.sort(key=lambda record: _telling(record, config), reverse=True)
+    for records in (audits, analyses):
+        records.sort(key=lambda record: (not evaluations or _same_subject(record, evaluations[0]), _age(record)), reverse=True)
+    analysis = analyses[0] if analyses else None
+    return Run(
+        path=path,
+        config=config,
+        config_text=directory.config.read_text(errors="replace"),
+        metrics=_metrics(directory.metrics),
+        evaluations=evaluations,
+        audits=audits,
+        analysis=analysis,
+        gallery=_gallery(analysis),
+    )
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Groups in the order of their first runs, each named by its objective where that tells it apart."""
+    by_options: dict[str, list[Run]] = {}
+    for run in runs:
+        options = repr(sorted((name, value) for name, value in run.config.items() if name not in ("seed", "evaluation")))
+        same = by_options.setdefault(options, [])
+        # The same seed again is another model: its weights differ in something that no option tells.
+        known = any(other.seed == run.seed for other in same)
+        by_options.setdefault(f"{options}{run.path}", []).append(run) if known else same.append(run)
+    groups = list(by_options.values())
+    names = _names(groups)
+    return [Group(name, tuple(group), series(at), at) for at, (name, group) in enumerate(zip(names, groups, strict=True))]
+
+
+def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The shortest of objective, folder name and path that tells all groups apart."""
+    for choices in (
+        [group[0].objective for group in groups],
+        [re.sub(r"-seed\d+$", "", group[0].path.name) for group in groups],
+        [str(group[0].path) for group in groups],
+    ):
+        if len(set(choices)) == len(groups) and all(choices):
+            break
+    return choices
+
+
+def _record(path: Path, kind: str) -> dict[str, Any]:
+    record = read_record(path, kind)
+    missing = [name for name in NEEDED[kind] if name not in record]
+    if missing:
+        raise RunError(f"'{path}' has no {missing[0]}: it is not whole; make it anew")
+    return {**record, "path": path}
+
+
+def _age(record: Mapping[str, Any]) -> tuple[str, str]:
+    return str(record.get("created", "")), str(record["path"])
+
+
+def _telling(record: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Which evaluation speaks for a run. Accuracy has no say in it, or the choice would flatter.
+
+    First test images, then the threat that the run was trained for, AutoAttack, the weights that its options name, the
+    number of images, and age.
+    """
+    norm = str((config.get("threat") or {}).get("norm", "")).lower()
+    weights = (config.get("evaluation") or {}).get("weights", "best")
+    return (
+        record["data"].get("split", "test") == "test",
+        record["threat"]["norm"].lower() == norm,
+        abs(record["threat"]["eps"] - _radius(config)) < 1e-9,
+        any(attack["name"] == "autoattack" for attack in record["attacks"]),
+        Path(record["weights"]).stem == weights,
+        record["images"],
+        *_age(record),
+    )
+
+
+def _same_subject(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records are of the same weights and threat."""
+    return (
+        Path(record["weights"]).name == Path(other["weights"]).name
+        and record["threat"]["norm"].lower() == other["threat"]["norm"].lower()
+        and math.isclose(record["threat"]["eps"], other["threat"]["eps"])
+    )
+
+
+def _radius(config: Mapping[str, Any]) -> float:
+    top, slash, bottom = str((config.get("threat") or {}).get("eps", "nan")).partition("/")
+    try:
+        return float(top) / float(bottom) if slash else float(top)
+    except (ValueError, ZeroDivisionError):
+        return float("nan")
+
+
+def _metrics(path: Path) -> dict[str, list[float | None]]:
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns = list(rows[0]) if rows else []
+        return {name: [_number(row[name]) for row in rows] for name in columns}
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise RunError(f"'{path}' is not a readable table of metrics: {error}; restore it or move it away") from error
+
+
+def _number(cell: str) -> float | None:
+    """A cell as JSON can hold it, which has no word for what is not finite."""
+    value = float(cell) if cell else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _gallery(analysis: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
+    """The images of an analysis."""
+    about = (analysis or {}).get("gallery")
+    if analysis is None or not about:
+        return None
+    path = Path(analysis["path"]).parent / Path(about["file"]).name
+    tensors = read_foreign_tensors(path)
+    shapes = {tuple(tensors[name].shape) for name in ("clean", "adversarial") if name in tensors}
+    if not {"clean", "adversarial"} <= tensors.keys() or len(shapes) != 1 or len(next(iter(shapes))) != 4:
+        raise RunError(f"'{path}' does not hold clean and adversarial images of one shape: run `aalp analyze` again")
+    return tensors

@@ -1,0 +1,191 @@
+"""What the report says first: the models, the threat, clean and robust accuracy with intervals, the audit's verdict."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aalp.report.collect import Group, Run
+from aalp.report.figures import Interval, percent
+
+VERDICTS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", None: "not audited"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure and, small, what belongs to it."""
+
+    main: str
+    small: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the headline table; `seed` is set where it is one of several of a group."""
+
+    group: Group
+    name: str
+    about: str
+    clean: Cell
+    autoattack: Cell
+    robust: Cell
+    verdict: str | None
+    verdict_text: str
+    seed: bool = False
+
+
+def rows(groups: Sequence[Group], interval: Interval) -> list[Row]:
+    """A row a group, and under it one a seed where there are several."""
+    found = []
+    for group in groups:
+        found.append(_single(group, group.runs[0], interval) if len(group.runs) == 1 else _mean(group))
+        if len(group.runs) > 1:
+            found += [_single(group, run, interval, seed=True) for run in group.runs]
+    return found
+
+
+def _single(group: Group, run: Run, interval: Interval, seed: bool = False) -> Row:
+    record = run.evaluation
+    figures = dict.fromkeys(("clean", "autoattack", "robust"), Cell("-", "not evaluated"))
+    if record is not None:
+        figures["autoattack"] = Cell("-", "did not run")
+        for name, value in three_figures(record).items():
+            low, high = interval(round(value * record["images"]), record["images"])
+            figures[name] = Cell(percent(value), f"{low * 100:.1f} to {high * 100:.1f}\u00a0%")
+    verdict = run.audit["verdict"] if run.audit else None
+    name = f"seed {run.seed}" if seed else group.name
+    about = "" if seed else f"{run.config.get('model', 'model')}, seed {run.seed}"
+    cells = figures["clean"], figures["autoattack"], figures["robust"]
+    return Row(group, name, about, *cells, verdict, VERDICTS.get(verdict, str(verdict)), seed)
+
+
+def _mean(group: Group) -> Row:
+    found = [three_figures(run.evaluation) for run in group.runs if run.evaluation]
+    figures: dict[str, Cell] = {}
+    for name in ("clean", "autoattack", "robust"):
+        values = [figure[name] for figure in found if name in figure]
+        if len(values) > 1:
+            spread = f"± {statistics.stdev(values) * 100:.1f} over {len(values)} seeds"
+            figures[name] = Cell(percent(statistics.fmean(values)), spread)
+        else:
+            figures[name] = Cell(percent(values[0]) if values else "-", f"{len(values)} of {len(group.runs)} seeds")
+    verdicts = [run.audit["verdict"] if run.audit else None for run in group.runs]
+    worst = next(verdict for verdict in ("fail", "inconclusive", None, "pass") if verdict in verdicts)
+    text = f"{VERDICTS[worst]}: {verdicts.count(worst)} of {len(verdicts)}"
+    about = f"{group.runs[0].config.get('model', 'model')}, {len(group.runs)} seeds"
+    return Row(group, group.name, about, figures["clean"], figures["autoattack"], figures["robust"], worst, text)
+
+
+def three_figures(record: Mapping[str, Any]) -> dict[str, float]:
+    """Clean, AutoAttack (where it ran) and worst-case accuracy of an evaluation."""
+    named = {attack["name"]: attack["accuracy"] for attack in record["attacks"]}
+    return {
+        "clean": record["clean"],
+        **({"autoattack": named["autoattack"]} if "autoattack" in named else {}),
+        "robust": record["robust"],
+    }
+
+
+def radius(threat: Mapping[str, Any]) -> str:
+    """A threat for people: the eps of colour images as the fraction of 255 that it mostly is."""
+    norm = {"linf": "L∞", "l2": "L2"}.get(str(threat["norm"]).lower(), str(threat["norm"]))
+    eps = float(threat["eps"])
+    steps = round(eps * 255)
+    shown = f"{steps}/255" if steps <= 32 and abs(eps * 255 - steps) < 1e-6 else f"{eps:.4g}"
+    return f"{norm} ball of radius eps = {shown}"
+
+
+def caption(groups: Sequence[Group]) -> str:
+    """What the headline figures were measured on."""
+    records = [run.evaluation for group in groups for run in group.runs if run.evaluation]
+    if not records:
+        return "No model has been evaluated yet."
+    first = records[0]
+    attacks = ", ".join(attack["name"] for attack in first["attacks"]) or "no attack"
+    return (
+        f"Accuracy on {images_of(first)}, {radius(first['threat'])}; robust: right clean and under every one of {attacks} "
+        f"(attack seed {first.get('seed', 0)}). Ranges are 95 % Wilson intervals over the images; they say nothing about "
+        "other training seeds."
+    )
+
+
+def images_of(record: Mapping[str, Any]) -> str:
+    """How many images of which split and data a record is about."""
+    data = record["data"]
+    whole = data.get("split_images", data.get("test_images"))
+    count = f"{record['images']} of {whole}" if whole and whole != record["images"] else f"all {record['images']}"
+    return f"{count} {data.get('split', 'test')} images of {data['name']}"
+
+
+def lead(groups: Sequence[Group]) -> list[str]:
+    """The headline in sentences made from the numbers."""
+    found = [(group, run) for group in groups for run in group.runs if run.evaluation]
+    if not found:
+        return []
+    if len(groups) > 1:
+        return _comparison(groups)
+    run = found[0][1]
+    record: Mapping[str, Any] = run.evaluation or {}
+    parameters = record["model"].get("parameters")
+    size = f" with {parameters:,} parameters" if parameters else ""
+    return [
+        f"A {run.config.get('model', 'classifier')}{size}, trained with the objective {run.objective} on "
+        f"{record['data']['name']}. Threat: {radius(record['threat'])}, images in [0, 1]."
+    ]
+
+
+def _comparison(groups: Sequence[Group]) -> list[str]:
+    means = {
+        group.name: statistics.fmean(values)
+        for group in groups
+        if (values := [run.evaluation["robust"] for run in group.runs if run.evaluation])
+    }
+    record: Mapping[str, Any] = next(run.evaluation for group in groups for run in group.runs if run.evaluation)
+    best = max(means, key=lambda name: means[name])
+    lines = [
+        f"{len(groups)} models of {record['data']['name']}. Threat: {radius(record['threat'])}, images in [0, 1]. "
+        f"The highest robust accuracy measured is that of {best}, {percent(means[best])}."
+    ]
+    if all(len(group.runs) == 1 for group in groups):
+        top = next(run.evaluation for group in groups if group.name == best for run in group.runs if run.evaluation)
+        low = top["intervals"]["robust"][0]
+        level = [
+            group.name
+            for group in groups
+            if group.name != best and (other := group.runs[0].evaluation) and other["intervals"]["robust"][1] >= low
+        ]
+        if level:
+            lines.append(
+                f"Its interval overlaps {'that' if len(level) == 1 else 'those'} of {_listed(level)}: "
+                "these images do not tell them apart."
+            )
+        lines.append("One training seed each: how much another seed would change is not measured (aalp compare does).")
+    return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def cautions(groups: Sequence[Group]) -> list[str]:
+    """What a reader has to know before comparing or believing the figures."""
+    records = [run.evaluation for group in groups for run in group.runs if run.evaluation]
+    subjects: dict[str, set[str]] = {
+        "data": {f"{record['data'].get('digest')} {record['data'].get('split', 'test')}" for record in records},
+        "number of images": {str(record["images"]) for record in records},
+        "threat": {f"{record['threat']['norm'].lower()} {record['threat']['eps']:.6g}" for record in records},
+        "attacks": {", ".join(attack["name"] for attack in record["attacks"]) for record in records},
+    }
+    differing = [name for name, values in subjects.items() if len(values) > 1]
+    lines = []
+    if differing:
+        lines.append(f"The evaluations differ in {_listed(differing)}: their figures do not compare.")
+    if any(record["data"].get("split", "test") != "test" for record in records):
+        lines.append("Not all figures are of test images: choices made on other images make their figures too high.")
+    weak = [record for record in records if not any(attack["name"] == "autoattack" for attack in record["attacks"])]
+    if weak:
+        whose = "All" if len(weak) == len(records) else f"{len(weak)} of {len(records)}"
+        lines.append(f"{whose} evaluations are without AutoAttack: robust accuracies without it are upper bounds.")
+    return lines

@@ -1,0 +1,101 @@
+"""Figures against plotly's own schema, and their numbers against the records'."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from report_helpers import CLASSES, make_run
+
+from aalp.evaluation.robustness import wilson_interval
+from aalp.report import class_figures, figures, observations
+from aalp.report.collect import group_runs, read_run
+from aalp.report.sections import sections
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory):
+    """aalp with seeds 0 and 1 (robust 0.6 and 0.65), and at (0.55)."""
+    folder = tmp_path_factory.mktemp("runs")
+    paths = [
+        make_run(folder / "aalp-seed0", "aalp", 0, 0.6),
+        make_run(folder / "aalp-seed1", "aalp", 1, 0.65),
+        make_run(folder / "at", "at", 0, 0.55),
+    ]
+    return group_runs([read_run(path, yaml.safe_load((path / "config.yaml").read_text())) for path in paths])
+
+
+def by_name(figure, name):
+    return next(trace for trace in figure.data if trace["name"] == name and trace.get("showlegend", True))
+
+
+def test_plotly_takes_every_figure(groups):
+    graph_objects = pytest.importorskip("plotly.graph_objects")
+    drawn = [
+        block
+        for part in sections(groups, wilson_interval, None, "aalp report")
+        for block in part.blocks
+        if block.kind == "figure"
+    ]
+    assert len({figure.name for figure in drawn}) == len(drawn) >= 14
+    for figure in drawn:
+        graph_objects.Figure(data=list(figure.data), layout=dict(figure.layout))  # raises on what plotly does not know
+
+
+def test_several_seeds_are_drawn_as_their_mean_with_each_behind_it(groups):
+    figure = observations.first(groups, "")[1]
+    traces = [trace for trace in figure.data if trace["name"] == "aalp"]
+    assert [trace["y"] for trace in traces[:2]] == [[0.6] * 3, [0.65] * 3]
+    assert traces[2]["y"] == pytest.approx([0.625] * 3)
+    assert [trace.get("showlegend", True) for trace in traces] == [False, False, True]
+
+
+def test_the_mean_is_taken_where_all_seeds_have_a_point():
+    assert figures.mean_curve([{1: 0.2, 2: 0.4, 3: 1.0}, {2: 0.6, 1: 0.4}]) == pytest.approx({1: 0.3, 2: 0.5})
+
+
+def test_attack_bars_are_wilson_for_one_seed_and_extremes_for_several(groups):
+    figure = figures.attacks(groups, wilson_interval)
+    single, several = by_name(figure, "at"), by_name(figure, "aalp")
+    assert single["x"] == ["clean", "pgd-20", "autoattack", "worst case"]
+    assert single["y"] == pytest.approx([0.9, 0.6, 0.55, 0.55])
+    low, high = wilson_interval(22, 40)
+    assert single["y"][3] + single["error_y"]["array"][3] == pytest.approx(high)
+    assert single["y"][3] - single["error_y"]["arrayminus"][3] == pytest.approx(low)
+    assert several["y"][3] == pytest.approx(0.625)
+    assert several["error_y"]["array"][3] == pytest.approx(0.025)
+
+
+def test_the_end_of_the_eps_curve_is_told_rather_than_drawn(groups):
+    figure = figures.eps_curve(groups)
+    assert figure.layout["xaxis"]["range"][1] < 0.1
+    assert "aalp 0.0\u00a0% at eps 1" in figure.caption
+    assert "cw-20" in figure.caption
+    assert len(figure.table.rows) == 10
+
+
+def test_metrics_that_no_epoch_has_are_no_figure(groups):
+    nothing = figures.line_figure("x", "x", "", groups, figures.column("absent"), {"title": {"text": ""}}, {})
+    assert nothing is None
+    loss = next(figure for figure in figures.training(groups) if figure.name == "loss")
+    assert by_name(loss, "at")["x"] == [1, 2, 3, 4, 5]
+    clean = next(figure for figure in figures.training(groups) if figure.name == "validation-clean")
+    assert by_name(clean, "at")["x"] == [2, 3, 4, 5]
+
+
+def test_confusions_add_up_over_seeds_and_hide_no_class(groups):
+    (trace,) = class_figures.confusion(groups[0]).data
+    assert trace["text"] == [[12 if i == j else 2 for j in range(4)] for i in range(4)]
+    assert trace["z"][0] == pytest.approx([12 / 18, 2 / 18, 2 / 18, 2 / 18])
+    assert len(class_figures.per_class(groups, "").table.rows) == 2 * len(CLASSES)
+
+
+def test_of_very_many_classes_the_weakest_are_shown(tmp_path):
+    names = [f"class {number}" for number in range(120)]
+    path = make_run(tmp_path / "many", classes=names)
+    groups = group_runs([read_run(path, {"objective": "aalp"})])
+    groups[0].runs[0].analysis["per_class"][77]["robust"] = 0.01
+    figure = class_figures.per_class(groups, "")
+    assert len(figure.data[0]["y"]) == 30
+    assert figure.data[0]["y"][0] == "class 77"
+    assert "30 of 120 classes" in figure.caption
+    assert class_figures.confusion(groups[0]) is None

@@ -1,0 +1,181 @@
+"""The page as text: what it says, what it escapes, how large it is. test_report_in_chromium.py looks at it."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+import yaml
+from report_helpers import CLASSES, EVIL, make_run, write_analysis, write_audit, write_evaluation
+
+from aalp.evaluation.robustness import wilson_interval
+from aalp.report.collect import group_runs, read_run
+from aalp.report.gallery import gallery
+from aalp.report.headline import cautions, lead, radius, rows
+from aalp.report.page import render, script_json
+from aalp.report.sections import sections
+
+
+def groups_of(*paths):
+    return group_runs([read_run(path, yaml.safe_load((path / "config.yaml").read_text())) for path in paths])
+
+
+def page_of(*paths, title="a title"):
+    groups = groups_of(*paths)
+    return render(groups, sections(groups, wilson_interval, None, "aalp report"), wilson_interval, title)
+
+
+class Parsed(HTMLParser):
+    """Elements and text of a page; scripts apart."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self._in = "", ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._in = tag
+
+    def handle_endtag(self, tag):
+        self._in = ""
+
+    def handle_data(self, data):
+        if self._in not in ("script", "style"):
+            self.text += data
+
+
+def test_the_page_loads_nothing_and_stays_small(tmp_path):
+    runs = []
+    for number in range(8):
+        runs.append(make_run(tmp_path / f"model-{number}", "aalp", method={"pairing_weight": number}))
+        write_analysis(runs[-1], 0.5, CLASSES, number=2, shape=(3, 224, 224))
+    page = page_of(*runs)
+    assert len(page.encode()) < 8_000_000
+    elements = Parsed(page).elements
+    sources = [value for _, attributes in elements for name, value in attributes.items() if name in ("src", "href")]
+    assert len(sources) > 20
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert [tag for tag, _ in elements].count("script") == 3
+    assert not any(tag in ("link", "iframe", "base") and "data:," not in str(attributes) for tag, attributes in elements)
+    assert page.count("plotly.js v") == 1
+    assert not re.search(r"url\(|@import", page[: page.index("</style>")])
+
+
+@pytest.mark.parametrize("place", ["title", "class", "folder", "command"])
+def test_markup_from_outside_stays_text(tmp_path, place):
+    evil = EVIL.replace("/", "_") if place == "folder" else EVIL
+    run = make_run(tmp_path / (f"{evil} & co" if place == "folder" else "run"), classes=[evil, "b"])
+    write_evaluation(run, "test", 0.5, command=f"aalp evaluate {evil}")
+    page = Parsed(page_of(run, title=evil))
+    assert [tag for tag, _ in page.elements].count("script") == 3
+    assert evil in page.text
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+
+
+def test_json_in_a_script_cannot_end_it():
+    text = script_json({"name": "</script><!-- & \u2028", "value": 1 / 3, "whole": 12345678})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"name": "</script><!-- & \u2028", "value": 0.33333, "whole": 12345678}
+
+
+def test_the_headline_has_wilson_intervals_and_the_verdict_in_words(tmp_path):
+    (row,) = rows(groups_of(make_run(tmp_path / "run", robust=0.5, audit="inconclusive")), wilson_interval)
+    # Wilson by hand for 20 of 40: 0.5 +- 1.96 / 1.096 * sqrt(0.25 / 40 + 0.096 / 160) = 0.5 +- 0.148
+    assert (row.robust.main, row.robust.small) == ("50.0\u00a0%", "35.2 to 64.8\u00a0%")
+    assert row.autoattack.main == "50.0\u00a0%"
+    assert row.verdict_text == "inconclusive"
+
+
+def test_several_seeds_have_a_mean_and_a_row_each_and_the_worst_verdict(tmp_path):
+    paths = [make_run(tmp_path / f"s{seed}", "aalp", seed, robust, analysis=False) for seed, robust in ((0, 0.5), (1, 0.6))]
+    write_audit(paths[1], "fail", created="3000")
+    mean, first, second = rows(groups_of(*paths), wilson_interval)
+    # The deviation of 50 and 60 is 10 / sqrt(2).
+    assert (mean.robust.main, mean.robust.small) == ("55.0\u00a0%", "± 7.1 over 2 seeds")
+    assert (mean.verdict, mean.verdict_text) == ("fail", "failed: 1 of 2")
+    assert (first.name, first.robust.main, second.robust.main) == ("seed 0", "50.0\u00a0%", "60.0\u00a0%")
+
+
+def test_a_lead_over_overlapping_intervals_is_not_called_one(tmp_path):
+    paths = [make_run(tmp_path / name, name, robust=robust, analysis=False) for name, robust in (("at", 0.5), ("aalp", 0.6))]
+    words = " ".join(lead(groups_of(*paths)))
+    assert "that of aalp, 60.0" in words
+    assert "overlaps that of at: these images do not tell them apart" in words
+    far = make_run(tmp_path / "standard", "standard", robust=0.0, analysis=False)
+    assert "overlaps" not in " ".join(lead(groups_of(paths[1], far)))
+
+
+def test_figures_that_do_not_compare_or_are_upper_bounds_are_called_so(tmp_path):
+    one, two = (make_run(tmp_path / name, name, analysis=False) for name in ("at", "aalp"))
+    assert cautions(groups_of(one, two)) == []
+    write_evaluation(two, "test", 0.5, images=20)
+    assert "differ in number of images" in cautions(groups_of(one, two))[0]
+    weak = [{"name": "pgd-20", "accuracy": 0.5, "attacked": 1, "seconds": 0.0, "settings": {}, "parts": []}]
+    write_evaluation(two, "test", 0.5, attacks=weak)
+    assert "1 of 2 evaluations are without AutoAttack" in cautions(groups_of(one, two))[1]
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "words"),
+    [
+        ("Linf", 8 / 255, "L∞ ball of radius eps = 8/255"),
+        ("linf", 0.2, "L∞ ball of radius eps = 0.2"),
+        ("L2", 0.5, "L2 ball of radius eps = 0.5"),
+    ],
+)
+def test_threats_are_told_as_people_write_them(norm, eps, words):
+    assert radius({"norm": norm, "eps": eps}) == words
+
+
+def test_missing_parts_name_their_command(tmp_path):
+    path = tmp_path / "a run"
+    path.mkdir()
+    (path / "config.yaml").write_text("objective: at\ndata: digits\n")
+    text = Parsed(page_of(path)).text
+    for verb in ("evaluate", "audit", "analyze", "train --resume"):
+        assert f"aalp {verb} '{path}'" in text
+    assert "not audited" in text
+
+
+def test_a_gate_that_did_not_pass_says_what_it_means_and_what_to_do(tmp_path):
+    text = Parsed(page_of(make_run(tmp_path / "run", audit="fail"))).text
+    assert text.count("What to do:") == 2  # one failed, one could not be decided
+    assert "unbounded attack wins" in text
+    assert "measured 0.25, limit 0.5" in text
+
+
+def test_an_audit_of_other_weights_is_shown_but_does_not_vouch(tmp_path):
+    run = make_run(tmp_path / "run", audit=None)
+    write_audit(run, "pass", weights="run/weights/last.safetensors")
+    text = Parsed(page_of(run)).text
+    assert "does not vouch for it" in text
+    assert "not audited" in text
+
+
+def test_the_gallery_amplifies_by_a_stated_factor_and_tells_what_happened(tmp_path):
+    run = groups_of(make_run(tmp_path / "run"))[0].runs[0]
+    pictures, factor = gallery(run, 12, 10**6)
+    assert factor == pytest.approx(0.5 / (8 / 255), rel=1e-3)
+    assert [picture.verdict for picture in pictures] == ["fooled", "stands", "stands", "stands", "stands", "wrong already"]
+    assert pictures[1].label == EVIL
+    assert len(gallery(run, 12, 1)[0]) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 9), (2, 8, 8), (3, 200, 100)])
+def test_images_of_any_shape_become_pngs(tmp_path, shape):
+    path = make_run(tmp_path / "run")
+    write_analysis(path, 0.5, ["a", "b"], shape=shape)
+    pictures, _ = gallery(groups_of(path)[0].runs[0], 2, 10**6)
+    assert pictures[0].clean.startswith("data:image/png;base64,")
+
+
+def test_images_that_do_not_move_have_a_grey_difference(tmp_path):
+    run = groups_of(make_run(tmp_path / "run"))[0].runs[0]
+    run.gallery["adversarial"] = run.gallery["clean"].clone()
+    assert torch.equal(run.gallery["adversarial"], run.gallery["clean"])
+    assert gallery(run, 1, 10**6)[1] == 1.0
