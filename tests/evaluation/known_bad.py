@@ -81,8 +81,8 @@ def saturated(inner: Classifier) -> Classifier:
     return altered(inner, before=stairs)
 
 
-class Shattered(nn.Module):
-    """Logits with a fast ripple on top: too small to change much, steep enough to turn every gradient."""
+class Jumping(nn.Module):
+    """Logits that jump at the slightest change of the image, by a ripple that autograd does not see."""
 
     def __init__(self, inner: Classifier) -> None:
         super().__init__()
@@ -94,12 +94,13 @@ class Shattered(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.inner(images)
-        spread = (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)).detach()
-        return self.logits(logits + 0.1 * spread * torch.sin(images.flatten(1) @ self.waves))
+        spread = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)
+        ripple = 0.1 * spread * torch.sin(images.flatten(1) @ self.waves)
+        return self.logits(logits + ripple.detach())
 
 
-def shattered(inner: Classifier) -> Classifier:
-    return Classifier(Shattered(inner), head="logits").eval()
+def jumping(inner: Classifier) -> Classifier:
+    return Classifier(Jumping(inner), head="logits").eval()
 
 
 class Cancelling(nn.Module):

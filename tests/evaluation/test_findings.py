@@ -22,11 +22,13 @@ def gate(limit: float, unit: str = "points") -> Gate:
         (1, 200, 0.2, True),  # 0.5 points, but one image
         (2, 200, 0.2, False),  # begins at 0.27 %
         (4, 200, 2, True),
-        (5, 200, 2, None),  # 2.5 points: begins at 1.1 %
+        (5, 200, 2, True),  # 2 points and one image
+        (6, 200, 2, None),  # 3 points: begins at 1.4 %
         (8, 200, 2, False),  # 4 points: begins at 2.04 %
         (7, 200, 2, None),  # begins at 1.7 %
         (50, 1000, 5, True),
-        (51, 1000, 5, None),
+        (51, 1000, 5, True),
+        (52, 1000, 5, None),
         (70, 1000, 5, False),  # begins at 5.6 %
     ],
 )

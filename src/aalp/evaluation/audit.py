@@ -306,7 +306,7 @@ def autoattack_gap_gate(own: DropUnderAutoAttack | None, reference: DropUnderAut
     allowed = max(drops[1], 0.01)
     low = wilson_interval(max(0, round(drops[0] * own.images)), own.images)[0]
     passed: bool | None = None
-    if drops[0] <= g.AUTOATTACK_GAP.limit * allowed:
+    if drops[0] <= g.AUTOATTACK_GAP.limit * allowed + 1e-9:
         passed = True
     elif low > g.AUTOATTACK_GAP.limit * allowed:
         passed = False
