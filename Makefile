@@ -5,9 +5,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .PHONY: demo test check install benchmark clean
 
-# Train AALP on real digits, attack 200 held-out ones with the full AutoAttack.
+# Train AALP on real digits, attack 200 held-out ones with the full AutoAttack, and put it all into a report.
 demo: .venv/installed
-	$(BIN)/aalp train --config digits --evaluation.images 200 --evaluate true
+	@run=runs/demo-$$(date +%Y%m%d-%H%M%S) && set -x && \
+	$(BIN)/aalp train --config digits --run $$run --evaluation.images 200 --evaluate true && \
+	$(BIN)/aalp analyze $$run --quiet && \
+	$(BIN)/aalp report $$run
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
