@@ -72,53 +72,71 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class Standard:
+class Batch:
+    """The arguments of an objective's call, see `Objective`."""
+
+    classifier: ImageClassifier
+    images: Tensor
+    adversarial: Tensor
+    labels: Tensor
+    progress: float
+    generator: torch.Generator | None
+    mask: Tensor | None
+
+    def both_logits(self) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) of the clean and of the adversarial images, in one forward pass."""
+        clean_logits, adversarial_logits = self.classifier(torch.cat([self.images, self.adversarial])).chunk(2)
+        return clean_logits, adversarial_logits
+
+
+class _OnBatch:
+    """The call that all objectives here share."""
+
+    def loss(self, batch: Batch) -> LossParts:
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        classifier: ImageClassifier,
+        images: Tensor,
+        adversarial: Tensor,
+        labels: Tensor,
+        *,
+        progress: float = 1.0,
+        generator: torch.Generator | None = None,
+        mask: Tensor | None = None,
+    ) -> LossParts:
+        return self.loss(Batch(classifier, images, adversarial, labels, progress, generator, mask))
+
+
+@dataclass(frozen=True)
+class Standard(_OnBatch):
     """Ordinary training: CE(z, y)."""
 
     @property
     def inner(self) -> InnerLoss | None:
         return None
 
-    def __call__(
-        self,
-        classifier: ImageClassifier,
-        images: Tensor,
-        adversarial: Tensor,
-        labels: Tensor,
-        *,
-        progress: float = 1.0,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> LossParts:
-        logits = classifier(images)
-        return _parts(losses.cross_entropy(logits, labels), {}, logits)
+    def loss(self, batch: Batch) -> LossParts:
+        logits = batch.classifier(batch.images)
+        return _parts(losses.cross_entropy(logits, batch.labels), {}, logits)
 
 
 @dataclass(frozen=True)
-class AT:
+class AT(_OnBatch):
     """Adversarial training: CE(z', y) (arXiv 1706.06083)."""
 
     @property
     def inner(self) -> InnerLoss | None:
         return losses.cross_entropy
 
-    def __call__(
-        self,
-        classifier: ImageClassifier,
-        images: Tensor,
-        adversarial: Tensor,
-        labels: Tensor,
-        *,
-        progress: float = 1.0,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> LossParts:
-        logits = classifier(adversarial)
-        return _parts(losses.cross_entropy(logits, labels), {}, logits)
+    def loss(self, batch: Batch) -> LossParts:
+        logits = batch.classifier(batch.adversarial)
+        return _parts(losses.cross_entropy(logits, batch.labels), {}, logits)
 
 
 @dataclass(frozen=True)
-class ALP:
+class ALP(_OnBatch):
     """Adversarial logit pairing (arXiv 1803.06373).
 
     (1 - s) CE(z', y) + s CE(z, y) + lambda mean_c (z - z')^2 with s = clean_share, lambda = pairing_weight.
@@ -135,27 +153,17 @@ class ALP:
     def inner(self) -> InnerLoss | None:
         return losses.cross_entropy
 
-    def __call__(
-        self,
-        classifier: ImageClassifier,
-        images: Tensor,
-        adversarial: Tensor,
-        labels: Tensor,
-        *,
-        progress: float = 1.0,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> LossParts:
-        clean_logits, adversarial_logits = classifier(torch.cat([images, adversarial])).chunk(2)
-        classification = _shared_cross_entropy(self.clean_share, clean_logits, adversarial_logits, labels)
+    def loss(self, batch: Batch) -> LossParts:
+        clean_logits, adversarial_logits = batch.both_logits()
+        classification = _shared_cross_entropy(self.clean_share, clean_logits, adversarial_logits, batch.labels)
         pairing = losses.logit_pairing(clean_logits, adversarial_logits)
         terms = {"classification": classification, "pairing": pairing}
-        terms |= _conflict(clean_logits, adversarial_logits, labels, pairing)
+        terms |= _conflict(clean_logits, adversarial_logits, batch.labels, pairing)
         return _parts(classification + self.pairing_weight * pairing, terms, adversarial_logits)
 
 
 @dataclass(frozen=True)
-class CLP:
+class CLP(_OnBatch):
     """Clean logit pairing (arXiv 1803.06373): CE(z, y) + lambda mean_c (z(x1) - z(x2))^2 on random clean pairs."""
 
     pairing_weight: float = 0.5
@@ -167,27 +175,17 @@ class CLP:
     def inner(self) -> InnerLoss | None:
         return None
 
-    def __call__(
-        self,
-        classifier: ImageClassifier,
-        images: Tensor,
-        adversarial: Tensor,
-        labels: Tensor,
-        *,
-        progress: float = 1.0,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> LossParts:
-        logits = classifier(images)
-        partner = torch.randperm(len(images), generator=generator, device=images.device)
-        classification = losses.cross_entropy(logits, labels)
+    def loss(self, batch: Batch) -> LossParts:
+        logits = batch.classifier(batch.images)
+        partner = torch.randperm(len(logits), generator=batch.generator, device=logits.device)
+        classification = losses.cross_entropy(logits, batch.labels)
         pairing = losses.logit_pairing(logits, logits[partner])
         terms = {"classification": classification, "pairing": pairing}
         return _parts(classification + self.pairing_weight * pairing, terms, logits)
 
 
 @dataclass(frozen=True)
-class TRADES:
+class TRADES(_OnBatch):
     """CE(z, y) + beta KL(p, p') (arXiv 1901.08573); the adversary maximises the KL term."""
 
     beta: float = 6.0
@@ -199,26 +197,16 @@ class TRADES:
     def inner(self) -> InnerLoss | None:
         return AgainstClean(losses.kl_divergence)
 
-    def __call__(
-        self,
-        classifier: ImageClassifier,
-        images: Tensor,
-        adversarial: Tensor,
-        labels: Tensor,
-        *,
-        progress: float = 1.0,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> LossParts:
-        clean_logits, adversarial_logits = classifier(torch.cat([images, adversarial])).chunk(2)
-        classification = losses.cross_entropy(clean_logits, labels)
+    def loss(self, batch: Batch) -> LossParts:
+        clean_logits, adversarial_logits = batch.both_logits()
+        classification = losses.cross_entropy(clean_logits, batch.labels)
         divergence = losses.kl_divergence(clean_logits, adversarial_logits)
         terms = {"classification": classification, "divergence": divergence}
         return _parts(classification + self.beta * divergence, terms, adversarial_logits)
 
 
 @dataclass(frozen=True)
-class MART:
+class MART(_OnBatch):
     """BCE(z', y) + beta (1 - p_y) KL(p, p') (ICLR 2020, code YisenWang/MART): misclassified images count more."""
 
     beta: float = 5.0
@@ -230,20 +218,10 @@ class MART:
     def inner(self) -> InnerLoss | None:
         return losses.cross_entropy
 
-    def __call__(
-        self,
-        classifier: ImageClassifier,
-        images: Tensor,
-        adversarial: Tensor,
-        labels: Tensor,
-        *,
-        progress: float = 1.0,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> LossParts:
-        clean_logits, adversarial_logits = classifier(torch.cat([images, adversarial])).chunk(2)
-        classification = losses.boosted_cross_entropy(adversarial_logits, labels)
-        doubt = 1.0 - losses.cross_entropy(clean_logits, labels).neg().exp()  # 1 - p_y
+    def loss(self, batch: Batch) -> LossParts:
+        clean_logits, adversarial_logits = batch.both_logits()
+        classification = losses.boosted_cross_entropy(adversarial_logits, batch.labels)
+        doubt = 1.0 - losses.cross_entropy(clean_logits, batch.labels).neg().exp()  # 1 - p_y
         divergence = doubt * losses.kl_divergence(clean_logits, adversarial_logits)
         terms = {"classification": classification, "divergence": divergence}
         return _parts(classification + self.beta * divergence, terms, adversarial_logits)
@@ -260,7 +238,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class AALP:
+class AALP(_OnBatch):
     """Adaptive adversarial logits pairing (arXiv 2005.11904; the variants of both modules are ours).
 
     ALP on features under one Guided Dropout mask a pair, with a weight w_i on each sample's pairing term:
@@ -285,23 +263,14 @@ class AALP:
     def inner(self) -> InnerLoss | None:
         return losses.cross_entropy
 
-    def __call__(
-        self,
-        classifier: ImageClassifier,
-        images: Tensor,
-        adversarial: Tensor,
-        labels: Tensor,
-        *,
-        progress: float = 1.0,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> LossParts:
-        features = classifier.features(torch.cat([images, adversarial]))
+    def loss(self, batch: Batch) -> LossParts:
+        classifier, labels, mask = batch.classifier, batch.labels, batch.mask
+        features = classifier.features(torch.cat([batch.images, batch.adversarial]))
         if mask is None:
-            mask = self.mask(classifier, features.detach()[len(images) :], labels, progress, generator)
+            mask = self.mask(classifier, features.detach()[len(labels) :], labels, batch.progress, batch.generator)
         pair_mask = None if mask is None else torch.cat([mask, mask])
         clean_logits, adversarial_logits = classifier.head(features, pair_mask).chunk(2)
-        classification = _shared_cross_entropy(self.clean_share, clean_logits, adversarial_logits, labels)
+        classification = _shared_cross_entropy(self.clean_share, clean_logits, adversarial_logits, batch.labels)
         pairing = DISTANCES[self.distance](clean_logits, adversarial_logits)
         spread: dict[str, Tensor] = {}
         if self.weights is not None:
