@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aalp.commands.compare import markdown
+from aalp.commands.comparison import markdown
 from aalp.store.records import read_record
 
 HERE = Path(__file__).parent

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from aalp.cli import main
-from aalp.commands.compare import summary
+from aalp.commands.comparison import summary
 from aalp.commands.console import Display
 from aalp.method.guided_dropout import GuidedDropout
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import math
 import re
-import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from aalp.commands.audit import audit_once, cheap_verdict
+from aalp.commands.comparison import markdown, summary, text
 from aalp.commands.config import (
     EvaluationOptions,
     MethodOptions,
@@ -26,7 +22,6 @@ from aalp.commands.config import (
 )
 from aalp.commands.console import Display, print_out
 from aalp.commands.evaluate import command_line
-from aalp.commands.tables import markdown_table, text_table
 from aalp.commands.train import build_classifier, check, describe, evaluate_run, train_run, write_config
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.errors import InterruptedRunError, OptionError, RunError, unknown_name
@@ -111,38 +106,8 @@ def compare(
         run / "comparison.json", "comparison", {"command": command_line(), "split": evaluation.split, **content}
     )
     write_atomically(run / "comparison.md", markdown(record).encode())
-    print_out(_text(record))
+    print_out(text(record))
     print_out(f"\nrecords: {run / 'comparison.json'}, {run / 'comparison.md'}")
-
-
-def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """Means, deviations and single values by objective, and each objective's difference from the others' AutoAttack.
-
-    Args:
-        cells: one for each objective and seed: `objective`, `seed` and `figures` by name.
-        names: objectives, in the order of the table.
-    """
-    # Not every objective has every figure (only pairing has a conflict rate).
-    columns = list(dict.fromkeys(column for cell in cells for column in cell["figures"]))
-    table = {
-        name: {
-            column: _spread([cell["figures"].get(column) for cell in cells if cell["objective"] == name]) for column in columns
-        }
-        for name in names
-    }
-    judged = "autoattack" if "autoattack" in columns else "robust"
-    by_seed = {(cell["objective"], cell["seed"]): cell["figures"][judged] for cell in cells}
-    seeds = sorted({cell["seed"] for cell in cells})
-    reference = "aalp" if "aalp" in names else names[0]
-    differences = {
-        name: _difference([by_seed[reference, seed] - by_seed[name, seed] for seed in seeds])
-        for name in names
-        if name != reference
-    }
-    compared = {"reference": reference, "figure": judged, "differences": differences}
-    audits = {name: [cell.get("audit") for cell in cells if cell["objective"] == name] for name in names}
-    content = {"columns": columns, "seeds": seeds, "table": table, "compared": compared, "audits": audits}
-    return {**content, "cells": list(cells)}
 
 
 VARIED = ("model", "threat", "attack", "method", "training", "model_options")
@@ -270,84 +235,3 @@ def _same_options(run: Path, options: Mapping[str, Any]) -> None:
     for name in now:
         if before.get(name) != now[name]:
             raise RunError(f"'{run}' was begun with another {name}: choose another --run, or give the same options as then")
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, Any]:
-    known = [value for value in values if value is not None]
-    if not known:
-        return {"mean": None, "deviation": None, "values": list(values)}
-    deviation = statistics.stdev(known) if len(known) > 1 else None
-    return {"mean": statistics.fmean(known), "deviation": deviation, "values": list(values)}
-
-
-def _difference(gaps: Sequence[float]) -> dict[str, Any]:
-    """Mean of the per-seed gaps with its 95 % t interval; a difference is called one only if that leaves out 0."""
-    mean = statistics.fmean(gaps)
-    if len(gaps) < 2:
-        return {"mean": mean, "interval": None, "real": False}
-    half = float(stats.t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
-    return {"mean": mean, "interval": [mean - half, mean + half], "real": abs(mean) > half}
-
-
-PLAIN = frozenset({"n90", "n90_adversarial"})
-UNSHOWN = frozenset({"train_seconds"})
-"""In the record only: wall times of cells compare nothing unless the machine did nothing else."""
-
-
-def _table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    columns = [column for column in record["columns"] if column not in UNSHOWN]
-    rows = [[name, *(_show(column, figures.get(column)) for column in columns)] for name, figures in record["table"].items()]
-    for row in rows:
-        row.append(_verdicts(record["audits"].get(row[0], [])))
-    return ["objective", *columns, "audit"], rows
-
-
-def _verdicts(verdicts: Sequence[str | None]) -> str:
-    """`3 pass`, or `2 pass, 1 fail`: how many runs came out how."""
-    counts = Counter(verdict for verdict in verdicts if verdict is not None)
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "-"
-
-
-def _show(column: str, figure: Mapping[str, Any] | None) -> str:
-    if figure is None or figure["mean"] is None:
-        return "-"
-    scale = 1 if column in PLAIN else 100
-    spread = "" if figure["deviation"] is None else f" +- {figure['deviation'] * scale:.1f}"
-    return f"{figure['mean'] * scale:.1f}{spread}"
-
-
-def sentences(record: Mapping[str, Any]) -> list[str]:
-    """What a comparison record says of differences: one sentence for each other objective."""
-    compared = record["compared"]
-    lines = []
-    for name, gap in compared["differences"].items():
-        interval = gap["interval"]
-        between = "" if interval is None else f" [{interval[0] * 100:+.1f}, {interval[1] * 100:+.1f}]"
-        verdict = "a real difference" if gap["real"] else "no real difference shown"
-        lines.append(
-            f"{compared['reference']} minus {name}, {compared['figure']}: {gap['mean'] * 100:+.1f}{between} points, {verdict}"
-        )
-    return lines
-
-
-def _values(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    figure = record["compared"]["figure"]
-    rows = [[name, *(f"{v * 100:.1f}" for v in row[figure]["values"])] for name, row in record["table"].items()]
-    return [f"{figure} by seed", *map(str, record["seeds"])], rows
-
-
-def _text(record: Mapping[str, Any]) -> str:
-    parts = [text_table(*_table(record)), text_table(*_values(record)), *(["\n".join(sentences(record))])]
-    return "\n\n".join(part for part in parts if part)
-
-
-def markdown(record: Mapping[str, Any]) -> str:
-    """A comparison's record as Markdown: the table, the values by seed, the differences, the command."""
-    images = record["cells"][0]["images"]
-    title = (
-        f"Accuracy in percent on {images} {record['split']} images, mean +- standard deviation over seeds "
-        f"{', '.join(map(str, record['seeds']))}; n90 in features."
-    )
-    parts = [title, markdown_table(*_table(record)), markdown_table(*_values(record))]
-    parts.append("\n".join(f"- {line} (95 % interval over seeds)" for line in sentences(record)))
-    return "\n\n".join([*parts, f"`{record['command']}`"]) + "\n"

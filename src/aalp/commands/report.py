@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aalp.commands.compare import sentences
+from aalp.commands.comparison import sentences
 from aalp.commands.config import read_yaml
 from aalp.commands.console import print_out
 from aalp.commands.evaluate import command_line
