@@ -1,0 +1,74 @@
+"""The statistics of a comparison, by numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from aalp.commands.comparison import summary
+
+
+def cells(figures: dict[str, list[float | None]]) -> list[dict[str, Any]]:
+    return [
+        {"objective": name, "seed": seed, "figures": {"clean": 1.0, "autoattack": value}}
+        for name, values in figures.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_the_statistics_of_three_seeds_by_hand() -> None:
+    content = summary(cells({"at": [0.60, 0.62, 0.64], "aalp": [0.65, 0.70, 0.66]}), ["at", "aalp"])
+    row = content["table"]["at"]["autoattack"]
+    assert row["values"] == [0.60, 0.62, 0.64]
+    assert row["mean"] == pytest.approx(0.62)
+    assert row["deviation"] == pytest.approx(0.02)  # sqrt((0.02^2 + 0 + 0.02^2) / 2)
+    compared = content["compared"]
+    assert (compared["reference"], compared["figure"]) == ("aalp", "autoattack")
+    gap = compared["differences"]["at"]
+    # Per seed 0.05, 0.08, 0.02: mean 0.05, deviation 0.03, t(0.975, 2) = 4.3027, half width 4.3027 * 0.03 / sqrt 3.
+    half = 4.30265 * 0.03 / math.sqrt(3)
+    assert gap["mean"] == pytest.approx(0.05)
+    assert gap["interval"] == pytest.approx([0.05 - half, 0.05 + half], rel=1e-5)
+    assert gap["real"] is False  # 0.0745 > 0.05: the interval holds 0
+
+
+@pytest.mark.parametrize(
+    ("values", "real"),
+    [
+        ([0.701, 0.700, 0.702], True),
+        ([0.60, 0.62, 0.64], False),
+        ([0.50, 0.51, 0.52], True),
+        ([0.40, 0.80, 0.70], False),
+    ],
+)
+def test_a_difference_is_called_one_only_if_its_interval_leaves_out_0(values: list[float], real: bool) -> None:
+    content = summary(cells({"aalp": [0.60, 0.61, 0.62], "at": values}), ["aalp", "at"])
+    gap = content["compared"]["differences"]["at"]
+    assert gap["real"] is real
+    assert real == (not gap["interval"][0] <= 0 <= gap["interval"][1])
+
+
+def test_one_seed_has_neither_deviation_nor_interval() -> None:
+    content = summary(cells({"at": [0.6], "trades": [0.7]}), ["at", "trades"])
+    assert content["table"]["at"]["autoattack"] == {"mean": 0.6, "deviation": None, "values": [0.6]}
+    assert content["compared"]["reference"] == "at"
+    gap = content["compared"]["differences"]["trades"]
+    assert gap["mean"] == pytest.approx(-0.1)
+    assert (gap["interval"], gap["real"]) == (None, False)
+
+
+@pytest.mark.parametrize("order", [["standard", "aalp"], ["aalp", "standard"]])
+def test_objectives_without_a_figure_are_left_out_of_it_only(order: list[str]) -> None:
+    """`standard` has no conflict rate, wherever it stands: a dash there, and nothing else changes."""
+    figures: dict[str, list[float | None]] = {"standard": [0.0, 0.1], "aalp": [0.7, 0.8]}
+    both = cells({name: figures[name] for name in order})
+    for cell in both:
+        if cell["objective"] == "aalp":
+            cell["figures"]["conflict_rate"] = 0.25
+    content = summary(both, order)
+    assert "conflict_rate" in content["columns"]
+    assert content["table"]["aalp"]["conflict_rate"]["mean"] == 0.25
+    assert content["table"]["standard"].get("conflict_rate", {"mean": None})["mean"] is None
+    assert content["table"]["standard"]["autoattack"]["mean"] == pytest.approx(0.05)
