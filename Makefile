@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check install benchmark clean
+.PHONY: demo test check install benchmark table clean
 
 # Train AALP on real digits, attack 200 held-out ones with the full AutoAttack, and put it all into a report.
 demo: .venv/installed
@@ -26,6 +26,10 @@ install: .venv/installed
 # Throughput of attack and training step as ratios to the bare passes of the same model.
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/train_step.py
+
+# The committed results as tables, from their records alone.
+table: .venv/installed
+	@$(BIN)/python benchmarks/results_table.py benchmarks/results/*/
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "aalp needs Python 3.10 or newer: make PYTHON=python3.12 ...")'

@@ -1,14 +1,16 @@
-"""Prints a Markdown table of the committed evaluation records: no figure in the docs is typed by hand.
+"""Prints the committed evaluations and comparisons as Markdown tables: no figure in the docs is typed by hand.
 
-python benchmarks/results_table.py benchmarks/results/mnist benchmarks/results/cifar10
+python benchmarks/results_table.py benchmarks/results/*/
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
+from aalp.commands.comparison import markdown
 from aalp.commands.tables import markdown_table
 from aalp.store.records import read_record
 
@@ -17,9 +19,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, help="folders of evaluation records")
     folders = parser.parse_args().folders
-    records = [read_record(path, "evaluation") for folder in folders for path in sorted(folder.glob("*.json"))]
+    paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
+    records = [read_record(path, "evaluation") for path in paths if json.loads(path.read_text())["kind"] == "evaluation"]
     header = ["data, eps", "model", "objective", "test images", "clean", "PGD", "C&W", "AutoAttack (95 % interval)"]
     print(markdown_table(header, [row(record) for record in records]))
+    for path in paths:
+        if path.stem == "comparison":
+            print(f"\n{path.parent.name}: {markdown(read_record(path, 'comparison'))}")
 
 
 def row(record: dict[str, Any]) -> list[str]:
