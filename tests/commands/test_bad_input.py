@@ -511,9 +511,9 @@ BAD_RUNS: dict[str, Case] = {
         ("'state.safetensors'", "training state"),
     ),
     "a checkpoint of a later format": (
-        lambda folder: save_file({"w": torch.zeros(1)}, folder / "new.safetensors", {"aalp": '{"format": 2}'}),
+        lambda folder: save_file({"w": torch.zeros(1)}, folder / "new.safetensors", {"aalp": '{"format": 3}'}),
         "evaluate new.safetensors --data npz:tiny.npz --model small-cnn --eps 0.1",
-        ("'new.safetensors' has format 2", "use the aalp version that wrote it"),
+        ("'new.safetensors' has format 3", "use the aalp version that wrote it"),
     ),
     "a pickle with code in it": (
         evil_pickle,
@@ -585,21 +585,25 @@ BAD_RUNS: dict[str, Case] = {
         ("'done' has no saved state", "start a new run"),
     ),
     "to resume a torn state": (
-        lambda folder: (folder / "done/states/step-00000008.safetensors").write_bytes(b"torn"),
+        lambda folder: [path.write_bytes(b"torn") for path in (folder / "done/states").iterdir()],
         "train --resume done",
-        ("step-00000008.safetensors' is not a readable safetensors file",),
+        ("no saved state of 'done' can be read", "step-00000008.safetensors' is not a readable", "start a new run"),
     ),
     "to resume with other options": (
         None,
         "train --resume done --training.epochs 3",
-        ("--training.epochs", "options it was started with"),
+        ("'done' was begun with another training", "training.epochs was 2 and is 3", "`aalp train --resume done` alone"),
     ),
     "to resume with other options before": (
         None,
         "train --seed=1 --resume=done",
-        ("--seed", "options it was started with"),
+        ("'done' was begun with another seed", "seed was 0 and is 1", "`aalp train --resume done` alone"),
     ),
-    "to resume with a configuration": (None, "train --config digits --resume done", ("--config", "--resume")),
+    "to resume with a configuration": (
+        None,
+        "train --config digits --resume done",
+        ("'done' was begun with another data", "was npz:", "is digits"),
+    ),
     "a comparison begun with other options": (begun, COMPARE + "--objectives at", ("'run' was begun with another",)),
     "a comparison where something else is": (
         text_file("run", "mine"),
