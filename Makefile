@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check install benchmark clean
+.PHONY: demo test check install benchmark soak clean
 
 # Train AALP on real digits, attack 200 held-out ones with the full AutoAttack.
 demo: .venv/installed
@@ -23,6 +23,10 @@ install: .venv/installed
 # Throughput of attack and training step as ratios to the bare passes of the same model.
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/train_step.py
+
+# 200 SIGKILLs at random moments: what is resumed has to end byte by byte as what was never killed.
+soak: .venv/installed
+	$(BIN)/python benchmarks/soak.py --kills 200 --out benchmarks/results/soak.json
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "aalp needs Python 3.10 or newer: make PYTHON=python3.12 ...")'

@@ -33,3 +33,33 @@ def noted_signals() -> Iterator[list[int]]:
     finally:
         for caught, handler in before.items():
             signal.signal(caught, handler)
+
+
+class Stopped(BaseException):
+    """A signal that `raised_signals` let through. Not an Exception: nothing on the way up may take it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def raised_signals() -> Iterator[None]:
+    """Turns these signals into `Stopped` at once, for work that is saved piece by piece."""
+    before: dict[int, Any] = {}
+
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(number)
+
+    try:
+        for name in STOPPING:
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                before[number] = signal.signal(number, stop)
+    except ValueError:  # not the main thread: there signals are somebody else's
+        before.clear()
+    try:
+        yield
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler)

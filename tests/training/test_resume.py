@@ -30,7 +30,7 @@ TIMES = {"seconds", "images_per_second"}
 def left_behind(run: RunDirectory) -> dict[str, Any]:
     """Weights byte by byte, and metrics except for times."""
     with run.metrics.open(newline="") as file:
-        rows = [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+        rows = [[(name, value) for name, value in row.items() if name not in TIMES] for row in csv.DictReader(file)]
     return {"rows": rows, **{which: run.weights(which).read_bytes() for which in ("last", "best")}}
 
 

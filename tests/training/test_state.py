@@ -157,9 +157,9 @@ def same_bytes(one: RunDirectory, other: RunDirectory) -> None:
     assert rows(one) == rows(other)
 
 
-def rows(run: RunDirectory) -> list[dict[str, str]]:
+def rows(run: RunDirectory) -> list[list[tuple[str, str]]]:
     with run.metrics.open(newline="") as file:
-        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+        return [[(name, value) for name, value in row.items() if name not in TIMES] for row in csv.DictReader(file)]
 
 
 def run_with_stops(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,17 +27,20 @@ from aalp.commands.loading import LoadedModel, load_foreign, load_model, verify_
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import Split, as_float, channel_statistics
-from aalp.errors import AalpError, DataError, OptionError, RunError
+from aalp.errors import AalpError, DataError, InterruptedRunError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates
+from aalp.evaluation.journal import Journal
 from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation, wilson_interval
 from aalp.evaluation.robustness import evaluate as run_evaluation
 from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions, build
 from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed
+from aalp.stopping import Stopped, raised_signals
 from aalp.store.checkpoint import is_ours
-from aalp.store.records import write_record, write_table
+from aalp.store.files import remove_leftovers
+from aalp.store.records import environment, write_record, write_table
 from aalp.store.run import free_path
 
 
@@ -135,22 +140,30 @@ def evaluate_model(
     indices, split = chosen_images(loaded, source, split_name, images)
     classifier = loaded.classifier.to(device())
     gates = _cheap_gates(classifier, split, threat, seed)
+    settings = {"threat": [threat.norm, threat.eps], "attacks": attacks, "batch_size": batch_size, "seed": seed}
+    journal = _journal(record_path.parent, loaded, source, [split_name, indices.tolist()], settings)
     # Float32 images in contiguous layout: what the attacks' own packages expect.
-    with display.bar():
-        evaluation = run_evaluation(
-            classifier,
-            split,
-            threat=threat,
-            attacks=attacks,
-            batch_size=batch_size,
-            seed=seed,
-            tick=display.attack,
-        )
+    try:
+        with display.bar(), raised_signals():
+            evaluation = run_evaluation(
+                classifier,
+                split,
+                threat=threat,
+                attacks=attacks,
+                batch_size=batch_size,
+                seed=seed,
+                tick=display.attack,
+                journal=journal,
+            )
+    except Stopped as stopped:
+        raise InterruptedRunError(stopped.number, about["command"]) from stopped
     evaluation = dataclasses.replace(evaluation, indices=indices)
     content = {**about, **_content(evaluation, source, split_name, loaded, batch_size), "gates": gates}
     # The record last: where it exists, the evaluation is whole.
     write_table(record_path.with_suffix(".parquet"), _columns(evaluation))
     record = write_record(record_path, "evaluation", content)
+    remove_leftovers(record_path.parent, f"{record_path.stem}.")
+    journal.remove()
     record["path"] = str(record_path)
     return record
 
@@ -195,6 +208,17 @@ def _cheap_gates(classifier: Classifier, split: Split, threat: Threat, seed: int
     if failed:
         print(f"aalp: warning: gate failed: {'; '.join(failed)}: see `aalp audit` before trusting figures", file=sys.stderr)
     return [result.record() for result in results]
+
+
+def _journal(folder: Path, loaded: LoadedModel, source: Source, images: list[Any], settings: dict[str, Any]) -> Journal:
+    """The journal of this evaluation and of no other: whatever can change a verdict is in its name."""
+    digest = hashlib.sha256()
+    about = [loaded.metadata.get("model"), source.digest, images, settings, device().type, environment()["versions"]]
+    digest.update(json.dumps(about, sort_keys=True).encode())
+    for name, values in loaded.classifier.state_dict().items():
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return Journal(folder / f".partial-{digest.hexdigest()[:16]}")
 
 
 def report(record: dict[str, Any]) -> str:

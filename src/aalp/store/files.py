@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from pathlib import Path
@@ -39,13 +40,16 @@ def write_atomically(path: Path, content: bytes | bytearray) -> None:
         raise RunError(f"'{path}' could not be written: {error.strerror}; free space or choose another folder") from error
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, name: str = "") -> None:
     """Remove what writes that were killed half-way left in a folder; nothing else is touched.
+
+    Args:
+        name: only of files whose names begin so.
 
     Raises:
         RunError: one cannot be removed.
     """
-    for path in folder.glob(f".*{ASIDE}"):
+    for path in folder.glob(f".{glob.escape(name)}*{ASIDE}"):
         remove(path)
 
 

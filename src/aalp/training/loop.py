@@ -203,7 +203,9 @@ class _Trainer:
         seconds, progress.epoch_seconds = progress.epoch_seconds, 0.0
         images = progress.sums.pop("images")
         row: dict[str, Any] = {"epoch": epoch + 1, "step": progress.step, "lr": self.optimizer.param_groups[0]["lr"]}
-        row |= {name: value / images for name, value in progress.sums.items()}
+        # In an order of their own: a state that was saved within the epoch has lost the one in which they came.
+        names = sorted(progress.sums, key=lambda name: (name != "loss", name))
+        row |= {name: progress.sums[name] / images for name in names}
         progress.sums = {}
         clean, robust = self._validate(validation)
         row |= {"validation_clean": clean, "validation_robust": robust}
