@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -151,7 +153,9 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
                 f"'{run}' is not a run directory (it has no config.yaml): name one that `aalp train` made, "
                 "or start it with --config or --data"
             )
-        model = read_yaml(run / "config.yaml").get("model")
+        config = read_yaml(run / "config.yaml")
+        _check_groups(verb, str(run / "config.yaml"), config)
+        model = config.get("model")
         trusted = "--model" in flags or {"--trust_model_code", "--trust_model_code=true"} & set(words)
         check_trust(run, model, bool(trusted))
         return ["--config", str(run / "config.yaml"), *words]
@@ -163,7 +167,7 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
     elif Path(name).is_file():
         from aalp.commands.config import read_yaml
 
-        read_yaml(Path(name))  # its errors name the file
+        _check_groups(verb, name, read_yaml(Path(name)))  # errors name the file
         path = name
     else:
         raise AalpError(unknown_name("preset or file", name, presets()))
@@ -171,6 +175,13 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
     rest = words[at + 1 :] if "=" in words[at] else words[at + 2 :]
     # First, so that options override it wherever they stand.
     return ["--config", path, *words[:at], *rest]
+
+
+def _check_groups(verb: str, path: str, config: dict[str, Any]) -> None:
+    """Refuse one value where a group of options goes, which the parser would stumble over."""
+    for name, parameter in inspect.signature(_function(verb)).parameters.items():
+        if dataclasses.is_dataclass(parameter.default) and name in config and not isinstance(config[name], dict):
+            raise AalpError(f"'{path}' has {config[name]!r} as {name}: a mapping of options is needed")
 
 
 def _value_of(flag: str, words: list[str]) -> str:

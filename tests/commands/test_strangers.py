@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import struct
 import zipfile
@@ -91,9 +93,13 @@ def traversal_npz(folder: Path) -> None:
 
 
 def npz_bomb(folder: Path) -> None:
-    with zipfile.ZipFile(folder / "evil.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x_train.npy", "w") as member:
-        for _ in range(1100):
-            member.write(bytes(1_000_000))
+    """A member of a few bytes that says it unpacks to 1.1 GB, as one of zeros would."""
+    with zipfile.ZipFile(folder / "evil.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_train.npy", bytes(1000))
+    content = bytearray((folder / "evil.npz").read_bytes())
+    size_in_directory = content.index(b"PK\x01\x02") + 24
+    content[size_in_directory : size_in_directory + 4] = struct.pack("<I", 1_100_000_000)
+    (folder / "evil.npz").write_bytes(content)
 
 
 def claiming_npz(folder: Path) -> None:
@@ -127,12 +133,16 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "an npz that unpacks to a gigabyte": (npz_bomb, NPZ, "unpacks 'x_train.npy' to 1.1 GB"),
     "an npz that claims 10^15 pixels": (claiming_npz, NPZ, "is not a readable .npz of plain arrays"),
     "YAML with a Python tag": (yaml_with("data: !!python/object/apply:os.mkdir ['EXECUTED']"), CONFIG, "could not determine"),
-    "YAML with a class path": (yaml_with("threat: {class_path: os.mkdir, init_args: {path: EXECUTED}}"), CONFIG, "threat"),
+    "YAML with a class path": (
+        yaml_with("threat: {class_path: os.mkdir, init_args: {path: EXECUTED}}"),
+        CONFIG,
+        "'os.mkdir' is not accepted",
+    ),
     "YAML of aliases of aliases": (yaml_with(LAUGHS), CONFIG, "more than 100000 values"),
     "YAML that contains itself": (yaml_with("data: &a [*a]"), CONFIG, "is not readable YAML"),
     "YAML of 100,000 brackets": (yaml_with("data: " + "[" * 100_000), CONFIG, "is not readable YAML"),
     "YAML with the 99th of a month": (yaml_with("data: 2020-01-99"), CONFIG, "is not readable YAML"),
-    "a number where options go": (yaml_with("data: digits\nthreat: 3"), CONFIG, "threat"),
+    "a number where options go": (yaml_with("data: digits\nthreat: 3"), CONFIG, "has 3 as threat"),
 }
 
 
@@ -179,12 +189,22 @@ def test_a_strangers_run_directory_gets_its_code_run_by_no_verb(
     assert not (copied_run.parent / "executed").exists()
 
 
+def test_a_few_bytes_that_ask_for_a_model_of_terabytes_are_refused_before_it_is_built(
+    tmp_path: Path, tiny_npz: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "w.safetensors"
+    about = {"model": "small-cnn", "classes": ["0", "1", "2"], "image_shape": [1, 4096, 4096], "threat": {"eps": 0.1}}
+    write_tensors(path, {"w": torch.ones(1)}, about)
+    assert main(["evaluate", str(path), "--data", f"npz:{tiny_npz}", "--attacks", "fgsm"]) == 2
+    assert "'small-cnn' has 13," in capfd.readouterr().err
+
+
 # Fuzzing: whatever the bytes, a reader gives something or raises an AalpError.
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-JSON = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
-)
+NAMES = st.text(max_size=8)
+ITEMS = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(NAMES, SCALARS, max_size=3)
+JSON = ITEMS | st.lists(ITEMS, max_size=3) | st.dictionaries(NAMES, ITEMS, max_size=3)
 
 
 def attempt(read: Callable[[], object]) -> None:
@@ -232,7 +252,9 @@ def test_any_metadata_of_weights_is_understood_or_refused_in_one_line(
     metadata: dict[str, object], tmp_path: Path, tiny_npz: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "w.safetensors"
-    write_tensors(path, {"w": torch.ones(1)}, {"classes": ["0", "1", "2"], "image_shape": [1, 8, 8], **metadata})
+    write_tensors(
+        path, {"w": torch.ones(1)}, {"model": "small-cnn", "classes": ["0", "1", "2"], "image_shape": [1, 8, 8], **metadata}
+    )
     capfd.readouterr()
     words = ["evaluate", str(path), "--data", f"npz:{tiny_npz}", "--attacks", "fgsm", "--out", str(tmp_path), "--quiet"]
     assert main(words) == 2

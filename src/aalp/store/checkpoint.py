@@ -83,9 +83,8 @@ def read_foreign_tensors(path: Path) -> dict[str, Tensor]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for what it does not unpickle
-        raise RunError(
-            f"'{path}' is not a plain state dict: {str(error).splitlines()[0]}; save model.state_dict() as safetensors"
-        ) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError(f"'{path}' is not a plain state dict: {reason}; save model.state_dict() as safetensors") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
