@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check install benchmark table clean
+.PHONY: demo test check install benchmark table soak clean
 
 # Train AALP on real digits, attack 200 held-out ones with the full AutoAttack, and put it all into a report.
 demo: .venv/installed
@@ -30,6 +30,10 @@ benchmark: .venv/installed
 # The committed results as tables, from their records alone.
 table: .venv/installed
 	@$(BIN)/python benchmarks/results_table.py benchmarks/results/*/
+
+# 200 SIGKILLs at random moments: what is resumed has to end byte by byte as what was never killed.
+soak: .venv/installed
+	$(BIN)/python benchmarks/soak.py --kills 200 --out benchmarks/results/soak.json
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "aalp needs Python 3.10 or newer: make PYTHON=python3.12 ...")'

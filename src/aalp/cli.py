@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +30,7 @@ VERBS = {
 PATHS = {"evaluate": "RUN_OR_WEIGHTS", "audit": "RUN_OR_WEIGHTS", "analyze": "RUN...", "report": "RUN..."}
 """Verbs that take paths instead of --config, as their usage shows them; with dots, several of them."""
 
-SWITCHES = ("--quiet", "--evaluate", "--thorough", "--audit")
+SWITCHES = ("--quiet", "--evaluate", "--thorough", "--audit", "--trust_model_code")
 
 EXIT_OK = 0
 
@@ -40,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `aalp`; by default those of the process.
 
     Returns:
-        The exit code: 0 done, 1 training diverged, 2 bad input, 3 the audit failed, 4 it was inconclusive, 130 and 143
-        stopped by a signal and saved.
+        The exit code: 0 done, 1 training diverged, 2 bad input or a disk that refuses, 3 the audit failed, 4 it was
+        inconclusive, 130, 138 and 143 stopped by SIGINT, SIGUSR1 and SIGTERM, and saved.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv[1:] = words  # what records tell as their command, also when called from Python
@@ -64,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         sys.stderr.close()
         return EXIT_OK
+    except OSError as error:  # a disk or a folder that refuses, wherever it was met
+        print(f"aalp: {error.strerror or error}: {error.filename or 'the disk'}; free space or choose another", file=sys.stderr)
+        return AalpError.exit_code
     return EXIT_OK if code is None else code
 
 
@@ -115,12 +120,19 @@ def _parse(verb: str, words: list[str]) -> dict[str, Any]:
         options: dict[str, Any] = parser.instantiate(parsed).as_dict()
     except ArgumentError as error:
         raise AalpError(_one_line(str(error), parser)) from error
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, RecursionError, OverflowError) as error:
+        if isinstance(error, AalpError):
+            raise
+        # What the parser stumbles over, such as a number in a YAML file where a group of options goes.
+        reason = " ".join(str(error).split())
+        raise AalpError(f"the options of `{parser.prog}` cannot be read: {reason}; see `{parser.prog} --help`") from error
     options.pop("config", None)
     return options
 
 
 def _with_switches(words: list[str]) -> list[str]:
-    """`--quiet` for `--quiet=true`, whatever word follows it."""
+    """`--quiet` for `--quiet=true`, whatever word follows it; a switch may be spelled with - or _."""
+    words = [word.replace("--trust-model-code", "--trust_model_code", 1) for word in words]
     following = [*words[1:], ""][: len(words)]
     return [
         f"{word}=true" if word in SWITCHES and after not in ("true", "false") else word
@@ -133,15 +145,21 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
     if verb in PATHS or "--help" in words or "-h" in words:
         return words
     flags = {word.partition("=")[0] for word in words}
-    if verb == "train" and "--resume" in flags:
-        run = _value_of("--resume", words)
-        others = flags - {"--resume", "--evaluate", "--quiet", run}
-        if any(flag.startswith("--") for flag in others):
-            odd = sorted(flag for flag in others if flag.startswith("--"))[0]
-            raise AalpError(f"{odd} cannot be given with --resume: a run continues with the options it was started with")
-        if not (Path(run) / "config.yaml").is_file():
-            raise AalpError(f"'{run}' is not a run directory (it has no config.yaml): name one that `aalp train` made")
-        return ["--config", str(Path(run) / "config.yaml"), *words]
+    if verb == "train" and "--resume" in flags and not flags & {"--config", "--data"}:
+        from aalp.commands.config import check_trust, read_yaml
+
+        run = Path(_value_of("--resume", words))
+        if not (run / "config.yaml").is_file():
+            raise AalpError(
+                f"'{run}' is not a run directory (it has no config.yaml): name one that `aalp train` made, "
+                "or start it with --config or --data"
+            )
+        config = read_yaml(run / "config.yaml")
+        _check_groups(verb, str(run / "config.yaml"), config)
+        model = config.get("model")
+        trusted = "--model" in flags or {"--trust_model_code", "--trust_model_code=true"} & set(words)
+        check_trust(run, model, bool(trusted))
+        return ["--config", str(run / "config.yaml"), *words]
     if "--config" not in flags:
         return words if "--data" in flags else ["--config", str(presets()["digits"]), *words]
     name = _value_of("--config", words)
@@ -150,7 +168,7 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
     elif Path(name).is_file():
         from aalp.commands.config import read_yaml
 
-        read_yaml(Path(name))  # its errors name the file
+        _check_groups(verb, name, read_yaml(Path(name)))  # errors name the file
         path = name
     else:
         raise AalpError(unknown_name("preset or file", name, presets()))
@@ -158,6 +176,13 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
     rest = words[at + 1 :] if "=" in words[at] else words[at + 2 :]
     # First, so that options override it wherever they stand.
     return ["--config", path, *words[:at], *rest]
+
+
+def _check_groups(verb: str, path: str, config: dict[str, Any]) -> None:
+    """Refuse one value where a group of options goes, which the parser would stumble over."""
+    for name, parameter in inspect.signature(_function(verb)).parameters.items():
+        if dataclasses.is_dataclass(parameter.default) and name in config and not isinstance(config[name], dict):
+            raise AalpError(f"'{path}' has {config[name]!r} as {name}: a mapping of options is needed")
 
 
 def _value_of(flag: str, words: list[str]) -> str:

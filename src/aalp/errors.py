@@ -38,7 +38,7 @@ class DivergedError(AalpError):
 
 
 class InterruptedRunError(AalpError):
-    """SIGINT (Ctrl-C, exit code 130) or SIGTERM (exit code 143) stopped a run; its state is saved."""
+    """A signal stopped a run, and its state is saved: SIGINT (Ctrl-C, exit code 130), SIGTERM (143) or SIGUSR1 (138)."""
 
     def __init__(self, signal_number: int, command: str) -> None:
         super().__init__(f"stopped, and saved: continue with `{command}`")

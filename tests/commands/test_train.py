@@ -90,7 +90,15 @@ def test_an_own_factory_is_trained_and_evaluated(
     monkeypatch.syspath_prepend(tmp_path)
     run = tmp_path / "run"
     assert main([*train_words, "--model", "my_nets:flat", "--run", str(run)]) == 0
-    assert main(["evaluate", str(run), "--attacks", "fgsm", "--quiet=true"]) == 0
+    capsys.readouterr()
+    # The directory may be somebody else's: what its configuration names is run only where the user says so.
+    for verb in (["evaluate", str(run), "--attacks", "fgsm"], ["train", "--resume", str(run)]):
+        assert main(verb) == 2
+        error = capsys.readouterr().err
+        assert f"'{run}' asks to run the code 'my_nets:flat'" in error
+        assert "--trust-model-code" in error
+        for trust in (["--trust-model-code"], ["--trust_model_code=true"], ["--model", "my_nets:flat"]):
+            assert main([*verb, *trust, "--quiet"]) == 0
     capsys.readouterr()
     # A lone file of weights must not make aalp import code that its author chose.
     weights = str(run / "weights" / "last.safetensors")
@@ -189,7 +197,7 @@ def test_resuming_a_finished_run_leaves_its_weights(copied_run: Path, tiny_run: 
 def test_the_configuration_is_plain_yaml_of_all_options(tiny_run: Path) -> None:
     options: dict[str, Any] = yaml.safe_load((tiny_run / "config.yaml").read_text())
     assert set(options) == {
-        *("data", "model", "objective", "seed", "threat", "attack", "method", "training"),
+        *("data", "model", "objective", "seed", "threat", "attack", "method", "training", "checkpoint"),
         *("data_options", "model_options", "evaluation"),
     }
     assert options["training"]["epochs"] == 2

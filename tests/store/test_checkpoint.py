@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import random
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +76,7 @@ def cut(keep: float) -> Callable[[Path], object]:
         (lambda path: path.write_bytes(b"text" * 100), "'{}' is not a readable safetensors file"),
         (cut(0.05), "'{}' is not a readable safetensors file"),
         (cut(0.5), "'{}' is not a readable safetensors file"),
-        (cut(0.99), "'{}' is not a readable safetensors file"),
+        (cut(0.99), "'{}' is damaged, its checksum does not fit its content: use another checkpoint"),
         (lambda path: save_file({"w": torch.zeros(2)}, path), "'{}' was not written by aalp"),
         (lambda path: save_file({"w": torch.zeros(2)}, path, {"other": "program"}), "'{}' was not written by aalp"),
         (lambda path: save_file({"w": torch.zeros(2)}, path, {"aalp": "not JSON"}), "'{}' was not written by aalp"),
@@ -90,6 +93,88 @@ def test_a_file_that_is_not_ours_is_refused_in_one_line_that_names_it(
         read(path)
     assert str(caught.value).startswith(message.format(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [read_metadata, read_tensors])
+def test_a_changed_byte_is_detected_wherever_it_is(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    write_tensors(path, TENSORS, {"kind": "weights", "classes": ["a", '"checksum": "' + "0" * 64]})
+    whole = path.read_bytes()
+    read(path)
+    dice = random.Random(0)
+    # Every byte of the header, where a change can make the file lie, and 1,000 random ones anywhere.
+    header = 8 + struct.unpack("<Q", whole[:8])[0]
+    places = [*range(header), *(dice.randrange(len(whole)) for _ in range(1000))]
+    for place in places:
+        changed = bytearray(whole)
+        changed[place] ^= dice.randrange(1, 256)
+        path.write_bytes(changed)
+        with pytest.raises(RunError) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    read(path)
+
+
+def test_1000_changed_bytes_of_a_real_training_state_are_detected(copied_run: Path) -> None:
+    path = sorted((copied_run / "states").iterdir())[-1]
+    whole = path.read_bytes()
+    dice = random.Random(1)
+    for _ in range(1000):
+        place = dice.randrange(len(whole))
+        changed = bytearray(whole)
+        changed[place] ^= 1 << dice.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(RunError, match=r"damaged|not a readable|not written by aalp|has format"):
+            read_metadata(path)
+
+
+def write_raw(path: Path, header: object, data: bytes = b"") -> None:
+    """A safetensors file with any header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+LIES = {
+    "a shape larger than its bytes": {"w": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 8]}},
+    "a shape that overflows": {"w": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}},
+    "offsets past the end": {"w": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}},
+    "offsets that overlap": {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in ("w", "v")},
+    "offsets that run backwards": {"w": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}},
+    "an unknown type": {"w": {"dtype": "PICKLE", "shape": [2], "data_offsets": [0, 8]}},
+    "a header without tensors' form": {"w": "tensor"},
+    "a header that is a list": [1],
+    "metadata that is no mapping": {"__metadata__": [1]},
+    "a header of 100,000 brackets": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("header", LIES.values(), ids=LIES.keys())
+@pytest.mark.parametrize("read", [read_tensors, read_foreign_tensors])
+def test_a_header_that_lies_is_refused_in_one_line(read: Callable[[Path], Any], header: object, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    about = {"__metadata__": {"aalp": '{"format": 1}'}}
+    # Format 1 has no checksum, so that it is the lie that gets refused.
+    write_raw(path, {**about, **header} if isinstance(header, dict) else header, bytes(8))
+    with pytest.raises(RunError, match=r"is not a readable safetensors file|was not written by aalp") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**31, 2**63, 2**64 - 1])
+def test_a_header_size_that_lies_is_refused(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", size) + b"{}" * 10)
+    with pytest.raises(RunError, match="is not a readable safetensors file"):
+        read_foreign_tensors(path)
+
+
+def test_files_from_before_there_were_checksums_are_read(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors", {"aalp": '{"format": 1, "kind": "weights"}'})
+    tensors, about = read_tensors(tmp_path / "w.safetensors")
+    assert same(tensors, {"w": torch.ones(2)})
+    assert about["kind"] == "weights"
 
 
 @pytest.mark.parametrize(

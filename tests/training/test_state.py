@@ -69,9 +69,63 @@ def test_the_newest_state_is_the_one_that_is_loaded(tmp_path: Any) -> None:
     assert run.states() == [run.state(10), run.state(100)]
 
 
-def test_a_run_without_state_cannot_be_resumed(tmp_path: Any) -> None:
+def test_a_run_that_was_killed_before_its_first_state_begins_at_the_start(tmp_path: Any) -> None:
+    assert load_state(RunDirectory(tmp_path), *trained(0, 0, torch.contiguous_format)) == Progress()
+
+
+def test_a_run_whose_states_are_gone_cannot_be_resumed(tmp_path: Any) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch")
     with pytest.raises(RunError, match="has no saved state to resume from: start a new run"):
         load_state(RunDirectory(tmp_path), *trained(0, 0, torch.contiguous_format))
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "torn": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "one bit": lambda content: content[:-5] + bytes([content[-5] ^ 4]) + content[-4:],
+    "zeros, as a crashed file system leaves them": lambda content: bytes(len(content)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_newest_state_is_passed_over_with_one_line(damage: Callable[[bytes], bytes], tmp_path: Any) -> None:
+    run = RunDirectory(tmp_path)
+    parts = trained(0, 1, torch.contiguous_format)
+    for step in (10, 20):
+        save_state(run, Progress(step), *parts)
+    run.state(20).write_bytes(damage(run.state(20).read_bytes()))
+    lines: list[str] = []
+    assert load_state(run, *parts, lines.append).step == 10
+    (line,) = lines
+    assert "\n" not in line
+    assert str(run.state(20)) in line
+    assert "going on from 'step-00000010.safetensors', the one before it" in line
+    run.state(10).write_bytes(b"")
+    with pytest.raises(RunError, match=r"no saved state of .* can be read: .*step-00000020"):
+        load_state(run, *parts)
+
+
+def test_a_run_goes_on_from_the_state_before_a_damaged_one_to_the_same_end(fit_plan: MakeFit) -> None:
+    undisturbed = run_with_stops(fit_plan, "undisturbed", [])
+    with pytest.raises(InterruptedRunError):
+        fit(fit_plan("damaged", tick=interrupting({6}, signal.SIGTERM)))
+    run = fit_plan("damaged").run
+    run.state(6).write_bytes(run.state(6).read_bytes()[:-1])
+    lines: list[str] = []
+    fit(fit_plan("damaged", warn=lines.append), resume=True)
+    assert len(lines) == 1
+    same_bytes(undisturbed, run)
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [None, [], {"step": "3"}, {"step": -1}, {"step": 1.5}, {"seconds": float("nan")}, {"sums": {"loss": "x"}}, {"more": 1}],
+)
+def test_a_state_whose_progress_makes_no_sense_is_refused(progress: Any, tmp_path: Any) -> None:
+    run = RunDirectory(tmp_path)
+    write_tensors(run.state(1), {"model.w": torch.ones(1)}, {"kind": "state", "progress": progress})
+    with pytest.raises(RunError, match="is not a training state"):
+        load_state(run, *trained(0, 0, torch.contiguous_format))
 
 
 def test_the_state_of_another_model_is_refused_in_one_line(tmp_path: Any) -> None:
@@ -96,9 +150,16 @@ def interrupting(at: set[int], number: signal.Signals) -> Callable[[int, int, fl
     return lambda step, total, loss: signal.raise_signal(number) if step in at else None
 
 
-def rows(run: RunDirectory) -> list[dict[str, str]]:
+def same_bytes(one: RunDirectory, other: RunDirectory) -> None:
+    """Weights byte by byte, and metrics except for times."""
+    for which in ("last", "best"):
+        assert one.weights(which).read_bytes() == other.weights(which).read_bytes()
+    assert rows(one) == rows(other)
+
+
+def rows(run: RunDirectory) -> list[list[tuple[str, str]]]:
     with run.metrics.open(newline="") as file:
-        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+        return [[(name, value) for name, value in row.items() if name not in TIMES] for row in csv.DictReader(file)]
 
 
 def run_with_stops(

@@ -39,6 +39,7 @@ def analyze(
     weights: Literal["best", "last"] = "best",
     out: Path | None = None,
     quiet: bool = False,
+    trust_model_code: bool = False,
 ) -> None:
     """Measure the paper's two observations and the robustness in detail, and say in words what holds.
 
@@ -51,11 +52,12 @@ def analyze(
         weights: of each run, the weights to analyze.
         out: folder of observations.json; by default the folder that the runs have in common.
         quiet: show no progress.
+        trust_model_code: run the code that a run's config.yaml names as package.module:factory.
     """
     if images < 1:
         raise OptionError(f"images is {images}: it has to be at least 1")
     display = Display(quiet)
-    configs = {path: _run_config(path) for path in _expand(runs, weights, display)}
+    configs = {path: _run_config(path, trust_model_code) for path in _expand(runs, weights, display)}
     folder = out or _common_folder(list(configs))
     sources: dict[str, Source] = {}
     records = {path: _analysis(path, config, weights, images, sources, display) for path, config in configs.items()}

@@ -48,6 +48,7 @@ def audit(
     seed: int = 0,
     out: Path | None = None,
     quiet: bool = False,
+    trust_model_code: bool = False,
 ) -> int:
     """Look for masked gradients. Exit code: 0 passed, 3 failed, 4 inconclusive.
 
@@ -69,12 +70,13 @@ def audit(
         seed: of the attacks.
         out: folder of the record; by default the run's audits/.
         quiet: show no progress.
+        trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
 
     Returns:
         The exit code.
     """
     file = weights_file(path, weights)
-    config = _run_config(path)
+    config = _run_config(path, trust_model_code or model is not None)
     source = _source(data or config.get("data"), data_options, config)
     loaded = _model(file, path, model, model_options, source, config)
     threat = _threat(norm, eps, loaded, config).build()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,22 +15,21 @@ from aalp.commands.config import (
     MethodOptions,
     ThreatOptions,
     override,
-    read_yaml,
+    same_options,
     split_names,
-    to_plain,
 )
 from aalp.commands.console import Display, print_out
 from aalp.commands.evaluate import command_line
-from aalp.commands.train import build_classifier, check, describe, evaluate_run, train_run, write_config
+from aalp.commands.train import build_classifier, check, describe, evaluate_run, resume_command, train_run, write_config
 from aalp.data.sources import DataOptions, Source, load_source
-from aalp.errors import InterruptedRunError, OptionError, RunError, unknown_name
+from aalp.errors import InterruptedRunError, OptionError, unknown_name
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
 from aalp.store.files import write_atomically
 from aalp.store.records import read_record, write_record
 from aalp.store.run import RunDirectory
 from aalp.training.loop import steps_per_epoch
-from aalp.training.options import TrainingOptions
+from aalp.training.options import CheckpointOptions, TrainingOptions
 
 EVERYTHING = "standard,at,trades,mart,alp,aalp,aalp-no-dropout,aalp-no-weights"
 
@@ -49,6 +47,7 @@ def compare(
     attack: AttackOptions = AttackOptions(),
     method: MethodOptions = MethodOptions(),
     training: TrainingOptions = TrainingOptions(),
+    checkpoint: CheckpointOptions = CheckpointOptions(),
     data_options: DataOptions = DataOptions(),
     model_options: ModelOptions = ModelOptions(),
     evaluation: EvaluationOptions = EvaluationOptions(),
@@ -69,6 +68,7 @@ def compare(
         attack: the attack used in training.
         method: numbers of the objectives; each takes those that it has.
         training: how to train.
+        checkpoint: when states are saved.
         data_options: how the data is read.
         model_options: how the model is built.
         evaluation: what is measured.
@@ -81,6 +81,7 @@ def compare(
         "attack": attack,
         "method": method,
         "training": training,
+        "checkpoint": checkpoint,
         "data_options": data_options,
         "model_options": model_options,
         "evaluation": evaluation,
@@ -109,6 +110,8 @@ def compare(
     print_out(text(record))
     print_out(f"\nrecords: {run / 'comparison.json'}, {run / 'comparison.md'}")
 
+
+AGAIN = "choose another --run, or give the same options as then"
 
 VARIED = ("model", "threat", "attack", "method", "training", "model_options")
 """The options in which a variant may differ from the comparison; the data and the evaluation are the same for all."""
@@ -145,9 +148,10 @@ def _cell(path: Path, name: str, options: dict[str, Any], source: Source, displa
     """One row with one seed: what is done already is read, what is begun is continued."""
     directory = RunDirectory(path)
     record_path = directory.evaluations / f"{options['evaluation'].split}.json"
-    begun = directory.config.is_file()
+    begun = directory.begun
     if begun:
-        _same_options(path, options)
+        RunDirectory.open(path)
+        same_options(path, options, AGAIN)
     if not record_path.is_file():
         if not begun:
             path.mkdir(exist_ok=True)
@@ -155,13 +159,12 @@ def _cell(path: Path, name: str, options: dict[str, Any], source: Source, displa
         display.say(describe(options, source, path))
         classifier = build_classifier(options, source)
         try:
-            train_run(directory, options, source, classifier, display, resuming=bool(directory.states()), strict=False)
+            train_run(directory, options, source, classifier, display, resuming=begun, strict=False)
+            evaluate_run(directory, options, source, display)
         except InterruptedRunError as error:
-            again = (
-                f"aalp compare --run {path.parent}` and the same options as before, or one run with `aalp train --resume {path}"
-            )
+            alone = resume_command(path, options)
+            again = f"aalp compare --run {path.parent}` and the same options as before, or one run with `{alone}"
             raise InterruptedRunError(error.signal_number, again) from error
-        evaluate_run(directory, options, source, display)
     record = read_record(record_path, "evaluation")
     figures = {"clean": record["clean"]}
     figures |= {result["name"]: result["accuracy"] for result in record["attacks"]}
@@ -213,25 +216,10 @@ def _open(run: Path, shared: Mapping[str, Any]) -> None:
     Raises:
         RunError: it was begun with others, or is something else.
     """
-    config = run / "config.yaml"
-    if not run.exists():
+    directory = RunDirectory(run)
+    if not directory.begun:
         RunDirectory.create(run)
-        write_config(config, shared)
+        write_config(directory.config, shared)
         return
-    if not config.is_file():
-        raise RunError(f"'{run}' exists already and is not a comparison: choose another --run")
-    _same_options(run, shared)
-
-
-def _same_options(run: Path, options: Mapping[str, Any]) -> None:
-    before, now = read_yaml(RunDirectory(run).config), to_plain(options)
-    # An option that is newer than the run had its default then.
-    groups: dict[str, Any] = {
-        name: type(value)()
-        for name, value in options.items()
-        if dataclasses.is_dataclass(value) and not isinstance(value, type)
-    }
-    before |= to_plain(override(groups, {name: before[name] for name in groups if name in before}, str(run)))
-    for name in now:
-        if before.get(name) != now[name]:
-            raise RunError(f"'{run}' was begun with another {name}: choose another --run, or give the same options as then")
+    RunDirectory.open(run)
+    same_options(run, shared, AGAIN)

@@ -12,11 +12,13 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from aalp.errors import OptionError, RunError, unknown_name
+from aalp.errors import AalpError, ModelError, OptionError, RunError, unknown_name
 from aalp.method.guided_dropout import GuidedDropout
 from aalp.method.objectives import OBJECTIVES, Distance, Objective
 from aalp.method.sample_weights import SampleWeights
 from aalp.method.threat import L2, Linf, Threat
+from aalp.models.catalog import is_own_code
+from aalp.store.run import RunDirectory
 
 THREATS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2}
 
@@ -122,13 +124,19 @@ def override(options: Mapping[str, Any], changes: Mapping[str, Any], what: str) 
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
+    for name, value in changes.items():
+        if dataclasses.is_dataclass(options.get(name)) and not isinstance(value, Mapping):
+            raise OptionError(f"{what}: {name} is {value!r}: a mapping of options is needed")
     parser = ArgumentParser(exit_on_error=False)
     for name, value in options.items():
         parser.add_argument(f"--{name}", type=type(value))
     try:
         parsed = parser.parse_object(_laid_over(to_plain(options), changes))
         return dict(parser.instantiate(parsed).as_dict())
-    except ArgumentError as error:
+    except AalpError as error:
+        raise OptionError(f"{what}: {error}") from error
+    except (ArgumentError, TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        # All but the first are what the parser stumbles over, such as a number where a group of options goes.
         raise OptionError(f"{what}: {' '.join(str(error).split())}") from error
 
 
@@ -179,6 +187,66 @@ def to_plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: plain(value) for name, value in options.items()}
 
 
+def same_options(run: Path, options: Mapping[str, Any], advice: str) -> None:
+    """Refuse to go on with a run under other options than those it was begun with.
+
+    Args:
+        run: directory with the config.yaml of then.
+        options: those of now; what changes nothing in the result is not compared.
+        advice: what to do about a difference.
+
+    Raises:
+        RunError: naming the first option that differs.
+    """
+    config = RunDirectory(run).config
+    before, now = read_yaml(config), to_plain({name: value for name, value in options.items() if name not in FREE})
+    # An option that is newer than the run had its default then.
+    groups: dict[str, Any] = {
+        name: type(value)()
+        for name, value in options.items()
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
+    }
+    before |= to_plain(override(groups, {name: before[name] for name in groups if name in before}, f"'{config}'"))
+    for name in now:
+        if before.get(name) != now[name]:
+            key, then, wanted = _difference(name, before.get(name), now[name])
+            raise RunError(f"'{run}' was begun with another {name} ({key} was {then} and is {wanted}): {advice}")
+
+
+FREE = ("checkpoint",)
+"""Options that may differ when a run goes on: they change nothing in what it makes."""
+
+
+def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """The dotted name of the first option that differs, its value then and its value now."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        key = next(key for key in now if before.get(key) != now[key])
+        return _difference(f"{name}.{key}", before.get(key), now[key])
+    return name, before, now
+
+
+def check_trust(run: Path, model: object, trusted: bool) -> None:
+    """Refuse to run code that a run directory asks for: the directory may be somebody else's.
+
+    Args:
+        model: the model that its config.yaml names.
+        trusted: whether the user said in this command that it may run, or named the model themselves.
+
+    Raises:
+        ModelError: it is `package.module:factory`, and nobody said that it may run.
+    """
+    if model is not None and not isinstance(model, str):
+        raise RunError(f"'{run}' has {model!r} as its model in config.yaml: a name is needed")
+    if model is not None and is_own_code(model) and not trusted:
+        raise ModelError(
+            f"the config.yaml of '{run}' asks to run the code '{model}': if you trust who made it, give --trust-model-code"
+        )
+
+
+YAML_VALUES = 100_000
+"""More values than any configuration has; aliases of aliases can make a short file that large."""
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping of plain values.
 
@@ -187,8 +255,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        _count(content, YAML_VALUES)
+    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        # ValueError: text that is not UTF-8, dates and numbers that are none.
         raise RunError(f"'{path}' is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise RunError(f"'{path}' is not a mapping of options: write lines such as `data: digits`")
     return content
+
+
+def _count(value: Any, left: int) -> int:
+    """How many more values there may be after this one; a value that contains itself has no end."""
+    if left <= 0:
+        raise ValueError(f"it has more than {YAML_VALUES} values")
+    left -= 1
+    if isinstance(value, (dict, list)):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            left = _count(item, left)
+    return left

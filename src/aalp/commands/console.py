@@ -35,6 +35,10 @@ class Display:
         self._last_line = time.perf_counter()
         self.console.print(line, markup=False)
 
+    def warn(self, line: str) -> None:
+        """A line on what a user should know of, also where no progress is shown."""
+        print(f"aalp: {' '.join(line.split())}", file=sys.stderr)
+
     @contextmanager
     def bar(self) -> Iterator[None]:
         """A progress bar for what happens inside, on a terminal."""

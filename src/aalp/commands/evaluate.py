@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from aalp.commands.config import ThreatOptions, device, read_yaml, split_names
+from aalp.commands.config import (
+    EvaluationOptions,
+    ThreatOptions,
+    check_trust,
+    device,
+    override,
+    read_yaml,
+    split_names,
+    to_plain,
+)
 from aalp.commands.console import Display, print_out
 from aalp.commands.loading import LoadedModel, load_foreign, load_model, verify_on, weights_file
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import Split, as_float, channel_statistics
-from aalp.errors import AalpError, DataError, OptionError, RunError
+from aalp.errors import AalpError, DataError, InterruptedRunError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates
+from aalp.evaluation.journal import Journal
 from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation, wilson_interval
 from aalp.evaluation.robustness import evaluate as run_evaluation
 from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions, build
 from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed
+from aalp.stopping import Stopped, raised_signals
 from aalp.store.checkpoint import is_ours
-from aalp.store.records import write_record, write_table
+from aalp.store.files import remove_leftovers
+from aalp.store.records import environment, write_record, write_table
 from aalp.store.run import free_path
 
 
@@ -45,6 +60,7 @@ def evaluate(
     seed: int = 0,
     out: Path | None = None,
     quiet: bool = False,
+    trust_model_code: bool = False,
 ) -> None:
     """Attack a trained classifier and report its clean and robust accuracy.
 
@@ -66,10 +82,11 @@ def evaluate(
         seed: of the attacks.
         out: folder of the record; by default the run's evaluations/.
         quiet: show no progress.
+        trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
     """
     display = Display(quiet)
     file = weights_file(path, weights)
-    config = _run_config(path)
+    config = _run_config(path, trust_model_code or model is not None)
     source = _source(data or config.get("data"), data_options, config)
     loaded = _model(file, path, model, model_options, source, config)
     threat_options = _threat(norm, eps, loaded, config)
@@ -123,22 +140,30 @@ def evaluate_model(
     indices, split = chosen_images(loaded, source, split_name, images)
     classifier = loaded.classifier.to(device())
     gates = _cheap_gates(classifier, split, threat, seed)
+    settings = {"threat": [threat.norm, threat.eps], "attacks": attacks, "batch_size": batch_size, "seed": seed}
+    journal = _journal(record_path.parent, loaded, source, [split_name, indices.tolist()], settings)
     # Float32 images in contiguous layout: what the attacks' own packages expect.
-    with display.bar():
-        evaluation = run_evaluation(
-            classifier,
-            split,
-            threat=threat,
-            attacks=attacks,
-            batch_size=batch_size,
-            seed=seed,
-            tick=display.attack,
-        )
+    try:
+        with display.bar(), raised_signals():
+            evaluation = run_evaluation(
+                classifier,
+                split,
+                threat=threat,
+                attacks=attacks,
+                batch_size=batch_size,
+                seed=seed,
+                tick=display.attack,
+                journal=journal,
+            )
+    except Stopped as stopped:
+        raise InterruptedRunError(stopped.number, about["command"]) from stopped
     evaluation = dataclasses.replace(evaluation, indices=indices)
     content = {**about, **_content(evaluation, source, split_name, loaded, batch_size), "gates": gates}
     # The record last: where it exists, the evaluation is whole.
     write_table(record_path.with_suffix(".parquet"), _columns(evaluation))
     record = write_record(record_path, "evaluation", content)
+    remove_leftovers(record_path.parent, f"{record_path.stem}.")
+    journal.remove()
     record["path"] = str(record_path)
     return record
 
@@ -183,6 +208,17 @@ def _cheap_gates(classifier: Classifier, split: Split, threat: Threat, seed: int
     if failed:
         print(f"aalp: warning: gate failed: {'; '.join(failed)}: see `aalp audit` before trusting figures", file=sys.stderr)
     return [result.record() for result in results]
+
+
+def _journal(folder: Path, loaded: LoadedModel, source: Source, images: list[Any], settings: dict[str, Any]) -> Journal:
+    """The journal of this evaluation and of no other: whatever can change a verdict is in its name."""
+    digest = hashlib.sha256()
+    about = [loaded.metadata.get("model"), source.digest, images, settings, device().type, environment()["versions"]]
+    digest.update(json.dumps(about, sort_keys=True).encode())
+    for name, values in loaded.classifier.state_dict().items():
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return Journal(folder / f".partial-{digest.hexdigest()[:16]}")
 
 
 def report(record: dict[str, Any]) -> str:
@@ -274,34 +310,43 @@ def _sample(count: int, wanted: int | None) -> torch.Tensor:
     return torch.randperm(count, generator=generator)[:wanted].sort().values
 
 
-def _run_config(path: Path) -> dict[str, Any]:
+STORED: dict[str, Any] = {"threat": ThreatOptions(), "evaluation": EvaluationOptions(), "data_options": DataOptions()}
+"""The groups of a run's options that later verbs read."""
+
+
+def _run_config(path: Path, trusted: bool = False) -> dict[str, Any]:
+    """The options of a run directory as plain values, those that are read from it checked; nothing for a lone file.
+
+    Args:
+        trusted: whether the user said that the model code which they name may run, or named the model themselves.
+
+    Raises:
+        AalpError: they are not readable, or name code that nobody said may run.
+    """
     if not path.is_dir():
         return {}
-    config = read_yaml(path / "config.yaml")
-    for group in ("threat", "evaluation", "data_options"):
-        if not isinstance(config.get(group, {}), dict):
-            raise RunError(f"'{path / 'config.yaml'}' has '{config[group]}' as {group}: a mapping of options is needed")
-    return config
+    file = path / "config.yaml"
+    config = read_yaml(file)
+    check_trust(path, config.get("model"), trusted)
+    if not isinstance(config.get("data", ""), str):
+        raise RunError(f"'{file}' has {config['data']!r} as data: a name is needed")
+    groups = {name: default for name, default in STORED.items() if name in config}
+    return config | to_plain(override(groups, {name: config[name] for name in groups}, f"'{file}'"))
 
 
 def _source(name: str | None, options: DataOptions | None, config: dict[str, Any]) -> Source:
     if name is None:
         raise OptionError("data is missing: a weights file does not know its test images; name them with --data")
-    if options is None:
-        stored = dict(config.get("data_options", {}))
-        if "cache" in stored:
-            stored["cache"] = Path(stored["cache"])
-        try:
-            options = DataOptions(**stored)
-        except TypeError as error:
-            raise RunError(f"the run's config.yaml has data_options that this aalp does not know: {error}") from error
-    return load_source(name, options)
+    stored = dict(config.get("data_options", {}))
+    if "cache" in stored:
+        stored["cache"] = Path(stored["cache"])
+    return load_source(name, options or DataOptions(**stored))
 
 
 def _model(
     file: Path, path: Path, model: str | None, options: ModelOptions | None, source: Source, config: dict[str, Any]
 ) -> LoadedModel:
-    # A run directory's configuration is the user's own, so its model code may run; a lone file's metadata is not.
+    # What a run directory's configuration names has been seen to be trusted; what a lone file says is not run.
     name = model or config.get("model")
     if path.is_dir() or is_ours(file):
         return load_model(file, name)
@@ -313,8 +358,11 @@ def _model(
 
 def _threat(norm: str | None, eps: float | str | None, loaded: LoadedModel, config: dict[str, Any]) -> ThreatOptions:
     known = config.get("threat") or loaded.metadata.get("threat") or {}
+    if not isinstance(known, Mapping):
+        raise RunError(f"the weights name {known!r} as their threat: give --norm and --eps")
     radius = eps if eps is not None else known.get("eps")
     if radius is None:
         raise OptionError("eps is missing: give the radius of the threat, such as --eps 8/255")
-    chosen: Any = norm or known.get("norm") or "linf"
-    return ThreatOptions(chosen, radius)
+    wanted = {"threat": {"norm": norm or known.get("norm") or "linf", "eps": radius}}
+    threat: ThreatOptions = override({"threat": ThreatOptions()}, wanted, "the weights' threat")["threat"]
+    return threat

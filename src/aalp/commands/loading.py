@@ -53,15 +53,40 @@ def load_model(path: Path, model: str | None = None) -> LoadedModel:
         name = model or str(metadata["model"])
         num_classes, shape = len(metadata["classes"]), metadata["image_shape"]
         image_shape = int(shape[0]), int(shape[1]), int(shape[2])
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+        if (
+            not isinstance(metadata["classes"], list)
+            or num_classes < 2
+            or not all(1 <= size <= LARGEST for size in image_shape)
+        ):
+            raise ValueError(f"{num_classes} classes of images of {shape}")
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
         raise RunError(f"'{path}' does not say which model it holds: name a weights file, not a training state") from error
     if model is None and not (name in BUILT_IN or name.startswith("timm:")):
         raise ModelError(f"'{path}' was trained with your own model '{name}': say so with --model {name} to run its code")
+    if name in BUILT_IN:
+        _check_size(path, name, num_classes, image_shape, tensors)
     # The file's own mean and std, below, take the place of these.
     channels = len(tensors.get("mean", ()))
     classifier = build(name, num_classes, image_shape, None, ((0.0,) * channels, (1.0,) * channels) if channels else None)
     load_weights(classifier, tensors, str(path))
     return LoadedModel(_ready(classifier), metadata)
+
+
+LARGEST = 4096
+"""Channels, rows or columns that an image may have."""
+
+
+def _check_size(path: Path, name: str, num_classes: int, shape: tuple[int, int, int], tensors: dict[str, Tensor]) -> None:
+    """Refuse a file whose few bytes ask for a model that fills the memory, before it is built.
+
+    Raises:
+        ModelError: the model that the file names is larger than the file's tensors.
+    """
+    with torch.device("meta"):
+        wanted = sum(parameter.numel() for parameter in BUILT_IN[name](num_classes, shape).parameters())
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if wanted > held:
+        raise ModelError(f"the weights in '{path}' do not fit the model: '{name}' has {wanted:,} and the file {held:,} numbers")
 
 
 def load_foreign(path: Path, classifier: Classifier) -> LoadedModel:

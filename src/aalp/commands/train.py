@@ -14,6 +14,7 @@ from aalp.commands.config import (
     MethodOptions,
     ThreatOptions,
     build_objective,
+    same_options,
     split_names,
     to_plain,
 )
@@ -22,16 +23,17 @@ from aalp.commands.evaluate import command_line, evaluate_model, report
 from aalp.commands.loading import load_model, verify_on
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import channel_statistics
-from aalp.errors import RunError
+from aalp.errors import InterruptedRunError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.method.pgd import AttackOptions
-from aalp.models.catalog import ModelOptions, build
+from aalp.models.catalog import ModelOptions, build, is_own_code
 from aalp.models.classifier import Classifier
-from aalp.seeding import derive_seed
+from aalp.seeding import derive_seed, seed_global_generators
 from aalp.store.files import write_atomically
+from aalp.store.records import read_record
 from aalp.store.run import RunDirectory, free_path
 from aalp.training.loop import Fit, fit, steps_per_epoch
-from aalp.training.options import TrainingOptions
+from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.state import Progress, newest_state
 
 
@@ -44,10 +46,12 @@ def train(
     resume: Path | None = None,
     evaluate: bool = False,
     quiet: bool = False,
+    trust_model_code: bool = False,
     threat: ThreatOptions = ThreatOptions(),
     attack: AttackOptions = AttackOptions(),
     method: MethodOptions = MethodOptions(),
     training: TrainingOptions = TrainingOptions(),
+    checkpoint: CheckpointOptions = CheckpointOptions(),
     data_options: DataOptions = DataOptions(),
     model_options: ModelOptions = ModelOptions(),
     evaluation: EvaluationOptions = EvaluationOptions(),
@@ -62,13 +66,16 @@ def train(
         objective: standard, at, alp, clp, trades, mart, aalp, aalp-no-dropout or aalp-no-weights.
         seed: of the start weights, the data order and the attacks.
         run: directory to make; by default the next free runs/OBJECTIVE-DATA-NNN.
-        resume: a run directory to continue, with the options it was started with.
+        resume: a run directory to go on with, with the options it was started with; with --config or --data it is \
+started if there is none yet, so that one command both starts and continues a run.
         evaluate: evaluate on the test split afterwards, as `aalp evaluate` does.
         quiet: show no progress.
+        trust_model_code: let --resume run the code that the run's own config.yaml names as package.module:factory.
         threat: what the adversary may do.
         attack: the attack used in training.
         method: numbers of the objective.
         training: how to train.
+        checkpoint: when states are saved, and how many are kept.
         data_options: how the data is read.
         model_options: how the model is built.
         evaluation: what --evaluate measures.
@@ -82,28 +89,45 @@ def train(
         "attack": attack,
         "method": method,
         "training": training,
+        "checkpoint": checkpoint,
         "data_options": data_options,
         "model_options": model_options,
         "evaluation": evaluation,
     }
     display = Display(quiet)
     check(options)
+    if run is not None and resume is not None:
+        raise OptionError(f"--run is '{run}' and --resume is '{resume}': give one of them, --resume starts a run as well")
+    if trust_model_code and resume is None:
+        raise OptionError("--trust-model-code is given without --resume: a model that --model names is run without it")
+    begun = resume is not None and RunDirectory(resume).begun
+    if resume is not None and begun:
+        RunDirectory.open(resume)
+        same_options(resume, options, f"go on with `{resume_command(resume, options)}` alone, or start another --run")
     source = load_source(data, options["data_options"])
     # Whatever can fail on bad input does so before anything is written.
     classifier = build_classifier(options, source)
     steps_per_epoch(source.train, training.batch_size)
-    directory = RunDirectory.open(resume) if resume else None
-    if directory is not None:
+    if resume is not None and begun:
+        directory = RunDirectory(resume)
         newest_state(directory)
     else:
         short = data.partition(":")[2] or data
-        directory = _start(run or free_path(Path("runs"), f"{objective}-{Path(short).stem.lower()}"), options)
+        directory = _start(resume or run or free_path(Path("runs"), f"{objective}-{Path(short).stem.lower()}"), options)
     display.say(describe(options, source, directory.path))
-    train_run(directory, options, source, classifier, display, resuming=resume is not None)
-    if evaluate:
-        record = evaluate_run(directory, options, source, display)
-        print_out(report(record))
+    try:
+        train_run(directory, options, source, classifier, display, resuming=begun)
+        if evaluate:
+            print_out(report(evaluate_run(directory, options, source, display)))
+    except InterruptedRunError as error:
+        again = resume_command(directory.path, options) + (" --evaluate" if evaluate else "")
+        raise InterruptedRunError(error.signal_number, again) from error
     print_out(f"run: {directory.path}")
+
+
+def resume_command(path: Path, options: Mapping[str, Any]) -> str:
+    """The command that goes on with a run."""
+    return f"aalp train --resume {path}" + (" --trust-model-code" if is_own_code(options["model"]) else "")
 
 
 def check(options: Mapping[str, Any], strict: bool = True) -> None:
@@ -151,19 +175,24 @@ def train_run(
         metadata=metadata,
         attack=options["attack"],
         options=training,
+        checkpoint=options["checkpoint"],
         seed=options["seed"],
         workers=options["data_options"].workers,
         report=lambda row: display.epoch(row, training.epochs),
         tick=display.training_step,
+        warn=display.warn,
     )
     with display.bar():
         return fit(plan, resume=resuming)
 
 
 def evaluate_run(directory: RunDirectory, options: Mapping[str, Any], source: Source, display: Display) -> dict[str, Any]:
-    """Evaluate a run on its test (or validation) split into evaluations/SPLIT.json; returns the record."""
+    """Evaluate a run on its test (or validation) split into evaluations/SPLIT.json, unless that is there; the record."""
     wanted: EvaluationOptions = options["evaluation"]
     weights = directory.weights(wanted.weights)
+    record_path = directory.evaluations / f"{wanted.split}.json"
+    if record_path.is_file():
+        return {**read_record(record_path, "evaluation"), "path": str(record_path)}
     return evaluate_model(
         load_model(weights, options["model"]),
         source,
@@ -173,7 +202,7 @@ def evaluate_run(directory: RunDirectory, options: Mapping[str, Any], source: So
         wanted.images,
         wanted.batch_size,
         wanted.seed,
-        directory.evaluations / f"{wanted.split}.json",
+        record_path,
         {"weights": str(weights), "command": command_line()},
         display,
     )
@@ -181,7 +210,7 @@ def evaluate_run(directory: RunDirectory, options: Mapping[str, Any], source: So
 
 def build_classifier(options: Mapping[str, Any], source: Source) -> Classifier:
     """The classifier, with start weights that depend on the seed alone, seen to run on the training images."""
-    torch.manual_seed(derive_seed("start", options["seed"]))
+    seed_global_generators(derive_seed("start", options["seed"]))
     classifier = build(
         options["model"],
         len(source.classes),

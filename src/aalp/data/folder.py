@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,15 @@ from torch import Tensor
 
 from aalp.data.split import ResidentSplit
 from aalp.errors import DataError
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file is read as, whatever its name says: other formats of Pillow's call other programs (EPS runs Ghostscript)."""
+
+MOST_PIXELS = 50_000_000
+"""More than any photograph: a small file can claim a size that fills the memory when it is decoded."""
+
+# Pillow warns, in two lines, from a limit on that is above ours.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -113,8 +123,10 @@ def decode(path: Path, image_shape: tuple[int, int, int], resize: bool) -> np.nd
     """
     channels, height, width = image_shape
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             converted = _eight_bit(image).convert("L" if channels == 1 else "RGB")
+    except DataError:
+        raise
     except Exception as error:  # Pillow raises many kinds, a decompression bomb among them
         raise DataError(f"'{path}' is not a readable image: {error}; remove or replace it") from error
     if converted.size != (width, height):
@@ -126,6 +138,20 @@ def decode(path: Path, image_shape: tuple[int, int, int], resize: bool) -> np.nd
         converted = converted.resize((width, height), Image.Resampling.BILINEAR)
     array = np.asarray(converted, dtype=np.uint8)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def _open(path: Path) -> Image.Image:
+    """The image with its pixels still in the file; not more of them than an image has.
+
+    Raises:
+        DataError: it claims to be larger.
+    """
+    image = Image.open(path, formats=FORMATS)
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        image.close()
+        raise DataError(f"'{path}' claims to be {width}x{height} pixels, more than {MOST_PIXELS:,}: remove or shrink it")
+    return image
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -140,11 +166,16 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _listing(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
+    """Images, labels and class names of the folders in `root`, none of which may be a link that leads out of it."""
     paths: list[Path] = []
     labels: list[int] = []
     folders = _folders(root)
     for label, folder in enumerate(folders):
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        inside = [folder, *folder.rglob("*")]
+        for path in inside:
+            if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+                raise DataError(f"'{path}' is a link that leads out of '{root}': put the images themselves there")
+        found = sorted(path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         if not found:
             raise DataError(f"'{folder}' has no images: remove the folder or put images ({_suffixes()}) into it")
         paths += found
@@ -178,9 +209,11 @@ def _split(
 
 def _image_shape(first: Path, size: int | None) -> tuple[int, int, int]:
     try:
-        with Image.open(first) as image:
+        with _open(first) as image:
             channels = 1 if image.mode in ("1", "L") or image.mode.startswith("I;16") else 3
             width, height = image.size
+    except DataError:
+        raise
     except Exception as error:  # as in decode
         raise DataError(f"'{first}' is not a readable image: {error}; remove or replace it") from error
     return (channels, height, width) if size is None else (channels, size, size)

@@ -7,6 +7,7 @@ decoded once to uint8; a large image folder stays on disk and is read batch by b
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,7 @@ def _read_npz(argument: str, _options: DataOptions) -> _Loaded:
         raise DataError(f"there is no file '{path}': name an .npz with x_train, y_train, x_test and y_test")
     keys = ("x_train", "y_train", "x_test", "y_test")
     try:
+        _refuse_bomb(path)
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in keys if key not in archive.files]
             if missing:
@@ -191,6 +193,19 @@ def _read_npz(argument: str, _options: DataOptions) -> _Loaded:
     if num_classes < 2:
         raise DataError(f"'{path}' has training labels of 1 class: at least 2 classes are needed")
     return _Loaded(splits[0], splits[1], tuple(str(label) for label in range(num_classes)))
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Images shrink to a tenth at best; what shrinks to a thousandth was made to fill the memory.
+
+    Raises:
+        DataError: a member of the archive is small, and huge once unpacked.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.file_size > max(1e9, 200 * member.compress_size):
+                size = f"{member.file_size / 1e9:.1f} GB out of {member.compress_size / 1e6:.1f} MB"
+                raise DataError(f"'{path}' unpacks '{member.filename}' to {size}: save it anew if that is no mistake")
 
 
 def _largest_label(labels: np.ndarray) -> int:

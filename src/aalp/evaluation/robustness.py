@@ -15,6 +15,7 @@ from aalp.data.split import ResidentSplit, Split, as_float
 from aalp.errors import OptionError
 from aalp.evaluation.attacks import Attack, attack_by_name, run_attack
 from aalp.evaluation.autoattack import STANDARD
+from aalp.evaluation.journal import AttackedBatch, Journal
 from aalp.method.contributions import concentration_n, contributions
 from aalp.method.losses import logit_pairing
 from aalp.method.pgd import evaluating
@@ -22,7 +23,7 @@ from aalp.method.precision import full_precision
 from aalp.method.sample_weights import conflict_cosine
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
-from aalp.seeding import derive_seed
+from aalp.seeding import derive_seed, seed_global_generators
 
 DEFAULT_ATTACKS = ("fgsm", "pgd-20", "cw-40", "autoattack")
 
@@ -102,6 +103,7 @@ def evaluate(
     batch_size: int = 250,
     seed: int = 0,
     tick: Tick = lambda attack, done, total: None,
+    journal: Journal | None = None,
 ) -> Evaluation:
     """Clean accuracy and accuracy under each attack, in float32 and evaluation mode.
 
@@ -116,6 +118,8 @@ def evaluate(
         attacks: names (see `evaluation/attacks.py`); `clean` is always measured.
         batch_size: images attacked together.
         seed: of the attacks' random starts.
+        tick: called before and after each batch.
+        journal: where to keep the batches that are done, and to find those that were done before.
 
     Raises:
         OptionError: unknown attack, or threat or labels are missing.
@@ -133,7 +137,7 @@ def evaluate(
     single = {name: attack_by_name(name) for name in wanted if name != "autoattack"}
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():
-        run = _Run(classifier, split, threat, batch_size, seed, device, tick)
+        run = _Run(classifier, split, threat, batch_size, seed, device, tick, journal)
         evaluation = run.clean()
         for name in wanted:
             if name == "autoattack":
@@ -159,11 +163,13 @@ class _Run:
     seed: int
     device: torch.device
     tick: Tick
+    journal: Journal | None
 
     def clean(self) -> Evaluation:
         labels = self.split.labels
         predictions, n90 = torch.empty_like(labels), torch.empty(len(labels))
-        for rows, images, _ in self._batches(torch.arange(len(labels)), "clean"):
+        for rows in self._batches(torch.arange(len(labels)), "clean"):
+            images, _ = self._read(rows)
             features = self.classifier.features(images)
             predicted = self.classifier.head(features).argmax(1)
             predictions[rows] = predicted.cpu()
@@ -178,7 +184,7 @@ class _Run:
         # One attack of ours moves every image, fooled or not: its images are those that pairs are measured on.
         measuring = evaluation.measured_on is None and attack.name.startswith("pgd-")
         on = torch.ones_like(standing) if measuring else standing
-        result = self._attack(attack, standing, on, evaluation if measuring else None)
+        result = self._attack(attack, standing, on, evaluation if measuring else None, len(evaluation.names))
         if measuring:
             evaluation.measured_on = attack.name
         evaluation.results.append(result)
@@ -187,7 +193,7 @@ class _Run:
     def autoattack(self, evaluation: Evaluation) -> None:
         standing = evaluation.predictions == evaluation.labels
         for part in STANDARD:
-            result = self._attack(attack_by_name(part), standing, standing, None)
+            result = self._attack(attack_by_name(part), standing, standing, None, len(evaluation.names))
             standing = result.standing
             evaluation.parts.append(result)
             self._blame(evaluation, f"autoattack/{part}", standing)
@@ -201,22 +207,40 @@ class _Run:
             )
         )
 
-    def _attack(self, attack: Attack, standing: Tensor, on: Tensor, measured: Evaluation | None) -> AttackResult:
-        started = time.perf_counter()
+    def _attack(
+        self, attack: Attack, standing: Tensor, on: Tensor, measured: Evaluation | None, number_of_attack: int
+    ) -> AttackResult:
         after = standing.clone()
         rows_to_attack = on.nonzero()[:, 0]
         columns = {name: torch.full((len(standing),), math.nan) for name in ADVERSARIAL_MEASURES}
-        for number, (rows, images, labels) in enumerate(self._batches(rows_to_attack, attack.name)):
-            seed = derive_seed("attack", attack.name, self.seed, number)
-            adversarial, fooled = run_attack(attack, self.classifier, images, labels, self.threat, seed)
-            after[rows] &= ~fooled.cpu()
-            if measured is not None:
-                for name, values in self._measure(images, adversarial, labels).items():
-                    columns[name][rows] = values.cpu()
+        seconds = 0.0
+        # The same attack may run twice, alone and as a part of AutoAttack.
+        stage = f"{number_of_attack:02d}-{attack.name}"
+        for number, rows in enumerate(self._batches(rows_to_attack, attack.name)):
+            batch = self.journal.read(stage, number, rows) if self.journal else None
+            if batch is None:
+                batch = self._attack_batch(attack, number, rows, measured is not None)
+                if self.journal:
+                    self.journal.write(stage, number, batch)
+            after[rows] &= ~batch.fooled
+            for name, values in batch.measures.items():
+                columns[name][rows] = values
+            seconds += batch.seconds
         if measured is not None:
             measured.measures |= columns
-        seconds = time.perf_counter() - started
         return AttackResult(attack.name, after, len(rows_to_attack), seconds, dict(attack.settings))
+
+    def _attack_batch(self, attack: Attack, number: int, rows: Tensor, measure: bool) -> AttackedBatch:
+        started = time.perf_counter()
+        images, labels = self._read(rows)
+        seed = derive_seed("attack", attack.name, self.seed, number)
+        if self.journal:
+            # A network that draws random numbers must draw the same ones whatever was done before.
+            seed_global_generators(seed)
+        adversarial, fooled = run_attack(attack, self.classifier, images, labels, self.threat, seed)
+        measures = self._measure(images, adversarial, labels) if measure else {}
+        on_cpu = {name: values.cpu() for name, values in measures.items()}
+        return AttackedBatch(rows, fooled.cpu(), on_cpu, time.perf_counter() - started)
 
     def _measure(self, images: Tensor, adversarial: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Observations 1 and 2 on pairs: contributions to the predicted class, conflict of the losses, pairing distance."""
@@ -230,15 +254,19 @@ class _Run:
             "pairing_distance": logit_pairing(clean_logits, logits),
         }
 
-    def _batches(self, rows: Tensor, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _batches(self, rows: Tensor, name: str) -> Iterator[Tensor]:
         done = 0
         for chunk in torch.split(rows, self.batch_size):
             if len(chunk) == 0:  # splitting nothing still gives one empty piece
                 return
             self.tick(name, done, len(rows))
-            yield chunk, as_float(self.split.read(chunk).to(self.device)), self.split.labels[chunk].to(self.device)
+            yield chunk
             done += len(chunk)
         self.tick(name, done, len(rows))
+
+    def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels on the device."""
+        return as_float(self.split.read(rows).to(self.device)), self.split.labels[rows].to(self.device)
 
     @staticmethod
     def _blame(evaluation: Evaluation, name: str, standing: Tensor) -> None:

@@ -29,6 +29,11 @@ BUILT_IN: dict[str, Callable[[int, ImageShape], nn.Module]] = {
 """Built-in models: (number of classes, image shape) -> network."""
 
 
+def is_own_code(name: str) -> bool:
+    """Whether building this model runs code that is neither ours nor timm's."""
+    return name not in BUILT_IN and not name.startswith("timm:") and ":" in name
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Options of the model besides its name."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from pathlib import Path
 
 from aalp.errors import RunError
 
+ASIDE = ".partial"
+"""How the names of files end that are not whole yet."""
 
-def write_atomically(path: Path, content: bytes) -> None:
+
+def write_atomically(path: Path, content: bytes | bytearray) -> None:
     """Write aside, flush to disk, rename over the target, flush the folder.
+
+    A process that is killed in between leaves the old file as it was, and a `.NAME.*.partial` beside it.
 
     Raises:
         RunError: the disk is full or the folder cannot be written to; the old file is intact.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=ASIDE)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -32,6 +38,36 @@ def write_atomically(path: Path, content: bytes) -> None:
         _flush_folder(path.parent)
     except OSError as error:
         raise RunError(f"'{path}' could not be written: {error.strerror}; free space or choose another folder") from error
+
+
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove what writes that were killed half-way left in a folder; nothing else is touched.
+
+    Args:
+        name: only of files whose names begin so.
+
+    Raises:
+        RunError: one cannot be removed.
+    """
+    for path in folder.glob(f".{glob.escape(name)}*{ASIDE}"):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file that we made, if it is there.
+
+    Raises:
+        RunError: the folder cannot be changed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"'{path}' could not be removed: {error.strerror}; make its folder writable") from error
+
+
+def leads_outside(path: Path, root: Path) -> bool:
+    """Whether a path is a link to something that does not lie in the folder `root`."""
+    return path.is_symlink() and not path.resolve().is_relative_to(root.resolve())
 
 
 def _umask() -> int:

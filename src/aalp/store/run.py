@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aalp.errors import RunError
-
-STATES_KEPT = 2
+from aalp.store.files import ASIDE, leads_outside, remove, remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -57,22 +56,39 @@ class RunDirectory:
         """All training states, oldest first."""
         return sorted((self.path / "states").glob("step-*.safetensors"))
 
-    def drop_old_states(self) -> None:
-        """Keep the newest states of this run only."""
-        for path in self.states()[:-STATES_KEPT]:
-            path.unlink(missing_ok=True)
+    def drop_old_states(self, keep: int, step: int) -> None:
+        """Keep the newest `keep` states up to this step only; a later one that was damaged counts for none.
+
+        Raises:
+            RunError: the folder cannot be changed.
+        """
+        upto = [path for path in self.states() if path <= self.state(step)]
+        for path in upto[:-keep]:
+            remove(path)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a process that was killed while it wrote left behind."""
+        for folder in (self.path, self.path / "weights", self.path / "states"):
+            remove_leftovers(folder)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run to go on with: no directory, or one that was made and no more, is none."""
+        return self.config.is_file()
 
     @staticmethod
     def create(path: Path) -> RunDirectory:
         """A new run directory.
 
+        One in which a process was killed before it had written anything is new, too.
+
         Raises:
             RunError: the path exists already (nothing is ever overwritten) or cannot be made.
         """
-        if path.exists():
+        if path.is_symlink() or (path.exists() and not _is_fresh(path)):
             raise RunError(f"'{path}' exists already: choose another --run, or continue it with --resume {path}")
         try:
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"run directory '{path}' cannot be made: {error.strerror}; choose another --run") from error
         return RunDirectory(path)
@@ -82,13 +98,21 @@ class RunDirectory:
         """An existing run directory.
 
         Raises:
-            RunError: it is not one.
+            RunError: it is not one, or a link in it leads out of it, where later verbs would read and write.
         """
         run = RunDirectory(path)
-        if not run.config.is_file():
+        if not run.begun:
             what = "is not a run directory (it has no config.yaml)" if path.is_dir() else "does not exist"
             raise RunError(f"'{path}' {what}: name a directory that `aalp train` made")
+        for inside in (*path.iterdir(), *path.glob("weights/*"), *path.glob("states/*")):
+            if leads_outside(inside, path):
+                raise RunError(f"'{inside}' is a link that leads out of the run directory: put the file itself there")
         return run
+
+
+def _is_fresh(path: Path) -> bool:
+    """A folder with nothing in it but a configuration that never became whole."""
+    return path.is_dir() and all(inside.match(f".config.yaml.*{ASIDE}") for inside in path.iterdir())
 
 
 def free_path(folder: Path, stem: str, suffix: str = "") -> Path:

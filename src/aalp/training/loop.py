@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -19,17 +18,18 @@ from torch import Tensor
 from aalp.data.augment import augment
 from aalp.data.loaders import Loader, epoch_order
 from aalp.data.split import Split
-from aalp.errors import DataError, DivergedError, InterruptedRunError
+from aalp.errors import DataError, DivergedError, InterruptedRunError, RunError
 from aalp.method.objectives import Objective
 from aalp.method.pgd import AttackOptions, evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
-from aalp.seeding import derive_seed
+from aalp.seeding import derive_seed, seed_global_generators
+from aalp.stopping import noted_signals
 from aalp.store.checkpoint import write_tensors
 from aalp.store.files import write_atomically
 from aalp.store.run import RunDirectory
 from aalp.training.averaging import Averager
-from aalp.training.options import TrainingOptions
+from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.schedule import one_cycle, step_down
 from aalp.training.state import Progress, load_state, save_state
 from aalp.training.step import OuterLoss, TrainingStep
@@ -45,6 +45,7 @@ class Fit:
         metadata: JSON that travels with the weights (how to build the model, classes, threat, ...).
         report: called after each epoch with its row of metrics.
         tick: called after each step with (step, steps in all, loss).
+        warn: called with one line on what a user should know of and need not stop for.
     """
 
     classifier: Classifier
@@ -56,18 +57,24 @@ class Fit:
     metadata: Mapping[str, Any]
     attack: AttackOptions
     options: TrainingOptions
+    checkpoint: CheckpointOptions = CheckpointOptions()
     seed: int = 0
     workers: int = 0
     report: Callable[[Mapping[str, Any]], None] = lambda row: None
     tick: Callable[[int, int, float], None] = lambda step, total, loss: None
+    warn: Callable[[str], None] = lambda line: warnings.warn(line, stacklevel=2)
 
 
 def fit(plan: Fit, resume: bool = False) -> Progress:
     """Train to the end, from the start or from the run's newest saved state.
 
+    On a CPU, in one process and with the same number of threads, a run that was stopped or killed at any moment and
+    resumed makes the same bytes as one that was not.
+
     Raises:
         DivergedError: the loss stopped being finite; the weights of the step before are saved.
-        InterruptedRunError: SIGINT or SIGTERM arrived; the state is saved.
+        InterruptedRunError: SIGINT, SIGTERM or SIGUSR1 arrived; the state is saved.
+        RunError: the state cannot be written (the last one is intact), or none can be read.
         DataError: a batch is larger than the training split.
     """
     options = plan.options
@@ -78,8 +85,9 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
         plan.classifier.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=options.weight_decay
     )
     averager = Averager(plan.classifier, options.ema)
-    progress = load_state(plan.run, plan.classifier, averager, optimizer) if resume else Progress()
-    # The seed makes the state of the global generator irrelevant here: every step sets it.
+    progress = load_state(plan.run, plan.classifier, averager, optimizer, plan.warn) if resume else Progress()
+    plan.run.remove_leftovers()
+    # The state of the global generators is irrelevant here: every step sets it.
     wrapped, wrapped_optimizer = fabric.setup(OuterLoss(plan.classifier, plan.objective), optimizer)
     step = TrainingStep(
         fabric=fabric,
@@ -95,7 +103,7 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
     )
     trainer = _Trainer(plan, fabric, step, averager, optimizer, progress)
     try:
-        with _signals() as received:
+        with noted_signals() as received:
             trainer.run_to_end(received)
     finally:
         for logger in fabric.loggers:  # their writer threads end here, not somewhere in what comes next
@@ -113,6 +121,10 @@ class _Trainer:
     averager: Averager
     optimizer: torch.optim.Optimizer
     progress: Progress
+    clock: float = 0.0
+    """When the time spent training was last counted."""
+    saved_at: float = 0.0
+    """When a state was last saved."""
 
     def run_to_end(self, received: list[int]) -> None:
         plan, options = self.plan, self.plan.options
@@ -121,24 +133,38 @@ class _Trainer:
         validation = Loader(plan.validation, 500, self.fabric.device, plan.workers)
         rows = _read_rows(plan.run, self.progress.step // per_epoch)
         plan.classifier.train()
+        if self.progress.step == 0:
+            self._save()  # a full disk or a folder that cannot be written to shows now, not after an epoch
         for epoch in range(self.progress.step // per_epoch, options.epochs):
-            started = time.perf_counter()
+            self.clock = self.saved_at = time.perf_counter()
             order = epoch_order(len(plan.train), plan.seed, epoch)[: per_epoch * options.batch_size]
             for images, labels in loader.batches(order, start=self.progress.step - epoch * per_epoch):
                 self._one_step(images, labels, per_epoch * options.epochs)
-                if received and self.progress.step % per_epoch != 0:
-                    self.progress.seconds += time.perf_counter() - started
+                if self.progress.step % per_epoch != 0 and (received or self._is_due()):
                     self._save()
-                    raise InterruptedRunError(received[0], f"aalp train --resume {plan.run.path}")
-            seconds = time.perf_counter() - started
-            self.progress.seconds += seconds
-            rows.append(self._end_epoch(epoch, seconds, validation))
+                    self._stop_if(received)
+            self._count_time()
+            rows.append(self._end_epoch(epoch, validation))
+            # The state last: where it says that an epoch is done, what the epoch leaves behind is there.
             _write_rows(plan.run, rows)
             self._save()
             plan.report(rows[-1])
             self.fabric.log_dict({k: v for k, v in rows[-1].items() if isinstance(v, float)}, step=epoch + 1)
-            if received and epoch + 1 < options.epochs:
-                raise InterruptedRunError(received[0], f"aalp train --resume {plan.run.path}")
+            if epoch + 1 < options.epochs:
+                self._stop_if(received)
+
+    def _stop_if(self, received: list[int]) -> None:
+        if received:
+            raise InterruptedRunError(received[0], f"aalp train --resume {self.plan.run.path}")
+
+    def _is_due(self) -> bool:
+        return time.perf_counter() - self.saved_at >= self.plan.checkpoint.seconds()
+
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self.progress.seconds += now - self.clock
+        self.progress.epoch_seconds += now - self.clock
+        self.clock = now
 
     def _one_step(self, images: Tensor, labels: Tensor, total_steps: int) -> None:
         plan, options, progress = self.plan, self.plan.options, self.progress
@@ -152,7 +178,7 @@ class _Trainer:
             group["lr"] = options.lr * factor
         seed = derive_seed("step", plan.seed, progress.step)
         generator = torch.Generator(self.fabric.device).manual_seed(seed)
-        torch.manual_seed(seed)  # for random layers inside the network
+        seed_global_generators(seed)  # for random layers inside the network
         images = augment(images, options.augment, generator)
         loss, parts, logits = self.step.losses(images, labels, share, generator)
         if not torch.isfinite(loss):
@@ -172,11 +198,14 @@ class _Trainer:
         progress.sums["images"] = progress.sums.get("images", 0.0) + len(labels)
         plan.tick(progress.step, total_steps, float(loss))
 
-    def _end_epoch(self, epoch: int, seconds: float, validation: Loader) -> dict[str, Any]:
+    def _end_epoch(self, epoch: int, validation: Loader) -> dict[str, Any]:
         progress = self.progress
+        seconds, progress.epoch_seconds = progress.epoch_seconds, 0.0
         images = progress.sums.pop("images")
         row: dict[str, Any] = {"epoch": epoch + 1, "step": progress.step, "lr": self.optimizer.param_groups[0]["lr"]}
-        row |= {name: value / images for name, value in progress.sums.items()}
+        # In an order of their own: a state that was saved within the epoch has lost the one in which they came.
+        names = sorted(progress.sums, key=lambda name: (name != "loss", name))
+        row |= {name: progress.sums[name] / images for name in names}
         progress.sums = {}
         clean, robust = self._validate(validation)
         row |= {"validation_clean": clean, "validation_robust": robust}
@@ -198,7 +227,9 @@ class _Trainer:
         assert isinstance(classifier, Classifier)
         clean = robust = 0
         for number, (images, labels) in enumerate(validation.batches()):
-            generator = torch.Generator(self.fabric.device).manual_seed(derive_seed("validation", plan.seed, number))
+            seed = derive_seed("validation", plan.seed, number)
+            generator = torch.Generator(self.fabric.device).manual_seed(seed)
+            seed_global_generators(seed)
             with self.fabric.autocast(), evaluating(classifier):
                 adversarial = perturb(
                     classifier, images, labels, plan.threat, plan.options.validation_steps, generator=generator
@@ -216,7 +247,11 @@ class _Trainer:
         write_tensors(self.plan.run.weights(which), self.averager.shadow.state_dict(), metadata)
 
     def _save(self) -> None:
-        save_state(self.plan.run, self.progress, self.plan.classifier, self.averager, self.optimizer)
+        if self.progress.sums:  # within an epoch; at its end the time is counted already
+            self._count_time()
+        save_state(self.plan.run, self.progress, self.plan.classifier, self.averager, self.optimizer, self.plan.checkpoint.keep)
+        # Saving is not training: its time counts for neither clock.
+        self.clock = self.saved_at = time.perf_counter()
 
 
 def steps_per_epoch(train: Split, batch_size: int) -> int:
@@ -256,35 +291,20 @@ def _read_rows(run: RunDirectory, epochs: int) -> list[dict[str, Any]]:
     """The rows of the epochs that are done, from before the run was interrupted."""
     if epochs == 0 or not run.metrics.is_file():
         return []
-    with run.metrics.open(newline="") as file:
-        return [dict(row) for row in csv.DictReader(file)][:epochs]
+    try:
+        with run.metrics.open(newline="") as file:
+            rows = [dict(row) for row in csv.DictReader(file)][:epochs]
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"'{run.metrics}' is not a readable table: {error}; move it away to go on without it") from error
+    if any(None in row or row.keys() != rows[0].keys() for row in rows):
+        raise RunError(f"'{run.metrics}' has rows of different lengths: move it away to go on without it")
+    return rows
 
 
 def _write_rows(run: RunDirectory, rows: list[dict[str, Any]]) -> None:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[-1]))
+    columns = dict.fromkeys(column for row in rows for column in row)
+    writer = csv.DictWriter(text, fieldnames=list(columns))
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(run.metrics, text.getvalue().encode())
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Notes SIGINT and SIGTERM instead of dying; a second one gets through to the handler that was there before."""
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, _frame: object) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: there signals are somebody else's
-        before.clear()
-    try:
-        yield received
-    finally:
-        for caught, handler in before.items():
-            signal.signal(caught, handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,3 +75,33 @@ class TrainingOptions:
             raise OptionError(f"training ema is {self.ema}: it has to lie in [0, 1)")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
             raise OptionError(f"training milestones is {list(self.milestones)}: rising shares between 0 and 1 are needed")
+
+
+SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """When the state of a training run is saved, and how many states are kept. They change nothing in the result."""
+
+    every: str = "10min"
+    """Save this often in the course of an epoch (30s, 10min, 2h, 1d); the end of an epoch is always saved."""
+
+    keep: int = 2
+    """States kept, the newest ones; where the newest is damaged, the one before it is resumed from."""
+
+    def __post_init__(self) -> None:
+        self.seconds()
+        if self.keep < 1:
+            raise OptionError(f"checkpoint keep is {self.keep}: it has to be at least 1")
+
+    def seconds(self) -> float:
+        """`every` in seconds.
+
+        Raises:
+            OptionError: it is no duration.
+        """
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h|d)", self.every)
+        if not found or float(found[1]) == 0:
+            raise OptionError(f"checkpoint every is '{self.every}': give a number with s, min, h or d, such as 30s or 10min")
+        return float(found[1]) * SECONDS[found[2]]

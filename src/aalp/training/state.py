@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from aalp.errors import RunError
-from aalp.store.checkpoint import read_metadata, read_tensors, write_tensors
+from aalp.store.checkpoint import read_tensors, write_tensors
 from aalp.store.run import RunDirectory
 from aalp.training.averaging import Averager
 
@@ -25,6 +27,7 @@ class Progress:
         best_epoch: the epoch (from 1) that gave them, 0 before the first.
         sums: running sums over the images of the epoch that is under way, by column.
         seconds: time spent training in all.
+        epoch_seconds: of that, in the epoch that is under way.
     """
 
     step: int = 0
@@ -33,14 +36,24 @@ class Progress:
     best_epoch: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    epoch_seconds: float = 0.0
 
 
 def save_state(
-    run: RunDirectory, progress: Progress, classifier: nn.Module, averager: Averager, optimizer: torch.optim.Optimizer
+    run: RunDirectory,
+    progress: Progress,
+    classifier: nn.Module,
+    averager: Averager,
+    optimizer: torch.optim.Optimizer,
+    keep: int = 2,
 ) -> None:
-    """Write the state under the number of its step, and drop all but the newest ones.
+    """Write the state under the number of its step, and drop all but the newest `keep`.
 
-    Randomness needs no state: every step derives its seeds from its number (see `aalp.seeding`).
+    Randomness needs no state: every step derives its seeds from its number (see `aalp.seeding`). Neither does
+    adversarial weight perturbation: it is undone within the step.
+
+    Raises:
+        RunError: the state cannot be written; those before it are as they were.
     """
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in classifier.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in averager.shadow.state_dict().items()}
@@ -49,41 +62,82 @@ def save_state(
         if momentum is not None:
             tensors[f"momentum.{name}"] = momentum
     write_tensors(run.state(progress.step), tensors, {"kind": "state", "progress": asdict(progress)})
-    run.drop_old_states()
+    run.drop_old_states(keep, progress.step)
 
 
-def load_state(run: RunDirectory, classifier: nn.Module, averager: Averager, optimizer: torch.optim.Optimizer) -> Progress:
+def load_state(
+    run: RunDirectory,
+    classifier: nn.Module,
+    averager: Averager,
+    optimizer: torch.optim.Optimizer,
+    warn: Callable[[str], None] = lambda line: None,
+) -> Progress:
     """Bring model, average and optimizer to the newest saved state; returns where the run stood.
 
+    Args:
+        warn: called with one line for each state that is damaged and therefore passed over.
+
     Raises:
-        RunError: there is no state, or it belongs to another model.
+        RunError: there is no state that can be read, or it belongs to another model.
     """
-    state = newest_state(run)
-    tensors, metadata = read_tensors(state)
+    state = newest_state(run, warn)
+    if state is None:
+        return Progress()
+    tensors, progress = _read_state(state)
     try:
         classifier.load_state_dict(_under("model.", tensors))
         averager.shadow.load_state_dict(_under("average.", tensors))
+        momenta = _under("momentum.", tensors)
+        for name, parameter in classifier.named_parameters():
+            if name in momenta:
+                # As the optimizer made it: on the parameter's device, in its memory layout.
+                optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momenta[name])
     except RuntimeError as error:
         raise RunError(f"'{state}' does not fit the run's model: {str(error).splitlines()[0]}") from error
-    momenta = _under("momentum.", tensors)
-    for name, parameter in classifier.named_parameters():
-        if name in momenta:
-            # As the optimizer made it: on the parameter's device, in its memory layout.
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momenta[name])
-    return Progress(**metadata["progress"])
+    return progress
 
 
-def newest_state(run: RunDirectory) -> Path:
-    """The file of the newest saved state.
+def newest_state(run: RunDirectory, warn: Callable[[str], None] = lambda line: None) -> Path | None:
+    """The file of the newest saved state that is whole, or None where the run had not come so far.
 
     Raises:
-        RunError: there is none, or it is not a state.
+        RunError: none can be read, or there is none although the run has weights already.
     """
     states = run.states()
     if not states:
-        raise RunError(f"'{run.path}' has no saved state to resume from: start a new run")
-    read_metadata(states[-1])
-    return states[-1]
+        if run.metrics.is_file() or any(run.weights(which).is_file() for which in ("last", "best")):
+            raise RunError(f"'{run.path}' has no saved state to resume from: start a new run")
+        return None
+    damaged: list[str] = []
+    for state in reversed(states):
+        try:
+            _read_state(state)
+        except RunError as error:
+            damaged.append(str(error))
+            continue
+        for reason in damaged:
+            warn(f"{reason.partition(':')[0]}: going on from '{state.name}', the one before it")
+        return state
+    raise RunError(f"no saved state of '{run.path}' can be read: {damaged[0]}, or start a new run")
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], Progress]:
+    tensors, metadata = read_tensors(path)
+    try:
+        if metadata["kind"] != "state":
+            raise ValueError(f"it holds {metadata['kind']}")
+        return tensors, _progress(metadata["progress"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"'{path}' is not a training state ({type(error).__name__} {error}): use another checkpoint") from error
+
+
+def _progress(saved: Mapping[str, Any]) -> Progress:
+    progress = Progress(**saved)
+    numbers = (progress.best_robust, progress.best_clean, progress.seconds, progress.epoch_seconds, *progress.sums.values())
+    whole = progress.step, progress.best_epoch
+    if not all(type(number) is int and number >= 0 for number in whole) or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"with the numbers {saved}")
+    return progress
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

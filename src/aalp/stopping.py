@@ -1,0 +1,65 @@
+"""Signals that ask a run to stop: noted while it works, acted upon when what it has done is saved."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")
+"""Ctrl-C; what a batch system sends before it kills; what it sends as an early warning, where it was asked to."""
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Notes these signals instead of dying; a second one of a kind gets through to the handler that was there before."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    try:
+        for name in STOPPING:
+            if hasattr(signal, name):  # Windows has no SIGUSR1
+                number = getattr(signal, name)
+                before[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: there signals are somebody else's
+        before.clear()
+    try:
+        yield received
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler)
+
+
+class Stopped(BaseException):
+    """A signal that `raised_signals` let through. Not an Exception: nothing on the way up may take it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def raised_signals() -> Iterator[None]:
+    """Turns these signals into `Stopped` at once, for work that is saved piece by piece."""
+    before: dict[int, Any] = {}
+
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(number)
+
+    try:
+        for name in STOPPING:
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                before[number] = signal.signal(number, stop)
+    except ValueError:  # not the main thread: there signals are somebody else's
+        before.clear()
+    try:
+        yield
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler)

@@ -1,0 +1,23 @@
+"""A working directory for commands with bad input."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bad_input import FACTORIES
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_npz: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with tiny.npz, a finished run `done`, and a module of model factories."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copy(tiny_npz, tmp_path / "tiny.npz")
+    shutil.copytree(tiny_run, tmp_path / "done")
+    (tmp_path / "bad_factories.py").write_text(FACTORIES)
+    yield tmp_path
+    sys.modules.pop("bad_factories", None)

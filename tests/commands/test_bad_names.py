@@ -1,0 +1,46 @@
+"""Names that nobody has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bad_input import COMPARE, ON_TINY, TRAIN, Case, refused
+
+BAD_NAMES: dict[str, Case] = {
+    "unknown verb": (None, "trian", ("verb 'trian'", "did you mean 'train'?", "compare, evaluate, report, train")),
+    "unknown verb like none": (None, "xyzzy", ("verb 'xyzzy'", "known are analyze, audit, compare, evaluate, report, train")),
+    "a flag without verb": (None, "--quiet", ("'--quiet'", "known are analyze, audit, compare, evaluate, report, train")),
+    "unknown objective": (None, ON_TINY + "--objective aapl", ("objective 'aapl'", "did you mean 'aalp'?")),
+    "unknown objective to compare": (None, COMPARE + "--objectives at,tardes", ("'tardes'", "did you mean 'trades'?")),
+    "unknown model": (None, ON_TINY + "--model smal-cnn", ("model 'smal-cnn'", "did you mean 'small-cnn'?")),
+    "unknown model to compare": (
+        None,
+        COMPARE + "--objectives at --model smal-cnn",
+        ("model 'smal-cnn'", "did you mean 'small-cnn'?"),
+    ),
+    "unknown timm model": (None, ON_TINY + "--model timm:resnet81", ("timm model 'resnet81'", "did you mean 'resnet")),
+    "unknown data": (None, TRAIN + "--data digit", ("data source 'digit'", "did you mean 'digits'?")),
+    "unknown kind of data": (None, TRAIN + "--data nzp:tiny.npz", ("'nzp:tiny.npz'", "npz:FILE")),
+    "data without its argument": (None, TRAIN + "--data npz:", ("'npz:'", "npz:FILE")),
+    "unknown torchvision data": (
+        None,
+        TRAIN + "--data torchvision:CIFAR01",
+        ("torchvision data set 'CIFAR01'", "did you mean 'CIFAR10"),
+    ),
+    "unknown attack": (
+        None,
+        ON_TINY + "--evaluation.attacks fgsm,pdg-20",
+        ("attack 'pdg-20'", "did you mean 'pgd-20'?"),
+    ),
+    "unknown attack to evaluate": (None, "evaluate done --attacks apgd", ("attack 'apgd'", "did you mean 'apgd-")),
+    "attack without steps": (None, "evaluate done --attacks pgd-0", ("attack 'pgd-0'", "did you mean 'pgd-20'?")),
+    "unknown preset": (None, "train --run run --config digit", ("'digit'", "did you mean 'digits'?")),
+    "a missing configuration file": (None, "train --run run --config mine/conf.yaml", ("'mine/conf.yaml'", "digits")),
+    "configuration without name": (None, "train --run run --config", ("--config", "value")),
+}
+
+
+@pytest.mark.parametrize("case", BAD_NAMES.values(), ids=BAD_NAMES.keys())
+def test_bad_names_get_one_line_and_change_nothing(case: Case, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    refused(case, folder, capfd)

@@ -1,0 +1,180 @@
+"""Runs, checkpoints and records that are missing, foreign or in the way."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from bad_input import (
+    COMPARE,
+    EVALUATE_FOREIGN,
+    ON_TINY,
+    Case,
+    begun,
+    both,
+    empty_folder,
+    evil_pickle,
+    evil_zip,
+    refused,
+    small_weights,
+    text_file,
+    torn,
+    write_tiny,
+)
+from safetensors.torch import save_file
+
+BAD_RUNS: dict[str, Case] = {
+    "a missing run": (None, "evaluate other", ("'other' does not exist", "name a run directory")),
+    "a run that is a folder": (
+        empty_folder("other"),
+        "evaluate other",
+        ("'other' is not a run directory", "aalp train"),
+    ),
+    "a missing weights file": (
+        None,
+        "evaluate other/weights.safetensors",
+        ("'other/weights.safetensors' does not exist",),
+    ),
+    "a run without weights": (
+        lambda folder: (folder / "done/weights/best.safetensors").unlink(),
+        "evaluate done",
+        ("'done' has no best weights", "--resume done"),
+    ),
+    "a foreign checkpoint without model": (
+        small_weights,
+        EVALUATE_FOREIGN,
+        ("'foreign.safetensors'", "--model"),
+    ),
+    "a foreign checkpoint without data": (
+        small_weights,
+        "evaluate foreign.safetensors --model small-cnn --eps 0.1",
+        ("data is missing", "--data"),
+    ),
+    "a foreign checkpoint without eps": (
+        small_weights,
+        "evaluate foreign.safetensors --model small-cnn --data npz:tiny.npz --attacks fgsm",
+        ("eps is missing", "--eps 8/255"),
+    ),
+    "a checkpoint of another model": (
+        small_weights,
+        EVALUATE_FOREIGN + "--model thin-resnet",
+        ("'foreign.safetensors' do not fit the model",),
+    ),
+    "a training state": (
+        lambda folder: (folder / "done/states/step-00000008.safetensors").rename(folder / "state.safetensors"),
+        "evaluate state.safetensors --data npz:tiny.npz",
+        ("'state.safetensors'", "training state"),
+    ),
+    "a checkpoint of a later format": (
+        lambda folder: save_file({"w": torch.zeros(1)}, folder / "new.safetensors", {"aalp": '{"format": 3}'}),
+        "evaluate new.safetensors --data npz:tiny.npz --model small-cnn --eps 0.1",
+        ("'new.safetensors' has format 3", "use the aalp version that wrote it"),
+    ),
+    "a pickle with code in it": (
+        evil_pickle,
+        EVALUATE_FOREIGN.replace("foreign.safetensors", "evil.pt") + "--model small-cnn",
+        ("'evil.pt' is not a plain state dict", "state_dict() as safetensors"),
+    ),
+    "a torch file with code in it": (
+        evil_zip,
+        EVALUATE_FOREIGN.replace("foreign.safetensors", "evil.pt") + "--model small-cnn",
+        ("'evil.pt' is not a plain state dict", "state_dict() as safetensors"),
+    ),
+    "a torch file with other things": (
+        lambda folder: torch.save({"epoch": 3, "weight": torch.zeros(1)}, folder / "more.pt"),
+        EVALUATE_FOREIGN.replace("foreign.safetensors", "more.pt") + "--model small-cnn",
+        ("'more.pt' holds other things than tensors", "state_dict() alone"),
+    ),
+    "a torn checkpoint": (torn, "evaluate done", ("best.safetensors' is not a readable safetensors file",)),
+    "a text file as checkpoint": (
+        text_file("text.safetensors", "weights"),
+        EVALUATE_FOREIGN.replace("foreign.safetensors", "text.safetensors") + "--model small-cnn",
+        ("'text.safetensors' is not a readable safetensors file",),
+    ),
+    "weights of other classes": (
+        lambda folder: write_tiny(folder, classes=4),
+        "evaluate done --attacks fgsm --data npz:changed.npz",
+        ("3 classes", "'npz:changed.npz' has 4"),
+    ),
+    "weights for images of another size": (
+        lambda folder: write_tiny(folder, size=12),
+        "evaluate done --attacks fgsm --data npz:changed.npz",
+        ("8x8", "12x12"),
+    ),
+    "a run whose configuration is broken": (
+        text_file("done/config.yaml", "data: ["),
+        "evaluate done",
+        ("config.yaml'",),
+    ),
+    "a run whose configuration is of another kind": (
+        text_file("done/config.yaml", "threat: 3\ndata: npz:tiny.npz"),
+        "evaluate done",
+        ("threat",),
+    ),
+    "a run whose configuration has foreign data options": (
+        text_file("done/config.yaml", "data_options: {sise: 3}\ndata: npz:tiny.npz"),
+        "evaluate done",
+        ("sise",),
+    ),
+    "an existing run": (None, ON_TINY.replace("--run run", "--run done"), ("'done' exists already", "--resume done")),
+    "an existing file as run": (
+        None,
+        ON_TINY.replace("--run run", "--run tiny.npz"),
+        ("'tiny.npz' exists already", "choose another --run"),
+    ),
+    "a run inside a file": (
+        None,
+        ON_TINY.replace("--run run", "--run tiny.npz/run"),
+        ("'tiny.npz/run' cannot be made", "choose another --run"),
+    ),
+    "to resume what is missing": (
+        None,
+        "train --resume other",
+        ("'other' is not a run directory", "`aalp train` made"),
+    ),
+    "to resume something else": (empty_folder("other"), "train --resume other", ("'other' is not a run directory",)),
+    "to resume nothing": (None, "train --resume", ("--resume", "value")),
+    "to resume a run without states": (
+        lambda folder: shutil.rmtree(folder / "done/states"),
+        "train --resume done",
+        ("'done' has no saved state", "start a new run"),
+    ),
+    "to resume a torn state": (
+        lambda folder: [path.write_bytes(b"torn") for path in (folder / "done/states").iterdir()],
+        "train --resume done",
+        ("no saved state of 'done' can be read", "step-00000008.safetensors' is not a readable", "start a new run"),
+    ),
+    "to resume with other options": (
+        None,
+        "train --resume done --training.epochs 3",
+        ("'done' was begun with another training", "training.epochs was 2 and is 3", "`aalp train --resume done` alone"),
+    ),
+    "to resume with other options before": (
+        None,
+        "train --seed=1 --resume=done",
+        ("'done' was begun with another seed", "seed was 0 and is 1", "`aalp train --resume done` alone"),
+    ),
+    "to resume with a configuration": (
+        None,
+        "train --config digits --resume done",
+        ("'done' was begun with another data", "was npz:", "is digits"),
+    ),
+    "a comparison begun with other options": (begun, COMPARE + "--objectives at", ("'run' was begun with another",)),
+    "a comparison where something else is": (
+        text_file("run", "mine"),
+        COMPARE + "--objectives at",
+        ("'run'", "choose another --run"),
+    ),
+    "a comparison in some folder": (
+        both(empty_folder("run"), text_file("run/notes.txt", "mine")),
+        COMPARE + "--objectives at",
+        ("'run'", "choose another --run"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RUNS.values(), ids=BAD_RUNS.keys())
+def test_bad_runs_get_one_line_and_change_nothing(case: Case, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    refused(case, folder, capfd)

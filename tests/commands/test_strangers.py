@@ -1,0 +1,290 @@
+"""What somebody else made and what it tries: each ends in one line, and none of its code runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aalp.cli import main
+from aalp.commands.config import read_yaml
+from aalp.data.sources import DataOptions, load_source
+from aalp.errors import AalpError
+from aalp.store.checkpoint import read_foreign_tensors, read_metadata, read_tensors, write_tensors
+from aalp.store.records import read_record
+
+FUZZ = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+TRAIN = "train --run run --training.epochs 1 --training.batch_size 4 --attack.steps 1 --training.validation_steps 1 --quiet "
+
+
+class Creates:
+    """Unpickled, this makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (self.path,)
+
+
+def png(width: int, height: int) -> bytes:
+    """A grey PNG of this size, all black, of a few bytes a million pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def picture_folder(folder: Path) -> Path:
+    for name in ("cat", "dog"):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number in range(3):
+            (folder / "pictures" / name / f"{number}.png").write_bytes(png(8, 8))
+    return folder / "pictures"
+
+
+def bomb(folder: Path) -> None:
+    (picture_folder(folder) / "cat" / "0.png").write_bytes(png(9_000, 9_000))
+
+
+def huge_bomb(folder: Path) -> None:
+    (picture_folder(folder) / "cat" / "0.png").write_bytes(png(2**31 - 1, 2**31 - 1))
+
+
+def linked_image(folder: Path) -> None:
+    (folder / "secret.png").write_bytes(png(8, 8))
+    (picture_folder(folder) / "dog" / "9.png").symlink_to(folder / "secret.png")
+
+
+def linked_class(folder: Path) -> None:
+    pictures = picture_folder(folder)
+    (folder / "elsewhere").mkdir()
+    (pictures / "dog").rename(folder / "elsewhere" / "dog")
+    (pictures / "dog").symlink_to(folder / "elsewhere" / "dog")
+
+
+def postscript(folder: Path) -> None:
+    (picture_folder(folder) / "cat" / "0.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+
+
+def object_npz(folder: Path) -> None:
+    images, labels = np.zeros((8, 8, 8), np.uint8), np.array([Creates(folder / "executed")] * 8, dtype=object)
+    np.savez(folder / "evil.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+
+
+def traversal_npz(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "evil.npz", "w") as archive:
+        archive.writestr("../executed", "outside")
+        archive.writestr("../../executed.npy", "outside")
+
+
+def npz_bomb(folder: Path) -> None:
+    """A member of a few bytes that says it unpacks to 1.1 GB, as one of zeros would."""
+    with zipfile.ZipFile(folder / "evil.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_train.npy", bytes(1000))
+    content = bytearray((folder / "evil.npz").read_bytes())
+    size_in_directory = content.index(b"PK\x01\x02") + 24
+    content[size_in_directory : size_in_directory + 4] = struct.pack("<I", 1_100_000_000)
+    (folder / "evil.npz").write_bytes(content)
+
+
+def claiming_npz(folder: Path) -> None:
+    """An array that says it has 10^15 elements."""
+    head = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000,), }"
+    text = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head
+    with zipfile.ZipFile(folder / "evil.npz", "w") as archive:
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            archive.writestr(f"{name}.npy", text)
+
+
+def yaml_with(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "evil.yaml").write_text(text.replace("EXECUTED", str(folder / "executed")))
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+CONFIG = "train --run run --config evil.yaml"
+FOLDER = TRAIN + "--data folder:pictures"
+NPZ = TRAIN + "--data npz:evil.npz"
+
+STRANGERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "an image that claims 81 million pixels": (bomb, FOLDER, "claims to be 9000x9000 pixels, more than 50,000,000"),
+    "an image that claims 2^62 pixels": (huge_bomb, FOLDER, "is not a readable image"),
+    "an image that is PostScript": (postscript, FOLDER, "is not a readable image"),
+    "a link to an image outside": (linked_image, FOLDER, "dog/9.png' is a link that leads out of 'pictures'"),
+    "a link to a folder outside": (linked_class, FOLDER, "pictures/dog' is a link that leads out of 'pictures'"),
+    "an npz of objects": (object_npz, NPZ, "is not a readable .npz of plain arrays"),
+    "an npz with paths that lead outside": (traversal_npz, NPZ, "lacks x_train, y_train, x_test, y_test"),
+    "an npz that unpacks to a gigabyte": (npz_bomb, NPZ, "unpacks 'x_train.npy' to 1.1 GB"),
+    "an npz that claims 10^15 pixels": (claiming_npz, NPZ, "is not a readable .npz of plain arrays"),
+    "YAML with a Python tag": (yaml_with("data: !!python/object/apply:os.mkdir ['EXECUTED']"), CONFIG, "could not determine"),
+    "YAML with a class path": (
+        yaml_with("threat: {class_path: os.mkdir, init_args: {path: EXECUTED}}"),
+        CONFIG,
+        "'os.mkdir' is not accepted",
+    ),
+    "YAML of aliases of aliases": (yaml_with(LAUGHS), CONFIG, "more than 100000 values"),
+    "YAML that contains itself": (yaml_with("data: &a [*a]"), CONFIG, "is not readable YAML"),
+    "YAML of 100,000 brackets": (yaml_with("data: " + "[" * 100_000), CONFIG, "is not readable YAML"),
+    "YAML with the 99th of a month": (yaml_with("data: 2020-01-99"), CONFIG, "is not readable YAML"),
+    "a number where options go": (yaml_with("data: digits\nthreat: 3"), CONFIG, "has 3 as threat"),
+}
+
+
+@pytest.mark.parametrize(("make", "words", "needle"), STRANGERS.values(), ids=STRANGERS.keys())
+def test_what_a_stranger_made_ends_in_one_line_and_runs_nothing(
+    make: Callable[[Path], object],
+    words: str,
+    needle: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    make(inside)
+    assert main(words.split()) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("aalp: ")
+    assert err.count("\n") == 1
+    assert needle in err
+    assert not list(tmp_path.rglob("executed*"))
+    assert not (inside / "run").exists()
+
+
+EVIL_CODE = "import pathlib\npathlib.Path('executed').mkdir()\n"
+
+
+@pytest.mark.parametrize("words", ["evaluate RUN --attacks fgsm", "audit RUN", "analyze RUN", "train --resume RUN"])
+def test_a_strangers_run_directory_gets_its_code_run_by_no_verb(
+    words: str, copied_run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (copied_run.parent / "evil_nets.py").write_text(EVIL_CODE)
+    monkeypatch.chdir(copied_run.parent)
+    monkeypatch.syspath_prepend(copied_run.parent)
+    config = yaml.safe_load((copied_run / "config.yaml").read_text())
+    (copied_run / "config.yaml").write_text(yaml.safe_dump({**config, "model": "evil_nets:net"}))
+    capfd.readouterr()
+    assert main(words.replace("RUN", copied_run.name).split()) == 2
+    err = capfd.readouterr().err
+    assert "asks to run the code 'evil_nets:net': if you trust who made it, give --trust-model-code" in err
+    assert err.count("\n") == 1
+    assert not (copied_run.parent / "executed").exists()
+
+
+def test_a_few_bytes_that_ask_for_a_model_of_terabytes_are_refused_before_it_is_built(
+    tmp_path: Path, tiny_npz: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "w.safetensors"
+    about = {"model": "small-cnn", "classes": ["0", "1", "2"], "image_shape": [1, 4096, 4096], "threat": {"eps": 0.1}}
+    write_tensors(path, {"w": torch.ones(1)}, about)
+    assert main(["evaluate", str(path), "--data", f"npz:{tiny_npz}", "--attacks", "fgsm"]) == 2
+    assert "'small-cnn' has 13," in capfd.readouterr().err
+
+
+# Fuzzing: whatever the bytes, a reader gives something or raises an AalpError.
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+NAMES = st.text(max_size=8)
+ITEMS = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(NAMES, SCALARS, max_size=3)
+JSON = ITEMS | st.lists(ITEMS, max_size=3) | st.dictionaries(NAMES, ITEMS, max_size=3)
+
+
+def attempt(read: Callable[[], object]) -> None:
+    with contextlib.suppress(AalpError):
+        read()
+
+
+@FUZZ
+@given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_any_bytes_are_a_configuration_a_record_and_a_checkpoint_or_an_error(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(content)
+    for read in (read_yaml, read_metadata, read_tensors, read_foreign_tensors):
+        attempt(lambda read=read: read(path))
+    attempt(lambda: read_record(path, "evaluation"))
+    (tmp_path / "file.pt").write_bytes(content)
+    attempt(lambda: read_foreign_tensors(tmp_path / "file.pt"))
+
+
+@FUZZ
+@given(header=JSON, data=st.binary(max_size=16))
+def test_any_header_is_a_checkpoint_or_an_error(header: object, data: bytes, tmp_path: Path) -> None:
+    text = json.dumps({"__metadata__": {"aalp": json.dumps(header)}, "w": header}).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    for read in (read_metadata, read_tensors, read_foreign_tensors):
+        attempt(lambda read=read: read(path))
+
+
+@FUZZ
+@given(options=st.dictionaries(st.sampled_from(["threat", "training", "method", "data", "seed", "model", "checkpoint"]), JSON))
+def test_any_configuration_is_understood_or_refused_in_one_line(
+    options: dict[str, object], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump({**options, "objective": "none-of-that-name"}))
+    capfd.readouterr()
+    assert main(["train", "--config", str(path), "--run", str(tmp_path / "run")]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+@FUZZ
+@given(metadata=st.dictionaries(st.sampled_from(["model", "classes", "image_shape", "threat", "kind"]), JSON))
+def test_any_metadata_of_weights_is_understood_or_refused_in_one_line(
+    metadata: dict[str, object], tmp_path: Path, tiny_npz: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "w.safetensors"
+    write_tensors(
+        path, {"w": torch.ones(1)}, {"model": "small-cnn", "classes": ["0", "1", "2"], "image_shape": [1, 8, 8], **metadata}
+    )
+    capfd.readouterr()
+    words = ["evaluate", str(path), "--data", f"npz:{tiny_npz}", "--attacks", "fgsm", "--out", str(tmp_path), "--quiet"]
+    assert main(words) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+@FUZZ
+@given(place=st.integers(0, 10**6), value=st.integers(0, 255), kept=st.floats(0.1, 1))
+def test_a_changed_or_cut_archive_of_images_is_read_or_refused(
+    place: int, value: int, kept: float, tmp_path: Path, tiny_npz: Path
+) -> None:
+    content = bytearray(tiny_npz.read_bytes())
+    content[place % len(content)] = value
+    path = tmp_path / "changed.npz"
+    path.write_bytes(content[: int(kept * len(content))] if value % 2 else content)
+    attempt(lambda: load_source(f"npz:{path}"))
+
+
+@FUZZ
+@given(place=st.integers(0, 10**6), value=st.integers(0, 255), kept=st.floats(0, 1))
+def test_a_changed_or_cut_image_is_read_or_refused(
+    place: int, value: int, kept: float, tmp_path: Path, write_images: Callable[..., Path]
+) -> None:
+    root = tmp_path / "pictures"
+    if not root.exists():
+        for name in ("cat", "dog"):
+            write_images(root / name, 2)
+    path = root / "cat" / "000.png"
+    original = (root / "dog" / "000.png").read_bytes()
+    content = bytearray(original)
+    content[place % len(content)] = value
+    path.write_bytes(content[: int(kept * len(content))] if value % 2 else content)
+    attempt(lambda: load_source(f"folder:{root}", DataOptions(size=8)))
