@@ -17,9 +17,9 @@ from aalp.analysis.observations import Measured, figures_of, group_figures, left
 from aalp.analysis.pairs import ATTACK
 from aalp.analysis.robustness_curves import attack_overlap
 from aalp.commands.config import ThreatOptions, device, read_yaml
-from aalp.commands.console import Display, print_out
-from aalp.commands.evaluate import _run_config, _sample, _source, command_line
+from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.loading import load_model, verify_on, weights_file
+from aalp.commands.opening import run_config, sample_positions, stored_source
 from aalp.commands.tables import text_table
 from aalp.data.sources import Source
 from aalp.errors import AalpError, OptionError, RunError
@@ -57,7 +57,7 @@ def analyze(
     if images < 1:
         raise OptionError(f"images is {images}: it has to be at least 1")
     display = Display(quiet)
-    configs = {path: _run_config(path, trust_model_code) for path in _expand(runs, weights, display)}
+    configs = {path: run_config(path, trust_model_code) for path in _expand(runs, weights, display)}
     folder = out or _common_folder(list(configs))
     sources: dict[str, Source] = {}
     records = {path: _analysis(path, config, weights, images, sources, display) for path, config in configs.items()}
@@ -125,7 +125,7 @@ def _analysis(
 ) -> dict[str, Any]:
     """The run's analysis with these settings: read if there is one, else made."""
     run, file = RunDirectory(path), weights_file(path, weights)
-    threat = _threat(path, config)
+    threat = stored_threat(path, config)
     evaluation = _evaluation(run, weights, threat.norm, threat.eps)
     settings = {
         "weights": _digest(file),
@@ -144,7 +144,7 @@ def _analysis(
     started = time.perf_counter()
     key = repr((config.get("data"), config.get("data_options")))
     if key not in sources:
-        sources[key] = _source(config.get("data"), None, dict(config))
+        sources[key] = stored_source(config.get("data"), None, dict(config))
     source = sources[key]
     loaded = load_model(file, config.get("model"))
     if loaded.classifier.num_classes != len(source.classes):
@@ -152,7 +152,7 @@ def _analysis(
             f"the model of '{path}' has {loaded.classifier.num_classes} classes and '{source.name}' has "
             f"{len(source.classes)}: the data is no longer what the run was trained on"
         )
-    indices = _sample(len(source.test), images)
+    indices = sample_positions(len(source.test), images)
     split = source.test.subset(indices)
     verify_on(loaded.classifier, split, str(config.get("model")))
     display.say(f"{path}: {len(split)} test images of {source.name}, {threat.norm} eps {threat.eps:.4g}")
@@ -185,7 +185,7 @@ def _analysis(
     return _write(free_path(run.analyses, weights), content, analysis, indices.tolist())
 
 
-def _threat(path: Path, config: Mapping[str, Any]) -> Threat:
+def stored_threat(path: Path, config: Mapping[str, Any]) -> Threat:
     """The threat that the run was trained for."""
     try:
         return ThreatOptions(config["threat"]["norm"], config["threat"]["eps"]).build()

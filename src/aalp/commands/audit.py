@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 
 from aalp.commands.config import device
-from aalp.commands.console import Display, print_out
-from aalp.commands.evaluate import _model, _run_config, _source, _threat, chosen_images, command_line
+from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.loading import LoadedModel, load_model, weights_file
+from aalp.commands.opening import chosen_images, run_config, stored_model, stored_source, stored_threat
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import as_float
@@ -76,10 +76,10 @@ def audit(
         The exit code.
     """
     file = weights_file(path, weights)
-    config = _run_config(path, trust_model_code or model is not None)
-    source = _source(data or config.get("data"), data_options, config)
-    loaded = _model(file, path, model, model_options, source, config)
-    threat = _threat(norm, eps, loaded, config).build()
+    config = run_config(path, trust_model_code or model is not None)
+    source = stored_source(data or config.get("data"), data_options, config)
+    loaded = stored_model(file, path, model, model_options, source, config)
+    threat = stored_threat(norm, eps, loaded, config).build()
     folder = out or (RunDirectory(path).audits if path.is_dir() else Path("audits"))
     drops: Drops = (None, None)
     if reference is not None:

@@ -18,8 +18,7 @@ from aalp.commands.config import (
     same_options,
     split_names,
 )
-from aalp.commands.console import Display, print_out
-from aalp.commands.evaluate import command_line
+from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.train import build_classifier, check, describe, evaluate_run, resume_command, train_run, write_config
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.errors import InterruptedRunError, OptionError, unknown_name

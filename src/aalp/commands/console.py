@@ -96,3 +96,8 @@ def print_out(text: str) -> None:
     """A result, on stdout."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def command_line() -> str:
+    """The command that this process was started with, for records."""
+    return " ".join(["aalp", *sys.argv[1:]])

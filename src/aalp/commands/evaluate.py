@@ -6,39 +6,32 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from aalp.commands.config import (
-    EvaluationOptions,
     ThreatOptions,
-    check_trust,
     device,
-    override,
-    read_yaml,
     split_names,
-    to_plain,
 )
-from aalp.commands.console import Display, print_out
-from aalp.commands.loading import LoadedModel, load_foreign, load_model, verify_on, weights_file
+from aalp.commands.console import Display, command_line, print_out
+from aalp.commands.loading import LoadedModel, weights_file
+from aalp.commands.opening import chosen_images, run_config, stored_model, stored_source, stored_threat, whole_split
 from aalp.commands.tables import text_table
-from aalp.data.sources import DataOptions, Source, load_source
-from aalp.data.split import Split, as_float, channel_statistics
-from aalp.errors import AalpError, DataError, InterruptedRunError, OptionError, RunError
+from aalp.data.sources import DataOptions, Source
+from aalp.data.split import Split, as_float
+from aalp.errors import InterruptedRunError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates
 from aalp.evaluation.journal import Journal
 from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation, wilson_interval
 from aalp.evaluation.robustness import evaluate as run_evaluation
 from aalp.method.threat import Threat
-from aalp.models.catalog import ModelOptions, build
+from aalp.models.catalog import ModelOptions
 from aalp.models.classifier import Classifier
-from aalp.seeding import derive_seed
 from aalp.stopping import Stopped, raised_signals
-from aalp.store.checkpoint import is_ours
 from aalp.store.files import remove_leftovers
 from aalp.store.records import environment, write_record, write_table
 from aalp.store.run import free_path
@@ -86,10 +79,10 @@ def evaluate(
     """
     display = Display(quiet)
     file = weights_file(path, weights)
-    config = _run_config(path, trust_model_code or model is not None)
-    source = _source(data or config.get("data"), data_options, config)
-    loaded = _model(file, path, model, model_options, source, config)
-    threat_options = _threat(norm, eps, loaded, config)
+    config = run_config(path, trust_model_code or model is not None)
+    source = stored_source(data or config.get("data"), data_options, config)
+    loaded = stored_model(file, path, model, model_options, source, config)
+    threat_options = stored_threat(norm, eps, loaded, config)
     wanted = config.get("evaluation", {})
     names = split_names(attacks or wanted.get("attacks") or list(DEFAULT_ATTACKS))
     count = images if images is not None else wanted.get("images")
@@ -168,38 +161,6 @@ def evaluate_model(
     return record
 
 
-def chosen_images(loaded: LoadedModel, source: Source, split_name: str, count: int | None) -> tuple[torch.Tensor, Split]:
-    """Positions in a split (`test` or `validation`) of the images to use, and those images, seen to run through the model.
-
-    Args:
-        count: how many, drawn by a fixed seed; None for all.
-
-    Raises:
-        AalpError: the model does not fit the data.
-    """
-    classifier = loaded.classifier
-    if classifier.num_classes != len(source.classes):
-        raise AalpError(
-            f"the model has {classifier.num_classes} classes and '{source.name}' has {len(source.classes)}: "
-            "evaluate on the data that the model was trained for"
-        )
-    trained_on = tuple(loaded.metadata.get("image_shape", source.image_shape))
-    if trained_on != source.image_shape:
-        sizes = ["x".join(map(str, shape)) for shape in (trained_on, source.image_shape)]
-        raise AalpError(f"the model takes images of {sizes[0]} and '{source.name}' has {sizes[1]}: use data of that size")
-    whole = _whole(source, split_name)
-    if len(whole) == 0:
-        raise DataError(f"'{source.name}' has no {split_name} images: hold some out with --data_options.validation")
-    indices = _sample(len(whole), count)
-    split = whole.subset(indices)
-    verify_on(classifier, split, str(loaded.metadata.get("model", "given")))
-    return indices, split
-
-
-def _whole(source: Source, split_name: str) -> Split:
-    return source.test if split_name == "test" else source.validation
-
-
 def _cheap_gates(classifier: Classifier, split: Split, threat: Threat, seed: int) -> list[dict[str, Any]]:
     """The audit's cheap gates as records; a failed one is told on stderr, whatever is quiet."""
     rows = torch.arange(min(CHEAP_IMAGES, len(split)))
@@ -241,11 +202,6 @@ def report(record: dict[str, Any]) -> str:
     return f"{title}\n\n{table}\n\nrecord: {record['path']}"
 
 
-def command_line() -> str:
-    """The command that this process was started with, for records."""
-    return " ".join(["aalp", *sys.argv[1:]])
-
-
 def _figures(accuracy: float, count: int) -> tuple[str, str]:
     low, high = wilson_interval(round(accuracy * count), count)
     return f"{accuracy:.1%}", f"{low:.1%} - {high:.1%}"
@@ -284,7 +240,7 @@ def _content(evaluation: Evaluation, source: Source, split: str, loaded: LoadedM
         "threat": {"norm": evaluation.threat.norm, "eps": evaluation.threat.eps},
         "seed": evaluation.seed,
         "batch_size": batch_size,
-        "data": {"name": source.name, "split": split, "digest": source.digest, "split_images": len(_whole(source, split))},
+        "data": {"name": source.name, "split": split, "digest": source.digest, "split_images": len(whole_split(source, split))},
         "model": {key: loaded.metadata.get(key) for key in ("model", "objective", "epoch", "seed", "parameters")},
     }
 
@@ -300,69 +256,3 @@ def _columns(evaluation: Evaluation) -> dict[str, list[Any]]:
     for result in evaluation.results:
         columns[f"stands_{result.name}"] = result.standing.tolist()
     return columns | {name: values.tolist() for name, values in evaluation.measures.items()}
-
-
-def _sample(count: int, wanted: int | None) -> torch.Tensor:
-    """Positions of the images used: all, or a sample by a fixed seed, since stored orders are often by class."""
-    if wanted is None or wanted >= count:
-        return torch.arange(count)
-    generator = torch.Generator().manual_seed(derive_seed("test sample"))
-    return torch.randperm(count, generator=generator)[:wanted].sort().values
-
-
-STORED: dict[str, Any] = {"threat": ThreatOptions(), "evaluation": EvaluationOptions(), "data_options": DataOptions()}
-"""The groups of a run's options that later verbs read."""
-
-
-def _run_config(path: Path, trusted: bool = False) -> dict[str, Any]:
-    """The options of a run directory as plain values, those that are read from it checked; nothing for a lone file.
-
-    Args:
-        trusted: whether the user said that the model code which they name may run, or named the model themselves.
-
-    Raises:
-        AalpError: they are not readable, or name code that nobody said may run.
-    """
-    if not path.is_dir():
-        return {}
-    file = path / "config.yaml"
-    config = read_yaml(file)
-    check_trust(path, config.get("model"), trusted)
-    if not isinstance(config.get("data", ""), str):
-        raise RunError(f"'{file}' has {config['data']!r} as data: a name is needed")
-    groups = {name: default for name, default in STORED.items() if name in config}
-    return config | to_plain(override(groups, {name: config[name] for name in groups}, f"'{file}'"))
-
-
-def _source(name: str | None, options: DataOptions | None, config: dict[str, Any]) -> Source:
-    if name is None:
-        raise OptionError("data is missing: a weights file does not know its test images; name them with --data")
-    stored = dict(config.get("data_options", {}))
-    if "cache" in stored:
-        stored["cache"] = Path(stored["cache"])
-    return load_source(name, options or DataOptions(**stored))
-
-
-def _model(
-    file: Path, path: Path, model: str | None, options: ModelOptions | None, source: Source, config: dict[str, Any]
-) -> LoadedModel:
-    # What a run directory's configuration names has been seen to be trusted; what a lone file says is not run.
-    name = model or config.get("model")
-    if path.is_dir() or is_ours(file):
-        return load_model(file, name)
-    if name is None:
-        raise OptionError(f"model is missing: '{file}' does not say which model it is; name it with --model")
-    statistics = channel_statistics(source.train)
-    return load_foreign(file, build(name, len(source.classes), source.image_shape, options, statistics))
-
-
-def _threat(norm: str | None, eps: float | str | None, loaded: LoadedModel, config: dict[str, Any]) -> ThreatOptions:
-    known = config.get("threat") or loaded.metadata.get("threat") or {}
-    if not isinstance(known, Mapping):
-        raise RunError(f"the weights name {known!r} as their threat: give --norm and --eps")
-    radius = eps if eps is not None else known.get("eps")
-    if radius is None:
-        raise OptionError("eps is missing: give the radius of the threat, such as --eps 8/255")
-    wanted = {"threat": {"norm": norm or known.get("norm") or "linf", "eps": radius}}
-    threat: ThreatOptions = override({"threat": ThreatOptions()}, wanted, "the weights' threat")["threat"]
-    return threat

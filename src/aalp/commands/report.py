@@ -8,8 +8,7 @@ from typing import Any
 
 from aalp.commands.comparison import sentences
 from aalp.commands.config import read_yaml
-from aalp.commands.console import print_out
-from aalp.commands.evaluate import command_line
+from aalp.commands.console import command_line, print_out
 from aalp.errors import RunError
 from aalp.evaluation.robustness import wilson_interval
 from aalp.report.collect import Group, group_runs, read_run

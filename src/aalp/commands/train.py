@@ -18,8 +18,8 @@ from aalp.commands.config import (
     split_names,
     to_plain,
 )
-from aalp.commands.console import Display, print_out
-from aalp.commands.evaluate import command_line, evaluate_model, report
+from aalp.commands.console import Display, command_line, print_out
+from aalp.commands.evaluate import evaluate_model, report
 from aalp.commands.loading import load_model, verify_on
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import channel_statistics

@@ -1,0 +1,126 @@
+"""What a run directory or a weights file on the command line stands for: options, data, model, threat, images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aalp.commands.config import (
+    EvaluationOptions,
+    ThreatOptions,
+    check_trust,
+    override,
+    read_yaml,
+    to_plain,
+)
+from aalp.commands.loading import LoadedModel, load_foreign, load_model, verify_on
+from aalp.data.sources import DataOptions, Source, load_source
+from aalp.data.split import Split, channel_statistics
+from aalp.errors import AalpError, DataError, OptionError, RunError
+from aalp.models.catalog import ModelOptions, build
+from aalp.seeding import derive_seed
+from aalp.store.checkpoint import is_ours
+
+STORED: dict[str, Any] = {"threat": ThreatOptions(), "evaluation": EvaluationOptions(), "data_options": DataOptions()}
+"""The groups of a run's options that later verbs read."""
+
+
+def run_config(path: Path, trusted: bool = False) -> dict[str, Any]:
+    """The options of a run directory as plain values, those that are read from it checked; nothing for a lone file.
+
+    Args:
+        trusted: whether the user said that the model code which they name may run, or named the model themselves.
+
+    Raises:
+        AalpError: they are not readable, or name code that nobody said may run.
+    """
+    if not path.is_dir():
+        return {}
+    file = path / "config.yaml"
+    config = read_yaml(file)
+    check_trust(path, config.get("model"), trusted)
+    if not isinstance(config.get("data", ""), str):
+        raise RunError(f"'{file}' has {config['data']!r} as data: a name is needed")
+    groups = {name: default for name, default in STORED.items() if name in config}
+    return config | to_plain(override(groups, {name: config[name] for name in groups}, f"'{file}'"))
+
+
+def stored_source(name: str | None, options: DataOptions | None, config: dict[str, Any]) -> Source:
+    """The data that was asked for, or what the run was trained on, read as the run read it."""
+    if name is None:
+        raise OptionError("data is missing: a weights file does not know its test images; name them with --data")
+    stored = dict(config.get("data_options", {}))
+    if "cache" in stored:
+        stored["cache"] = Path(stored["cache"])
+    return load_source(name, options or DataOptions(**stored))
+
+
+def stored_model(
+    file: Path, path: Path, model: str | None, options: ModelOptions | None, source: Source, config: dict[str, Any]
+) -> LoadedModel:
+    """The classifier with these weights: of a run, of a file that aalp wrote, or of another program's file."""
+    # What a run directory's configuration names has been seen to be trusted; what a lone file says is not run.
+    name = model or config.get("model")
+    if path.is_dir() or is_ours(file):
+        return load_model(file, name)
+    if name is None:
+        raise OptionError(f"model is missing: '{file}' does not say which model it is; name it with --model")
+    statistics = channel_statistics(source.train)
+    return load_foreign(file, build(name, len(source.classes), source.image_shape, options, statistics))
+
+
+def stored_threat(norm: str | None, eps: float | str | None, loaded: LoadedModel, config: dict[str, Any]) -> ThreatOptions:
+    """The threat that was asked for; what was not given is the run's, or what the weights were trained for."""
+    known = config.get("threat") or loaded.metadata.get("threat") or {}
+    if not isinstance(known, Mapping):
+        raise RunError(f"the weights name {known!r} as their threat: give --norm and --eps")
+    radius = eps if eps is not None else known.get("eps")
+    if radius is None:
+        raise OptionError("eps is missing: give the radius of the threat, such as --eps 8/255")
+    wanted = {"threat": {"norm": norm or known.get("norm") or "linf", "eps": radius}}
+    threat: ThreatOptions = override({"threat": ThreatOptions()}, wanted, "the weights' threat")["threat"]
+    return threat
+
+
+def chosen_images(loaded: LoadedModel, source: Source, split_name: str, count: int | None) -> tuple[torch.Tensor, Split]:
+    """Positions in a split (`test` or `validation`) of the images to use, and those images, seen to run through the model.
+
+    Args:
+        count: how many, drawn by a fixed seed; None for all.
+
+    Raises:
+        AalpError: the model does not fit the data.
+    """
+    classifier = loaded.classifier
+    if classifier.num_classes != len(source.classes):
+        raise AalpError(
+            f"the model has {classifier.num_classes} classes and '{source.name}' has {len(source.classes)}: "
+            "evaluate on the data that the model was trained for"
+        )
+    trained_on = tuple(loaded.metadata.get("image_shape", source.image_shape))
+    if trained_on != source.image_shape:
+        sizes = ["x".join(map(str, shape)) for shape in (trained_on, source.image_shape)]
+        raise AalpError(f"the model takes images of {sizes[0]} and '{source.name}' has {sizes[1]}: use data of that size")
+    whole = whole_split(source, split_name)
+    if len(whole) == 0:
+        raise DataError(f"'{source.name}' has no {split_name} images: hold some out with --data_options.validation")
+    indices = sample_positions(len(whole), count)
+    split = whole.subset(indices)
+    verify_on(classifier, split, str(loaded.metadata.get("model", "given")))
+    return indices, split
+
+
+def whole_split(source: Source, split_name: str) -> Split:
+    """The split `test` or `validation`."""
+    return source.test if split_name == "test" else source.validation
+
+
+def sample_positions(count: int, wanted: int | None) -> torch.Tensor:
+    """Positions of the images used: all, or a sample by a fixed seed, since stored orders are often by class."""
+    if wanted is None or wanted >= count:
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(derive_seed("test sample"))
+    return torch.randperm(count, generator=generator)[:wanted].sort().values
