@@ -69,7 +69,7 @@ def _table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     columns = [column for column in record["columns"] if column not in UNSHOWN]
     rows = [[name, *(_show(column, figures.get(column)) for column in columns)] for name, figures in record["table"].items()]
     for row in rows:
-        row.append(_verdicts(record["audits"].get(row[0], [])))
+        row.append(_verdicts(record.get("audits", {}).get(row[0], [])))  # records from before there were audits have none
     return ["objective", *columns, "audit"], rows
 
 
