@@ -3,9 +3,9 @@
     python benchmarks/checkpoint_cost.py [--images 6000] [--epochs 50] [--out benchmarks/results/checkpoint_cost.json]
 
 Cost: one run on images of MNIST's shape with the preset's model, batch size and attack; the seconds spent in writing
-states (checksum and flushing to disk included), in seeding every generator and in looking for a loss that is not finite, as
-shares of the same run's training seconds. An epoch of MNIST has 59,000 training images: with fewer here, the share of what
-happens once an epoch comes out larger than it is.
+states and weights (checksum and flushing to disk included), in seeding every generator and in looking for a loss that
+is not finite, as shares of the same run's training seconds. An epoch of MNIST has 59,000 training images: with fewer
+here, the share of what happens once an epoch comes out larger than it is.
 Memory: 50 epochs on digits, the process's resident memory after each; the slope is that of a straight line through
 the last four fifths.
 """
@@ -65,8 +65,9 @@ def measure_cost(folder: Path, images: int) -> dict[str, Any]:
 
         return run
 
-    before = loop.save_state, loop.seed_global_generators, torch.isfinite
+    before = loop.save_state, loop.seed_global_generators, torch.isfinite, loop.write_tensors
     loop.save_state, loop.seed_global_generators = timed("states", before[0]), timed("seeds", before[1])
+    loop.write_tensors = timed("weights, last and best", before[3])
     torch.isfinite = timed("finite checks, attacks' own included", before[2])
     shown: list[float] = []
     epoch = Display.epoch
@@ -85,7 +86,7 @@ def measure_cost(folder: Path, images: int) -> dict[str, Any]:
         words += ["--training.epochs", "2", "--data_options.validation", "100"]
         assert aalp(words) == 0
     finally:
-        loop.save_state, loop.seed_global_generators, torch.isfinite = before
+        loop.save_state, loop.seed_global_generators, torch.isfinite, loop.write_tensors = before
         Display.epoch = epoch  # type: ignore[method-assign]
     seconds["all"] = sum(seconds.values())
     return {"images": images, "epochs": 2, "training_seconds": shown[-1], "seconds": seconds}
