@@ -152,6 +152,18 @@ def test_a_clean_trained_model_is_not_robust_but_not_masked(audited: Callable[[s
     assert "not robust" in found.line
 
 
+@pytest.mark.parametrize(("name", "passed"), [("standard", True), ("at", False)])
+def test_the_gap_to_autoattack_of_a_model_that_claims_nothing_is_no_mask(
+    name: str, passed: bool, trained: Runs, digits: Digits
+) -> None:
+    own, reference = DropUnderAutoAttack(0.25, 0.0, 200), DropUnderAutoAttack(0.775, 0.73, 200)
+    found = audit(trained(name), *digits, Linf(0.2), effort=FEWER_STEPS, own=own, reference=reference)
+    gap = found.gates[-1]
+    assert gap.gate is AUTOATTACK_GAP
+    assert gap.passed is passed
+    assert gap.finding.measured > AUTOATTACK_GAP.limit
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN_BAD)
 def test_a_known_bad_model_fails_exactly_the_gates_made_for_it(name: str, audited: Callable[[str], Audit]) -> None:
