@@ -69,7 +69,7 @@ KNOWN_BAD: dict[str, tuple[str, Callable[[Classifier, Tensor], Classifier], Effo
         "at",
         lambda run, _: known_bad.jumping(run),
         EFFORT,
-        {"stable loss", "attack converged", "no silent success"},
+        {"stable loss", "no silent success"},
     ),
     "cancelling features": (
         "standard",

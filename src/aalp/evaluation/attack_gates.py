@@ -205,8 +205,28 @@ class Bench:
         return 1.0 if self.threat.norm == "Linf" else math.sqrt(self.images[0].numel())
 
 
-def converged_gate(paths: list[Path]) -> Finding:
-    """How far the running-best loss of failed attacks still moves at the end, scaled to [0, 1] image by image."""
+def converged_gate(paths: list[Path], longer: list[Path]) -> Finding:
+    """How far the running-best loss of failed attacks still moves at the end, scaled to [0, 1] image by image.
+
+    Args:
+        paths: of the attack.
+        longer: of the same with twice the steps, half as large: it counts where the attack itself still moves, since an
+            honest loss with ridges in it lets constant steps settle late.
+    """
+    movement = _last_movement(paths)
+    if len(movement) == 0:
+        return Finding(0.0, True, "no attack failed")
+    mean = float(movement.mean())
+    if mean <= CONVERGED.limit:
+        return Finding(mean, True, f"mean over {len(movement)} failed attacks")
+    later = _last_movement(longer)
+    again = float(later.mean()) if len(later) else 0.0
+    return Finding(
+        again, again <= CONVERGED.limit, f"mean over {len(later)} failed attacks of twice the steps, {mean:.2g} before"
+    )
+
+
+def _last_movement(paths: list[Path]) -> Tensor:
     moves = []
     for path in paths:
         failed = ~path.fooled.any(0)
@@ -214,11 +234,7 @@ def converged_gate(paths: list[Path]) -> Finding:
         window = min(LAST_STEPS, (len(best) - 1) // 2)
         whole = best[-1] - best[0]
         moves.append(torch.where(whole > 0, (best[-1] - best[-1 - window]) / whole.clamp_min(1e-30), 0.0))
-    movement = torch.cat(moves)
-    if len(movement) == 0:
-        return Finding(0.0, True, "no attack failed")
-    mean = float(movement.mean())
-    return Finding(mean, mean <= CONVERGED.limit, f"mean over {len(movement)} failed attacks")
+    return torch.cat(moves)
 
 
 def silent_gate(paths: list[Path], total: int) -> Finding:

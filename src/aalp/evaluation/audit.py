@@ -251,12 +251,15 @@ def _excused(results: list[GateResult], bench: Bench) -> list[GateResult]:
 def _attack_gates(bench: Bench) -> Step:
     total, right = len(bench.labels), bench.right
     paths: list[Path] = []
+    longer: list[Path] = []
     base = bench.run("pgd", bench.pgd(cross_entropy, paths=paths), right, start="base")
-    yield g.CONVERGED, converged_gate(paths)
+    double = bench.run(
+        "pgd with twice the steps", bench.pgd(cross_entropy, 2 * bench.effort.steps, paths=longer), right, start="base"
+    )
+    yield g.CONVERGED, converged_gate(paths, longer)
     yield g.SILENT, silent_gate(paths, total)
     single = bench.run("fgsm", bench.fgsm, right)
     yield g.SINGLE_STEP, rise_finding(single, base, g.SINGLE_STEP, "fgsm -> pgd")
-    double = bench.run("pgd with twice the steps", bench.pgd(cross_entropy, 2 * bench.effort.steps), right, start="base")
     yield g.MORE_STEPS, gain_finding(base, double, g.MORE_STEPS, "twice the steps")
     yield g.RESTARTS, gain_finding(base, bench.restarts(base), g.RESTARTS, f"{bench.effort.restarts} restarts")
     yield g.UNBOUNDED, _unbounded(bench)

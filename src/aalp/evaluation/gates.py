@@ -55,7 +55,8 @@ CONVERGED = Gate(
     "I",
     0.05,
     "",
-    "running-best loss of failed attacks, scaled to [0, 1] per image, moves by at most 0.05 over the last 10 steps (mean)",
+    "running-best loss of failed attacks, scaled to [0, 1] per image, moves by at most 0.05 over the last 10 steps "
+    "(mean), or does so with twice the steps",
     "The attack was stopped while it still made progress: the accuracy under it is too high.",
     "attack with more steps or with larger ones",
 )
