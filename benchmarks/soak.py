@@ -214,8 +214,8 @@ def evaluation_content(folder: Path) -> dict[str, str]:
     record = read_record(folder / "best-001.json", "evaluation")
     for key in ("created", "environment", "command"):
         record.pop(key)
-    for attack in record["attacks"]:
-        attack.pop("seconds")
+    for timed in (*record["attacks"], *record["gates"]):
+        timed.pop("seconds")
     found = {str(path.relative_to(folder)): "" for path in folder.rglob("*") if path.is_file()}
     table = hashlib.sha256((folder / "best-001.parquet").read_bytes()).hexdigest()
     return {**found, "best-001.json": json.dumps(record), "best-001.parquet": table}
