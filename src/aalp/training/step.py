@@ -83,7 +83,7 @@ class TrainingStep:
                 generator=generator,
             )
         arguments = (images, adversarial, labels, progress, generator, mask)
-        with self._perturbed(images, adversarial, labels, progress, generator, mask):
+        with self._perturbed(arguments, progress):
             total, parts, logits = self.module(*arguments)
             self.fabric.backward(total)
         return total.detach(), parts, logits
@@ -104,22 +104,12 @@ class TrainingStep:
             features = self.classifier.features(images)
         return objective.mask(self.classifier, features, labels, progress, generator)
 
-    def _perturbed(
-        self,
-        images: Tensor,
-        adversarial: Tensor,
-        labels: Tensor,
-        progress: float,
-        generator: torch.Generator,
-        mask: Tensor | None,
-    ) -> Any:
+    def _perturbed(self, arguments: tuple[Any, ...], progress: float) -> Any:
         if self.awp == 0 or progress < self.awp_start:
             return nullcontext()
         parameters = list(self.classifier.parameters())
         # Past Fabric's wrapper, which takes no gradients but those of its own `backward`.
         with self.fabric.autocast():
-            loss = self.objective(
-                self.classifier, images, adversarial, labels, progress=progress, generator=generator, mask=mask
-            )
-        gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
+            total = OuterLoss(self.classifier, self.objective)(*arguments)[0]
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         return perturbed_weights(parameters, gradients, self.awp)
