@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from aalp.analysis import concentration, conflict, robustness_curves
-from aalp.analysis.pairs import ATTACK, Tick, collect_pairs
+from aalp.analysis.pairs import ATTACK, collect_pairs
+from aalp.data.loaders import Tick
 from aalp.data.split import Split, as_float
 from aalp.method.pgd import evaluating
 from aalp.method.precision import full_precision

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from aalp.data.split import Split, as_float
+from aalp.data.loaders import Tick, read_rows, row_batches
+from aalp.data.split import Split
 from aalp.method.losses import cross_entropy
 from aalp.method.pgd import InnerLoss, perturb
 from aalp.method.threat import Threat
@@ -17,9 +18,6 @@ from aalp.seeding import derive_seed
 
 STEPS = 20
 ATTACK = f"pgd-{STEPS}"
-
-Tick = Callable[[str, int, int], None]
-"""Called as (what is done, images done, images in all)."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +112,5 @@ def batches(
     split: Split, rows: Tensor, batch_size: int, device: torch.device, name: str, tick: Tick
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(rows, images in [0, 1], labels) of these rows of a split, the images and labels on the device."""
-    done = 0
-    for chunk in torch.split(rows, batch_size):
-        if len(chunk) == 0:  # splitting nothing still gives one empty piece
-            return
-        tick(name, done, len(rows))
-        yield chunk, as_float(split.read(chunk).to(device)), split.labels[chunk].to(device)
-        done += len(chunk)
-    tick(name, done, len(rows))
+    for chunk in row_batches(rows, batch_size, name, tick):
+        yield chunk, *read_rows(split, chunk, device)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aalp.analysis.pairs import STEPS, Pairs, Tick, attack, batches
+from aalp.analysis.pairs import STEPS, Pairs, attack, batches
+from aalp.data.loaders import Tick
 from aalp.data.split import Split
 from aalp.method.losses import margin
 from aalp.method.threat import Threat

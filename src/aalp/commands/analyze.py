@@ -125,7 +125,7 @@ def _analysis(
 ) -> dict[str, Any]:
     """The run's analysis with these settings: read if there is one, else made."""
     run, file = RunDirectory(path), weights_file(path, weights)
-    threat = stored_threat(path, config)
+    threat = _trained_threat(path, config)
     evaluation = _evaluation(run, weights, threat.norm, threat.eps)
     settings = {
         "weights": _digest(file),
@@ -174,7 +174,7 @@ def _analysis(
         "threat": settings["threat"],
         "classes": list(source.classes),
         "data": {"name": source.name, "split": "test", "digest": source.digest, "split_images": len(source.test)},
-        "model": {key: loaded.metadata.get(key) for key in ("model", "objective", "epoch", "seed", "parameters")},
+        "model": loaded.about,
         **analysis.content,
         "attacks": attack_overlap(read_table(evaluation.with_suffix(".parquet"))) if evaluation else [],
         "attacks_from": str(evaluation) if evaluation else None,
@@ -185,7 +185,7 @@ def _analysis(
     return _write(free_path(run.analyses, weights), content, analysis, indices.tolist())
 
 
-def stored_threat(path: Path, config: Mapping[str, Any]) -> Threat:
+def _trained_threat(path: Path, config: Mapping[str, Any]) -> Threat:
     """The threat that the run was trained for."""
     try:
         return ThreatOptions(config["threat"]["norm"], config["threat"]["eps"]).build()

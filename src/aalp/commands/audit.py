@@ -148,7 +148,7 @@ def audit_model(
         "batch_size": batch_size,
         "threat": {"norm": threat.norm, "eps": threat.eps},
         "data": {"name": source.name, "split": "test", "digest": source.digest, "test_images": len(source.test)},
-        "model": {key: loaded.metadata.get(key) for key in ("model", "objective", "epoch", "seed", "parameters")},
+        "model": loaded.about,
         **_content(found),
     }
     record = write_record(record_path, "audit", content)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy import stats
-
+from aalp.analysis.observations import spread
 from aalp.commands.tables import markdown_table, text_table
 
 
@@ -47,17 +44,17 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
     known = [value for value in values if value is not None]
     if not known:
         return {"mean": None, "deviation": None, "values": list(values)}
-    deviation = statistics.stdev(known) if len(known) > 1 else None
-    return {"mean": statistics.fmean(known), "deviation": deviation, "values": list(values)}
+    found = spread(known)
+    return {"mean": found["mean"], "deviation": found["deviation"], "values": list(values)}
 
 
 def _difference(gaps: Sequence[float]) -> dict[str, Any]:
     """Mean of the per-seed gaps with its 95 % t interval; a difference is called one only if that leaves out 0."""
-    mean = statistics.fmean(gaps)
-    if len(gaps) < 2:
-        return {"mean": mean, "interval": None, "real": False}
-    half = float(stats.t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
-    return {"mean": mean, "interval": [mean - half, mean + half], "real": abs(mean) > half}
+    found = spread(gaps)
+    low, high = found["low"], found["high"]
+    if low is None or high is None:
+        return {"mean": found["mean"], "interval": None, "real": False}
+    return {"mean": found["mean"], "interval": [low, high], "real": low > 0 or high < 0}
 
 
 PLAIN = frozenset({"n90", "n90_adversarial"})
@@ -83,8 +80,8 @@ def _show(column: str, figure: Mapping[str, Any] | None) -> str:
     if figure is None or figure["mean"] is None:
         return "-"
     scale = 1 if column in PLAIN else 100
-    spread = "" if figure["deviation"] is None else f" +- {figure['deviation'] * scale:.1f}"
-    return f"{figure['mean'] * scale:.1f}{spread}"
+    deviation = "" if figure["deviation"] is None else f" +- {figure['deviation'] * scale:.1f}"
+    return f"{figure['mean'] * scale:.1f}{deviation}"
 
 
 def sentences(record: Mapping[str, Any]) -> list[str]:
@@ -109,7 +106,7 @@ def _values(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def text(record: Mapping[str, Any]) -> str:
     """A comparison's record for the screen: the table, the values by seed, the differences."""
-    parts = [text_table(*_table(record)), text_table(*_values(record)), *(["\n".join(sentences(record))])]
+    parts = [text_table(*_table(record)), text_table(*_values(record)), "\n".join(sentences(record))]
     return "\n\n".join(part for part in parts if part)
 
 

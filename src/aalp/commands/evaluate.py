@@ -33,7 +33,7 @@ from aalp.models.catalog import ModelOptions
 from aalp.models.classifier import Classifier
 from aalp.stopping import Stopped, raised_signals
 from aalp.store.files import remove_leftovers
-from aalp.store.records import environment, write_record, write_table
+from aalp.store.records import versions, write_record, write_table
 from aalp.store.run import free_path
 
 
@@ -174,7 +174,7 @@ def _cheap_gates(classifier: Classifier, split: Split, threat: Threat, seed: int
 def _journal(folder: Path, loaded: LoadedModel, source: Source, images: list[Any], settings: dict[str, Any]) -> Journal:
     """The journal of this evaluation and of no other: whatever can change a verdict is in its name."""
     digest = hashlib.sha256()
-    about = [loaded.metadata.get("model"), source.digest, images, settings, device().type, environment()["versions"]]
+    about = [loaded.metadata.get("model"), source.digest, images, settings, device().type, versions()]
     digest.update(json.dumps(about, sort_keys=True).encode())
     for name, values in loaded.classifier.state_dict().items():
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
@@ -241,7 +241,7 @@ def _content(evaluation: Evaluation, source: Source, split: str, loaded: LoadedM
         "seed": evaluation.seed,
         "batch_size": batch_size,
         "data": {"name": source.name, "split": split, "digest": source.digest, "split_images": len(whole_split(source, split))},
-        "model": {key: loaded.metadata.get(key) for key in ("model", "objective", "epoch", "seed", "parameters")},
+        "model": loaded.about,
     }
 
 

@@ -24,6 +24,11 @@ class LoadedModel:
     classifier: Classifier
     metadata: dict[str, Any]
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What records tell of the model; None where its file does not say it."""
+        return {key: self.metadata.get(key) for key in ("model", "objective", "epoch", "seed", "parameters")}
+
 
 def load(path: str | Path, weights: str = "best") -> Classifier:
     """The classifier of a run directory or of a weights file that aalp wrote, in evaluation mode on the CPU.

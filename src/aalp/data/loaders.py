@@ -5,7 +5,7 @@ The order of the images is a function of seed and epoch alone, so a run can go o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,11 +17,31 @@ from aalp.seeding import derive_seed
 
 Batch = tuple[Tensor, Tensor]
 
+Tick = Callable[[str, int, int], None]
+"""Called as (what is done, images done, images in all)."""
+
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """The order (count,) in which an epoch visits the images."""
     generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
     return torch.randperm(count, generator=generator)
+
+
+def row_batches(rows: Tensor, batch_size: int, name: str, tick: Tick) -> Iterator[Tensor]:
+    """These rows in pieces of at most `batch_size`; `tick` is called with the name before each and after the last."""
+    done = 0
+    for chunk in torch.split(rows, batch_size):
+        if len(chunk) == 0:  # splitting nothing still gives one empty piece
+            return
+        tick(name, done, len(rows))
+        yield chunk
+        done += len(chunk)
+    tick(name, done, len(rows))
+
+
+def read_rows(split: Split, rows: Tensor, device: torch.device) -> Batch:
+    """Images in [0, 1] and labels of these rows, on the device."""
+    return as_float(split.read(rows).to(device)), split.labels[rows].to(device)
 
 
 class Loader:

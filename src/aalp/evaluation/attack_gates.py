@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from aalp.data.loaders import Tick, row_batches
 from aalp.evaluation.adaptive import adaptive_attack
 from aalp.evaluation.attacks import Attack, AttackFunction, run_attack
 from aalp.evaluation.autoattack import autoattack_part
@@ -27,7 +28,6 @@ LOGIT_SPREAD = 10.0
 ADAPTIVE = (("pairing", False), ("pairing", True), ("features", False), ("features", True))
 
 PerImageLoss = Callable[[Tensor, Tensor], Tensor]
-Tick = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,11 @@ class Bench:
         """
         after = on.clone()
         attack = Attack(name, function, {})
-        rows, done = on.nonzero()[:, 0], 0
-        for number, chunk in enumerate(torch.split(rows, self.batch_size)):
-            if len(chunk) == 0:
-                break
-            self.tick(name, done, len(rows))
+        for number, chunk in enumerate(row_batches(on.nonzero()[:, 0], self.batch_size, name, self.tick)):
             seed = derive_seed("audit", start or name, self.seed, number)
             batch = self.images[chunk], self.labels[chunk]
             _, fooled = run_attack(attack, self.classifier, *batch, threat or self.threat, seed)
             after[chunk] &= ~fooled
-            done += len(chunk)
-        self.tick(name, done, len(rows))
         self.standing[name] = after
         return after
 

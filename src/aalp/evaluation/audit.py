@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from aalp.data.loaders import Tick
 from aalp.data.sources import check_images
 from aalp.errors import OptionError
 from aalp.evaluation import gates as g
-from aalp.evaluation.attack_gates import QUICK, THOROUGH, Bench, Effort, Path, Tick, converged_gate, silent_gate
+from aalp.evaluation.attack_gates import QUICK, THOROUGH, Bench, Effort, Path, converged_gate, silent_gate
 from aalp.evaluation.findings import (
     FEWEST_RIGHT,
     NOT_FINITE,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from aalp.data.loaders import Tick, read_rows, row_batches
 from aalp.data.sources import check_images
-from aalp.data.split import ResidentSplit, Split, as_float
+from aalp.data.split import ResidentSplit, Split
 from aalp.errors import OptionError
 from aalp.evaluation.attacks import Attack, attack_by_name, run_attack
 from aalp.evaluation.autoattack import STANDARD
@@ -26,9 +27,6 @@ from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed, seed_global_generators
 
 DEFAULT_ATTACKS = ("fgsm", "pgd-20", "cw-40", "autoattack")
-
-Tick = Callable[[str, int, int], None]
-"""Called as (attack, images done, images in all)."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ class _Run:
         labels = self.split.labels
         predictions, n90 = torch.empty_like(labels), torch.empty(len(labels))
         for rows in self._batches(torch.arange(len(labels)), "clean"):
-            images, _ = self._read(rows)
+            images, _ = read_rows(self.split, rows, self.device)
             features = self.classifier.features(images)
             predicted = self.classifier.head(features).argmax(1)
             predictions[rows] = predicted.cpu()
@@ -232,7 +230,7 @@ class _Run:
 
     def _attack_batch(self, attack: Attack, number: int, rows: Tensor, measure: bool) -> AttackedBatch:
         started = time.perf_counter()
-        images, labels = self._read(rows)
+        images, labels = read_rows(self.split, rows, self.device)
         seed = derive_seed("attack", attack.name, self.seed, number)
         if self.journal:
             # A network that draws random numbers must draw the same ones whatever was done before.
@@ -255,18 +253,7 @@ class _Run:
         }
 
     def _batches(self, rows: Tensor, name: str) -> Iterator[Tensor]:
-        done = 0
-        for chunk in torch.split(rows, self.batch_size):
-            if len(chunk) == 0:  # splitting nothing still gives one empty piece
-                return
-            self.tick(name, done, len(rows))
-            yield chunk
-            done += len(chunk)
-        self.tick(name, done, len(rows))
-
-    def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels on the device."""
-        return as_float(self.split.read(rows).to(self.device)), self.split.labels[rows].to(self.device)
+        return row_batches(rows, self.batch_size, name, self.tick)
 
     @staticmethod
     def _blame(evaluation: Evaluation, name: str, standing: Tensor) -> None:

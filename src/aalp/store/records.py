@@ -84,23 +84,28 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions, commit and hardware that a result was made with."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
         "platform": platform.system(),
-        "versions": versions,
+        "versions": versions(),
         "commit": _commit(),
         "cpu": _cpu_name(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a figure depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def _commit() -> str | None:
