@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aalp.commands.comparison import summary
+from aalp.commands.comparison import summary, text
 
 
 def cells(figures: dict[str, list[float | None]]) -> list[dict[str, Any]]:
@@ -57,6 +57,21 @@ def test_one_seed_has_neither_deviation_nor_interval() -> None:
     gap = content["compared"]["differences"]["trades"]
     assert gap["mean"] == pytest.approx(-0.1)
     assert (gap["interval"], gap["real"]) == (None, False)
+
+
+def test_every_figure_has_a_paired_test_of_its_own() -> None:
+    """n90: gaps -10, -11, -12, so -11 +- 4.3027 * 1 / sqrt 3 = [-13.5, -8.5]; autoattack: 0.05, 0.08, 0.02 holds 0."""
+    both = cells({"at": [0.60, 0.62, 0.64], "aalp": [0.65, 0.70, 0.66]})
+    for cell, features in zip(both, [30, 30, 30, 20, 19, 18], strict=True):
+        cell["figures"]["n90"] = features
+    content = summary(both, ["at", "aalp"])
+    assert content["compared"]["real"] == {"at": ["n90"]}
+    record = {**content, "split": "test", "command": "aalp compare"}
+    table = text(record)
+    assert "30.0 +- 0.0 *" in table
+    assert "62.0 +- 2.0 " in table
+    assert "62.0 +- 2.0 *" not in table
+    assert "* another figure than aalp's at 95 %" in table
 
 
 @pytest.mark.parametrize("order", [["standard", "aalp"], ["aalp", "standard"]])

@@ -26,15 +26,22 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
         for name in names
     }
     judged = "autoattack" if "autoattack" in columns else "robust"
-    by_seed = {(cell["objective"], cell["seed"]): cell["figures"][judged] for cell in cells}
+    by_seed = {(cell["objective"], cell["seed"]): cell["figures"] for cell in cells}
     seeds = sorted({cell["seed"] for cell in cells})
     reference = "aalp" if "aalp" in names else names[0]
-    differences = {
-        name: _difference([by_seed[reference, seed] - by_seed[name, seed] for seed in seeds])
+    tests = {
+        name: {
+            column: _paired([(by_seed[reference, seed], by_seed[name, seed]) for seed in seeds], column) for column in columns
+        }
         for name in names
         if name != reference
     }
-    compared = {"reference": reference, "figure": judged, "differences": differences}
+    compared = {
+        "reference": reference,
+        "figure": judged,
+        "differences": {name: found[judged] for name, found in tests.items()},
+        "real": {name: [column for column, gap in found.items() if gap and gap["real"]] for name, found in tests.items()},
+    }
     audits = {name: [cell.get("audit") for cell in cells if cell["objective"] == name] for name in names}
     content = {"columns": columns, "seeds": seeds, "table": table, "compared": compared, "audits": audits}
     return {**content, "cells": list(cells)}
@@ -46,6 +53,12 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
         return {"mean": None, "deviation": None, "values": list(values)}
     found = spread(known)
     return {"mean": found["mean"], "deviation": found["deviation"], "values": list(values)}
+
+
+def _paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], column: str) -> dict[str, Any] | None:
+    """The paired t test of one figure over seeds; None where a run has no such figure."""
+    gaps = [one[column] - other[column] for one, other in pairs if column in one and column in other]
+    return _difference(gaps) if gaps else None
 
 
 def _difference(gaps: Sequence[float]) -> dict[str, Any]:
@@ -64,7 +77,11 @@ UNSHOWN = frozenset({"train_seconds"})
 
 def _table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     columns = [column for column in record["columns"] if column not in UNSHOWN]
-    rows = [[name, *(_show(column, figures.get(column)) for column in columns)] for name, figures in record["table"].items()]
+    real = record["compared"].get("real", {})
+    rows = [
+        [name, *(_show(column, figures.get(column)) + " *" * (column in real.get(name, ())) for column in columns)]
+        for name, figures in record["table"].items()
+    ]
     for row in rows:
         row.append(_verdicts(record.get("audits", {}).get(row[0], [])))  # records from before there were audits have none
     return ["objective", *columns, "audit"], rows
@@ -104,9 +121,17 @@ def _values(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return [f"{figure} by seed", *map(str, record["seeds"])], rows
 
 
+def _legend(record: Mapping[str, Any]) -> str:
+    return (
+        f"* another figure than {record['compared']['reference']}'s at 95 % (paired t test over seeds, each column by itself)"
+    )
+
+
 def text(record: Mapping[str, Any]) -> str:
     """A comparison's record for the screen: the table, the values by seed, the differences."""
-    parts = [text_table(*_table(record)), text_table(*_values(record)), "\n".join(sentences(record))]
+    starred = any(record["compared"].get("real", {}).values())
+    table = text_table(*_table(record)) + f"\n{_legend(record)}" * starred
+    parts = [table, text_table(*_values(record)), "\n".join(sentences(record))]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -115,7 +140,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     images = record["cells"][0]["images"]
     title = (
         f"Accuracy in percent on {images} {record['split']} images, mean +- standard deviation over seeds "
-        f"{', '.join(map(str, record['seeds']))}; n90 in features."
+        f"{', '.join(map(str, record['seeds']))}; n90 in features. {_legend(record)}."
     )
     parts = [title, markdown_table(*_table(record)), markdown_table(*_values(record))]
     parts.append("\n".join(f"- {line} (95 % interval over seeds)" for line in sentences(record)))
