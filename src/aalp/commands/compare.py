@@ -28,7 +28,6 @@ from aalp.models.catalog import ModelOptions
 from aalp.store.files import write_atomically
 from aalp.store.records import read_record, write_record
 from aalp.store.run import RunDirectory
-from aalp.training.devices import Strategy
 from aalp.training.loop import steps_per_epoch
 from aalp.training.options import CheckpointOptions, TrainingOptions
 
@@ -46,7 +45,6 @@ def compare(
     audit: bool = False,
     devices: int = 1,
     nodes: int = 1,
-    strategy: Strategy = "ddp",
     threat: ThreatOptions = ThreatOptions(),
     attack: AttackOptions = AttackOptions(),
     method: MethodOptions = MethodOptions(),
@@ -70,7 +68,6 @@ def compare(
         audit: audit every run as well, with the `at` run of its seed as the reference where there is one.
         devices: as for `aalp train`: processes that work together on one run after the other.
         nodes: as for `aalp train`.
-        strategy: as for `aalp train`.
         threat: what the adversary may do.
         attack: the attack used in training.
         method: numbers of the objectives; each takes those that it has.
@@ -104,7 +101,7 @@ def compare(
     ranks.from_main(lambda: _open(run, shared))
     paths = {(name, seed): run / f"{name}-seed{seed}" for seed in numbers for name in rows}
     for (name, seed), path in paths.items():
-        _work_on_cell(path, {**rows[name], "seed": seed}, source, display, ranks, strategy)
+        _work_on_cell(path, {**rows[name], "seed": seed}, source, display, ranks)
     if audit:
         for name, seed in paths:
             _audited(run, name, seed, rows[name], source, display, ranks)
@@ -154,9 +151,7 @@ def _rows(names: Sequence[str], variants: Mapping[str, Any], shared: Mapping[str
     return rows
 
 
-def _work_on_cell(
-    path: Path, options: dict[str, Any], source: Source, display: Display, ranks: Ranks, strategy: Strategy
-) -> None:
+def _work_on_cell(path: Path, options: dict[str, Any], source: Source, display: Display, ranks: Ranks) -> None:
     """Train and evaluate one row with one seed: what is done already stays, what is begun is continued."""
     directory = RunDirectory(path)
 
@@ -176,7 +171,7 @@ def _work_on_cell(
     display.say(describe(options, source, path))
     classifier = build_classifier(options, source)
     try:
-        train_run(directory, options, source, classifier, display, begun, strict=False, ranks=ranks, strategy=strategy)
+        train_run(directory, options, source, classifier, display, begun, strict=False, ranks=ranks)
         evaluate_run(directory, options, source, display, ranks)
     except InterruptedRunError as error:
         alone = resume_command(path, options)

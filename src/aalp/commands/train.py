@@ -33,7 +33,6 @@ from aalp.seeding import derive_seed, seed_global_generators
 from aalp.store.files import write_atomically
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory, free_path
-from aalp.training.devices import Strategy
 from aalp.training.loop import Fit, fit, steps_per_epoch
 from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.state import Progress, newest_state
@@ -51,7 +50,6 @@ def train(
     trust_model_code: bool = False,
     devices: int = 1,
     nodes: int = 1,
-    strategy: Strategy = "ddp",
     threat: ThreatOptions = ThreatOptions(),
     attack: AttackOptions = AttackOptions(),
     method: MethodOptions = MethodOptions(),
@@ -78,7 +76,6 @@ started if there is none yet, so that one command both starts and continues a ru
         trust_model_code: let --resume run the code that the run's own config.yaml names as package.module:factory.
         devices: processes on this machine that share each batch, one a GPU, or on the CPU; torchrun and srun say it themselves.
         nodes: machines, each started with the same command and MASTER_ADDR, MASTER_PORT and NODE_RANK; see docs/distributed.md.
-        strategy: ddp keeps the whole model on each device; fsdp spreads weights, gradients and momentum over them.
         threat: what the adversary may do.
         attack: the attack used in training.
         method: numbers of the objective.
@@ -126,7 +123,7 @@ started if there is none yet, so that one command both starts and continues a ru
         directory = ranks.from_main(lambda: _start(resume or run or free_path(Path("runs"), stem), options))
     display.say(describe(options, source, directory.path))
     try:
-        train_run(directory, options, source, classifier, display, resuming=begun, ranks=ranks, strategy=strategy)
+        train_run(directory, options, source, classifier, display, resuming=begun, ranks=ranks)
         if evaluate:
             display.result(report(evaluate_run(directory, options, source, display, ranks)))
     except InterruptedRunError as error:
@@ -158,7 +155,6 @@ def train_run(
     resuming: bool,
     strict: bool = True,
     ranks: Ranks = ALONE,
-    strategy: Strategy = "ddp",
 ) -> Progress:
     """Train a classifier into a run directory, from the start or from where it stands.
 
@@ -194,7 +190,6 @@ def train_run(
         tick=display.training_step,
         warn=display.warn,
         ranks=ranks,
-        strategy=strategy,
     )
     with display.bar():
         return fit(plan, resume=resuming)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -17,8 +17,6 @@ from aalp.errors import OptionError, RunError
 from aalp.method.pgd import evaluating
 from aalp.models.classifier import Classifier
 from aalp.store.run import RunDirectory
-
-Strategy = Literal["ddp", "fsdp"]
 
 
 def make_fabric(
@@ -45,7 +43,7 @@ def has_unused(classifier: Classifier, image_shape: tuple[int, int, int]) -> boo
     """Whether the logits leave out some of the trained weights, whose gradients nobody must wait for then."""
     trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     with evaluating(classifier):
-        logits = classifier(torch.zeros(2, *image_shape, device=classifier.head_weight.device))
+        logits = classifier(classifier.head_weight.new_zeros(2, *image_shape))
         gradients = torch.autograd.grad(logits.sum(), trained, allow_unused=True)
     return any(gradient is None for gradient in gradients)
 

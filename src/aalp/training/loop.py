@@ -30,7 +30,7 @@ from aalp.store.checkpoint import write_tensors
 from aalp.store.files import write_atomically
 from aalp.store.run import RunDirectory
 from aalp.training.averaging import Averager
-from aalp.training.devices import Strategy, batch_statistics, check_same_step, check_shares, make_fabric
+from aalp.training.devices import batch_statistics, check_same_step, check_shares, make_fabric
 from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.schedule import one_cycle, step_down
 from aalp.training.state import Progress, load_state, save_state
@@ -50,7 +50,6 @@ class Fit:
         warn: called with one line on what a user should know of and need not stop for.
         ranks: the processes that train together, each with a plan of its own that is the same; the main one alone writes
             files and calls report, tick and warn.
-        strategy: how several processes hold the model: each all of it (ddp), or each a part (fsdp).
     """
 
     classifier: Classifier
@@ -69,7 +68,6 @@ class Fit:
     tick: Callable[[int, int, float], None] = lambda step, total, loss: None
     warn: Callable[[str], None] = lambda line: warnings.warn(line, stacklevel=2)
     ranks: Ranks = ALONE
-    strategy: Strategy = "ddp"
 
 
 def fit(plan: Fit, resume: bool = False) -> Progress:
