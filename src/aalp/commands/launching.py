@@ -119,6 +119,8 @@ def _environment(devices: int, nodes: int) -> dict[str, str]:
     # Each process would take all cores, and all of them would wait for one another.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // devices)))
+    # The stack traces that torch warns with when a process is gone say nothing to whoever reads the error itself.
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return environment
 
 

@@ -128,6 +128,7 @@ started if there is none yet, so that one command both starts and continues a ru
             display.result(report(evaluate_run(directory, options, source, display, ranks)))
     except InterruptedRunError as error:
         again = resume_command(directory.path, options) + (" --evaluate" if evaluate else "")
+        again += "".join(f" --{name} {count}" for name, count in (("devices", devices), ("nodes", nodes)) if count > 1)
         raise InterruptedRunError(error.signal_number, again) from error
     display.result(f"run: {directory.path}")
 
