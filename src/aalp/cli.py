@@ -14,7 +14,7 @@ from importlib import import_module, metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aalp.errors import AalpError, unknown_name
+from aalp.errors import AalpError, InterruptedRunError, unknown_name
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise AalpError(unknown_name("verb", words[0], VERBS))
         code = _run(words[0], words[1:])
     except AalpError as error:
-        _let_main_tell()
-        print(f"aalp: {' '.join(str(error).split())}", file=sys.stderr)
+        if _tells(error):
+            print(f"aalp: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("aalp: stopped", file=sys.stderr)
@@ -90,10 +90,17 @@ def _run(verb: str, words: list[str]) -> int | None:
     return _function(verb)(**options)
 
 
-def _let_main_tell() -> None:
-    """One of several processes waits before it tells an error: the main one nearly always has the same, and ends this one."""
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0:
-        time.sleep(1.0)
+def _tells(error: AalpError) -> bool:
+    """Whether this process tells its error, where it is one of several.
+
+    The main one nearly always has the same, and is given a moment in which to tell it and end the others.
+    """
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        return True
+    if isinstance(error, InterruptedRunError):
+        return False
+    time.sleep(1.0)
+    return True
 
 
 def _overview() -> str:
