@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +152,16 @@ def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Cla
 
 
 @pytest.fixture
-def fit_plan(
-    tmp_path: Path, tiny_arrays: Callable[..., Arrays], small_classifier: Callable[..., Classifier]
-) -> Callable[..., Fit]:
+def fit_plan(tmp_path: Path, fit_plan_in: Callable[..., Fit]) -> Callable[..., Fit]:
     """Makes a training of 2 epochs of 4 steps on the tiny images, in a directory of its own; a test says what differs."""
+    return partial(fit_plan_in, tmp_path)
 
-    def make(name: str = "run", options: dict[str, Any] | None = None, **changes: Any) -> Fit:
+
+@pytest.fixture(scope="session")
+def fit_plan_in(tiny_arrays: Callable[..., Arrays], small_classifier: Callable[..., Classifier]) -> Callable[..., Fit]:
+    """The same in a given folder."""
+
+    def make(folder: Path, name: str = "run", options: dict[str, Any] | None = None, **changes: Any) -> Fit:
         arrays = tiny_arrays()
         splits = [
             ResidentSplit(torch.from_numpy(arrays[f"x_{split}"])[:, None], torch.from_numpy(arrays[f"y_{split}"]))
@@ -169,7 +174,7 @@ def fit_plan(
             "threat": Linf(0.1),
             "train": splits[0],
             "validation": splits[1],
-            "run": RunDirectory(tmp_path / name),
+            "run": RunDirectory(folder / name),
             "metadata": {"model": "small-cnn"},
             "attack": AttackOptions(steps=2),
             "options": TrainingOptions(**chosen),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aalp.errors import AalpError, unknown_name
+from aalp.errors import AalpError, InterruptedRunError, unknown_name
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 training diverged, 2 bad input or a disk that refuses, 3 the audit failed, 4 it was
-        inconclusive, 130, 138 and 143 stopped by SIGINT, SIGUSR1 and SIGTERM, and saved.
+        inconclusive, 5 another of several processes ended, 130, 138 and 143 stopped by SIGINT, SIGUSR1 and SIGTERM, and saved.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv[1:] = words  # what records tell as their command, also when called from Python
@@ -56,9 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in VERBS:
             raise AalpError(unknown_name("verb", words[0], VERBS))
-        code = _function(words[0])(**_parse(words[0], words[1:]))
+        code = _run(words[0], words[1:])
     except AalpError as error:
-        print(f"aalp: {' '.join(str(error).split())}", file=sys.stderr)
+        if _tells(error):
+            print(f"aalp: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("aalp: stopped", file=sys.stderr)
@@ -70,6 +73,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"aalp: {error.strerror or error}: {error.filename or 'the disk'}; free space or choose another", file=sys.stderr)
         return AalpError.exit_code
     return EXIT_OK if code is None else code
+
+
+def _run(verb: str, words: list[str]) -> int | None:
+    """Run a verb here, as one of several processes, or start those."""
+    options = _parse(verb, words)
+    from aalp.commands import launching
+
+    if launching.is_rank():
+        if "devices" not in options:
+            raise AalpError(f"`aalp {verb}` runs in one process: start it without torchrun or srun")
+        with launching.as_rank():
+            return _function(verb)(**options)
+    if "devices" in options and launching.several(options["devices"], options["nodes"]):
+        return launching.launch([sys.executable, "-m", "aalp", verb, *words], options["devices"], options["nodes"])
+    return _function(verb)(**options)
+
+
+def _tells(error: AalpError) -> bool:
+    """Whether this process tells its error, where it is one of several.
+
+    The main one nearly always has the same, and is given a moment in which to tell it and end the others.
+    """
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        return True
+    if isinstance(error, InterruptedRunError):
+        return False
+    time.sleep(1.0)
+    return True
 
 
 def _overview() -> str:
@@ -217,4 +248,10 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
 
 def console() -> None:
     """The `aalp` command."""
-    sys.exit(main())
+    code = main()
+    if code != EXIT_OK and os.environ.get("WORLD_SIZE", "1") != "1":
+        # What still listens for the other processes would hold this one back.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

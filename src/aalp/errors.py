@@ -46,6 +46,12 @@ class InterruptedRunError(AalpError):
         self.exit_code = 128 + signal_number
 
 
+class RankLostError(AalpError):
+    """Another process of the same run ended; its own error tells why."""
+
+    exit_code = 5
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not in a table, with the nearest one that is."""
     names = sorted(known)

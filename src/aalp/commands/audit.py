@@ -10,17 +10,20 @@ from typing import Any, Literal
 import torch
 
 from aalp.commands.config import device
-from aalp.commands.console import Display, command_line, print_out
+from aalp.commands.console import Display, command_line
 from aalp.commands.loading import LoadedModel, load_model, weights_file
 from aalp.commands.opening import chosen_images, run_config, stored_model, stored_source, stored_threat
+from aalp.commands.resuming import journal_of, stopping
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import as_float
+from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import OptionError, RunError
 from aalp.evaluation.audit import Audit, DropUnderAutoAttack
 from aalp.evaluation.audit import audit as run_audit
 from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions
+from aalp.store.files import remove_leftovers
 from aalp.store.records import read_record, write_record
 from aalp.store.run import RunDirectory, free_path
 
@@ -49,6 +52,8 @@ def audit(
     out: Path | None = None,
     quiet: bool = False,
     trust_model_code: bool = False,
+    devices: int = 1,
+    nodes: int = 1,
 ) -> int:
     """Look for masked gradients. Exit code: 0 passed, 3 failed, 4 inconclusive.
 
@@ -71,13 +76,17 @@ def audit(
         out: folder of the record; by default the run's audits/.
         quiet: show no progress.
         trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
+        devices: processes on this machine that share the batches of images, one a GPU, or on the CPU; findings stay the same.
+        nodes: machines, each started with the same command and MASTER_ADDR, MASTER_PORT and NODE_RANK; see docs/distributed.md.
 
     Returns:
         The exit code.
     """
+    ranks = joined(devices, nodes)
+    display = Display(quiet, ranks)
     file = weights_file(path, weights)
     config = run_config(path, trust_model_code or model is not None)
-    source = stored_source(data or config.get("data"), data_options, config)
+    source = ranks.first_of_machine(lambda: stored_source(data or config.get("data"), data_options, config))
     loaded = stored_model(file, path, model, model_options, source, config)
     threat = stored_threat(norm, eps, loaded, config).build()
     folder = out or (RunDirectory(path).audits if path.is_dir() else Path("audits"))
@@ -92,12 +101,13 @@ def audit(
         images,
         batch_size,
         seed,
-        free_path(folder, file.stem, ".json"),
+        ranks.from_main(lambda: free_path(folder, file.stem, ".json")),
         {"weights": str(file), "command": command_line(), "reference": None if reference is None else str(reference)},
-        Display(quiet),
+        display,
         drops,
+        ranks,
     )
-    print_out(report(record))
+    display.result(report(record))
     return EXIT_CODES[record["verdict"]]
 
 
@@ -113,6 +123,7 @@ def audit_model(
     about: dict[str, Any],
     display: Display,
     drops: Drops = (None, None),
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Audit on the test split, write the record, return it.
 
@@ -127,10 +138,12 @@ def audit_model(
     count = IMAGES[thorough] if images is None else images
     if batch_size < 1 or count < 1:
         raise OptionError(f"images is {count} and batch_size is {batch_size}: both have to be at least 1")
-    _, split = chosen_images(loaded, source, "test", count)
+    indices, split = chosen_images(loaded, source, "test", count)
     pixels = as_float(split.read(torch.arange(len(split))))
     own, reference = drops
-    with display.bar():
+    settings = {"threat": [threat.norm, threat.eps], "thorough": thorough, "batch_size": batch_size, "seed": seed}
+    journal = journal_of(record_path.parent, loaded, source, indices.tolist(), settings)
+    with display.bar(), stopping(about["command"]):
         found = run_audit(
             *(loaded.classifier.to(device()), pixels, split.labels, threat),
             thorough=thorough,
@@ -139,6 +152,8 @@ def audit_model(
             batch_size=batch_size,
             seed=seed,
             tick=display.attack,
+            journal=journal,
+            ranks=ranks,
         )
     content = {
         **about,
@@ -151,21 +166,31 @@ def audit_model(
         "model": loaded.about,
         **_content(found),
     }
-    record = write_record(record_path, "audit", content)
-    record["path"] = str(record_path)
-    return record
+
+    def write() -> dict[str, Any]:
+        record = write_record(record_path, "audit", content)
+        remove_leftovers(record_path.parent, f"{record_path.stem}.")
+        journal.remove()
+        return {**record, "path": str(record_path)}
+
+    return ranks.from_main(write)
 
 
 def audit_once(
-    directory: RunDirectory, reference: Path | None, options: Mapping[str, Any], source: Source, display: Display
-) -> str:
-    """The verdict on a run with the options it was trained and evaluated with; read if the audit is there already.
+    directory: RunDirectory,
+    reference: Path | None,
+    options: Mapping[str, Any],
+    source: Source,
+    display: Display,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Audit a run with the options it was trained and evaluated with, unless that is done already.
 
     Raises:
         AalpError: see `audit_model` and `drop_under_autoattack`.
     """
-    path, wanted = directory.audits / "test-001.json", options["evaluation"]
-    if not path.is_file():
+    path, wanted = directory.audits / FIRST_AUDIT, options["evaluation"]
+    if not ranks.from_main(path.is_file):
         weights, threat = directory.weights(wanted.weights), options["threat"].build()
         display.say(f"audit of {directory.path}")
         drops: Drops = (None, None)
@@ -173,8 +198,15 @@ def audit_once(
             drops = _drops(directory.path, reference, wanted.weights, threat)
         about = {"weights": str(weights), "command": command_line(), "reference": None if reference is None else str(reference)}
         loaded = load_model(weights, options["model"])
-        audit_model(loaded, source, threat, False, None, wanted.batch_size, wanted.seed, path, about, display, drops)
-    return str(read_record(path, "audit")["verdict"])
+        audit_model(loaded, source, threat, False, None, wanted.batch_size, wanted.seed, path, about, display, drops, ranks)
+
+
+FIRST_AUDIT = "test-001.json"
+
+
+def audit_verdict(directory: RunDirectory) -> str:
+    """What `audit_once` found."""
+    return str(read_record(directory.audits / FIRST_AUDIT, "audit")["verdict"])
 
 
 def cheap_verdict(evaluation: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aalp.commands.audit import audit_once, cheap_verdict
+from aalp.commands.audit import audit_once, audit_verdict, cheap_verdict
 from aalp.commands.comparison import markdown, summary, text
 from aalp.commands.config import (
     EvaluationOptions,
@@ -21,6 +21,7 @@ from aalp.commands.config import (
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.train import build_classifier, check, describe, evaluate_run, resume_command, train_run, write_config
 from aalp.data.sources import DataOptions, Source, load_source
+from aalp.distributed import Ranks, joined
 from aalp.errors import InterruptedRunError, OptionError, unknown_name
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
@@ -42,6 +43,8 @@ def compare(
     model: str = "small-cnn",
     quiet: bool = False,
     audit: bool = False,
+    devices: int = 1,
+    nodes: int = 1,
     threat: ThreatOptions = ThreatOptions(),
     attack: AttackOptions = AttackOptions(),
     method: MethodOptions = MethodOptions(),
@@ -63,6 +66,8 @@ def compare(
         model: as for `aalp train`.
         quiet: show no progress.
         audit: audit every run as well, with the `at` run of its seed as the reference where there is one.
+        devices: as for `aalp train`: processes that work together on one run after the other.
+        nodes: as for `aalp train`.
         threat: what the adversary may do.
         attack: the attack used in training.
         method: numbers of the objectives; each takes those that it has.
@@ -86,28 +91,31 @@ def compare(
         "evaluation": evaluation,
     }
     rows = _rows(split_names(objectives), variants or {}, shared)
-    display = Display(quiet)
-    source = load_source(data, data_options)
+    ranks = joined(devices, nodes)
+    display = Display(quiet, ranks)
+    source = ranks.first_of_machine(lambda: load_source(data, data_options))
     # Whatever can fail on bad input does so before anything is written.
     for options in rows.values():
         build_classifier({**options, "seed": numbers[0]}, source)
         steps_per_epoch(source.train, options["training"].batch_size)
-    _open(run, shared)
-    cells = [
-        _cell(run / f"{name}-seed{seed}", name, {**options, "seed": seed}, source, display)
-        for seed in numbers
-        for name, options in rows.items()
-    ]
+    ranks.from_main(lambda: _open(run, shared))
+    paths = {(name, seed): run / f"{name}-seed{seed}" for seed in numbers for name in rows}
+    for (name, seed), path in paths.items():
+        _work_on_cell(path, {**rows[name], "seed": seed}, source, display, ranks)
     if audit:
-        for cell in cells:
-            cell["audit"] = _audited(run, cell, rows[cell["objective"]], source, display)
-    content = summary(cells, list(rows))
-    record = write_record(
-        run / "comparison.json", "comparison", {"command": command_line(), "split": evaluation.split, **content}
-    )
-    write_atomically(run / "comparison.md", markdown(record).encode())
-    print_out(text(record))
-    print_out(f"\nrecords: {run / 'comparison.json'}, {run / 'comparison.md'}")
+        for name, seed in paths:
+            _audited(run, name, seed, rows[name], source, display, ranks)
+    if ranks.is_main:
+        cells = [_cell(path, name, {**rows[name], "seed": seed}) for (name, seed), path in paths.items()]
+        for cell in cells if audit else ():
+            cell["audit"] = audit_verdict(RunDirectory(paths[cell["objective"], cell["seed"]]))
+        content = summary(cells, list(rows))
+        record = write_record(
+            run / "comparison.json", "comparison", {"command": command_line(), "split": evaluation.split, **content}
+        )
+        write_atomically(run / "comparison.md", markdown(record).encode())
+        print_out(text(record))
+        print_out(f"\nrecords: {run / 'comparison.json'}, {run / 'comparison.md'}")
 
 
 AGAIN = "choose another --run, or give the same options as then"
@@ -143,28 +151,42 @@ def _rows(names: Sequence[str], variants: Mapping[str, Any], shared: Mapping[str
     return rows
 
 
-def _cell(path: Path, name: str, options: dict[str, Any], source: Source, display: Display) -> dict[str, Any]:
-    """One row with one seed: what is done already is read, what is begun is continued."""
+def _work_on_cell(path: Path, options: dict[str, Any], source: Source, display: Display, ranks: Ranks) -> None:
+    """Train and evaluate one row with one seed: what is done already stays, what is begun is continued."""
     directory = RunDirectory(path)
-    record_path = directory.evaluations / f"{options['evaluation'].split}.json"
-    begun = directory.begun
-    if begun:
-        RunDirectory.open(path)
-        same_options(path, options, AGAIN)
-    if not record_path.is_file():
-        if not begun:
+
+    def look() -> tuple[bool, bool]:
+        begun = directory.begun
+        if begun:
+            RunDirectory.open(path)
+            same_options(path, options, AGAIN)
+        else:
             path.mkdir(exist_ok=True)
             write_config(directory.config, options)
-        display.say(describe(options, source, path))
-        classifier = build_classifier(options, source)
-        try:
-            train_run(directory, options, source, classifier, display, resuming=begun, strict=False)
-            evaluate_run(directory, options, source, display)
-        except InterruptedRunError as error:
-            alone = resume_command(path, options)
-            again = f"aalp compare --run {path.parent}` and the same options as before, or one run with `{alone}"
-            raise InterruptedRunError(error.signal_number, again) from error
-    record = read_record(record_path, "evaluation")
+        return begun, _evaluation(directory, options).is_file()
+
+    begun, done = ranks.from_main(look)
+    if done:
+        return
+    display.say(describe(options, source, path))
+    classifier = build_classifier(options, source)
+    try:
+        train_run(directory, options, source, classifier, display, begun, strict=False, ranks=ranks)
+        evaluate_run(directory, options, source, display, ranks)
+    except InterruptedRunError as error:
+        alone = resume_command(path, options)
+        again = f"aalp compare --run {path.parent}` and the same options as before, or one run with `{alone}"
+        raise InterruptedRunError(error.signal_number, again) from error
+
+
+def _evaluation(directory: RunDirectory, options: Mapping[str, Any]) -> Path:
+    return directory.evaluations / f"{options['evaluation'].split}.json"
+
+
+def _cell(path: Path, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row with one seed came out as."""
+    directory = RunDirectory(path)
+    record = read_record(_evaluation(directory, options), "evaluation")
     figures = {"clean": record["clean"]}
     figures |= {result["name"]: result["accuracy"] for result in record["attacks"]}
     figures["robust"] = record["robust"]
@@ -185,12 +207,14 @@ def _cell(path: Path, name: str, options: dict[str, Any], source: Source, displa
     }
 
 
-def _audited(run: Path, cell: Mapping[str, Any], options: Mapping[str, Any], source: Source, display: Display) -> str:
-    """The verdict on a cell, with the `at` cell of its seed as the reference if there is one to compare with."""
+def _audited(
+    run: Path, name: str, seed: int, options: Mapping[str, Any], source: Source, display: Display, ranks: Ranks
+) -> None:
+    """Audit a cell, with the `at` cell of its seed as the reference if there is one to compare with."""
     evaluation: EvaluationOptions = options["evaluation"]
-    directory, reference = (RunDirectory(run / f"{name}-seed{cell['seed']}") for name in (cell["objective"], "at"))
+    directory, reference = (RunDirectory(run / f"{cell}-seed{seed}") for cell in (name, "at"))
     comparable = {"pgd-20", "autoattack"} <= set(split_names(evaluation.attacks)) and reference.evaluations.is_dir()
-    return audit_once(directory, reference.path if comparable else None, options, source, display)
+    audit_once(directory, reference.path if comparable else None, options, source, display, ranks)
 
 
 def _last_metric(directory: RunDirectory, column: str) -> float | None:

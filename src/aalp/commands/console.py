@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from aalp.distributed import ALONE, Ranks
+
 PLAIN_LINE_SECONDS = 60.0
 """Where there is no live display, a long epoch says at least this often that it is alive."""
 
@@ -19,10 +21,13 @@ class Display:
     """Progress of training and evaluation, on stderr; results go to stdout.
 
     Args:
-        quiet: show nothing.
+        quiet: show no progress.
+        ranks: of several processes only the main one shows anything.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, ranks: Ranks = ALONE) -> None:
+        self.is_main = ranks.is_main
+        quiet = quiet or not self.is_main
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self.live = self.console.is_terminal and not quiet
         self._bar: Progress | None = None
@@ -37,7 +42,13 @@ class Display:
 
     def warn(self, line: str) -> None:
         """A line on what a user should know of, also where no progress is shown."""
-        print(f"aalp: {' '.join(line.split())}", file=sys.stderr)
+        if self.is_main:
+            print(f"aalp: {' '.join(line.split())}", file=sys.stderr)
+
+    def result(self, text: str) -> None:
+        """A result, on stdout."""
+        if self.is_main:
+            print_out(text)
 
     @contextmanager
     def bar(self) -> Iterator[None]:

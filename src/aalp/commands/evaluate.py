@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -16,24 +14,24 @@ from aalp.commands.config import (
     device,
     split_names,
 )
-from aalp.commands.console import Display, command_line, print_out
+from aalp.commands.console import Display, command_line
 from aalp.commands.loading import LoadedModel, weights_file
 from aalp.commands.opening import chosen_images, run_config, stored_model, stored_source, stored_threat, whole_split
+from aalp.commands.resuming import journal_of, stopping
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import Split, as_float
-from aalp.errors import InterruptedRunError, OptionError, RunError
+from aalp.distributed import ALONE, Ranks, joined
+from aalp.errors import OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates
-from aalp.evaluation.journal import Journal
 from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation, wilson_interval
 from aalp.evaluation.robustness import evaluate as run_evaluation
 from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions
 from aalp.models.classifier import Classifier
-from aalp.stopping import Stopped, raised_signals
 from aalp.store.files import remove_leftovers
-from aalp.store.records import versions, write_record, write_table
+from aalp.store.records import write_record, write_table
 from aalp.store.run import free_path
 
 
@@ -54,6 +52,8 @@ def evaluate(
     out: Path | None = None,
     quiet: bool = False,
     trust_model_code: bool = False,
+    devices: int = 1,
+    nodes: int = 1,
 ) -> None:
     """Attack a trained classifier and report its clean and robust accuracy.
 
@@ -76,11 +76,14 @@ def evaluate(
         out: folder of the record; by default the run's evaluations/.
         quiet: show no progress.
         trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
+        devices: processes on this machine that share the batches of images, one a GPU, or on the CPU; verdicts stay the same.
+        nodes: machines, each started with the same command and MASTER_ADDR, MASTER_PORT and NODE_RANK; see docs/distributed.md.
     """
-    display = Display(quiet)
+    ranks = joined(devices, nodes)
+    display = Display(quiet, ranks)
     file = weights_file(path, weights)
     config = run_config(path, trust_model_code or model is not None)
-    source = stored_source(data or config.get("data"), data_options, config)
+    source = ranks.first_of_machine(lambda: stored_source(data or config.get("data"), data_options, config))
     loaded = stored_model(file, path, model, model_options, source, config)
     threat_options = stored_threat(norm, eps, loaded, config)
     wanted = config.get("evaluation", {})
@@ -96,11 +99,12 @@ def evaluate(
         count,
         batch_size,
         seed,
-        free_path(folder, file.stem, ".json"),
+        ranks.from_main(lambda: free_path(folder, file.stem, ".json")),
         {"weights": str(file), "command": command_line()},
         display,
+        ranks,
     )
-    print_out(report(record))
+    display.result(report(record))
 
 
 def evaluate_model(
@@ -115,6 +119,7 @@ def evaluate_model(
     record_path: Path,
     about: dict[str, Any],
     display: Display,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Evaluate on a split, write JSON record and Parquet table, return the record.
 
@@ -132,33 +137,34 @@ def evaluate_model(
         raise RunError(f"'{record_path}' exists already: choose another --out")
     indices, split = chosen_images(loaded, source, split_name, images)
     classifier = loaded.classifier.to(device())
-    gates = _cheap_gates(classifier, split, threat, seed)
+    gates = ranks.from_main(lambda: _cheap_gates(classifier, split, threat, seed))
     settings = {"threat": [threat.norm, threat.eps], "attacks": attacks, "batch_size": batch_size, "seed": seed}
-    journal = _journal(record_path.parent, loaded, source, [split_name, indices.tolist()], settings)
+    journal = journal_of(record_path.parent, loaded, source, [split_name, indices.tolist()], settings)
     # Float32 images in contiguous layout: what the attacks' own packages expect.
-    try:
-        with display.bar(), raised_signals():
-            evaluation = run_evaluation(
-                classifier,
-                split,
-                threat=threat,
-                attacks=attacks,
-                batch_size=batch_size,
-                seed=seed,
-                tick=display.attack,
-                journal=journal,
-            )
-    except Stopped as stopped:
-        raise InterruptedRunError(stopped.number, about["command"]) from stopped
+    with display.bar(), stopping(about["command"]):
+        evaluation = run_evaluation(
+            classifier,
+            split,
+            threat=threat,
+            attacks=attacks,
+            batch_size=batch_size,
+            seed=seed,
+            tick=display.attack,
+            journal=journal,
+            ranks=ranks,
+        )
     evaluation = dataclasses.replace(evaluation, indices=indices)
     content = {**about, **_content(evaluation, source, split_name, loaded, batch_size), "gates": gates}
-    # The record last: where it exists, the evaluation is whole.
-    write_table(record_path.with_suffix(".parquet"), _columns(evaluation))
-    record = write_record(record_path, "evaluation", content)
-    remove_leftovers(record_path.parent, f"{record_path.stem}.")
-    journal.remove()
-    record["path"] = str(record_path)
-    return record
+
+    def write() -> dict[str, Any]:
+        # The record last: where it exists, the evaluation is whole.
+        write_table(record_path.with_suffix(".parquet"), _columns(evaluation))
+        record = write_record(record_path, "evaluation", content)
+        remove_leftovers(record_path.parent, f"{record_path.stem}.")
+        journal.remove()
+        return {**record, "path": str(record_path)}
+
+    return ranks.from_main(write)
 
 
 def _cheap_gates(classifier: Classifier, split: Split, threat: Threat, seed: int) -> list[dict[str, Any]]:
@@ -169,17 +175,6 @@ def _cheap_gates(classifier: Classifier, split: Split, threat: Threat, seed: int
     if failed:
         print(f"aalp: warning: gate failed: {'; '.join(failed)}: see `aalp audit` before trusting figures", file=sys.stderr)
     return [result.record() for result in results]
-
-
-def _journal(folder: Path, loaded: LoadedModel, source: Source, images: list[Any], settings: dict[str, Any]) -> Journal:
-    """The journal of this evaluation and of no other: whatever can change a verdict is in its name."""
-    digest = hashlib.sha256()
-    about = [loaded.metadata.get("model"), source.digest, images, settings, device().type, versions()]
-    digest.update(json.dumps(about, sort_keys=True).encode())
-    for name, values in loaded.classifier.state_dict().items():
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return Journal(folder / f".partial-{digest.hexdigest()[:16]}")
 
 
 def report(record: dict[str, Any]) -> str:

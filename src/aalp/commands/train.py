@@ -18,11 +18,12 @@ from aalp.commands.config import (
     split_names,
     to_plain,
 )
-from aalp.commands.console import Display, command_line, print_out
+from aalp.commands.console import Display, command_line
 from aalp.commands.evaluate import evaluate_model, report
 from aalp.commands.loading import load_model, verify_on
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import channel_statistics
+from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import InterruptedRunError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.method.pgd import AttackOptions
@@ -47,6 +48,8 @@ def train(
     evaluate: bool = False,
     quiet: bool = False,
     trust_model_code: bool = False,
+    devices: int = 1,
+    nodes: int = 1,
     threat: ThreatOptions = ThreatOptions(),
     attack: AttackOptions = AttackOptions(),
     method: MethodOptions = MethodOptions(),
@@ -71,6 +74,8 @@ started if there is none yet, so that one command both starts and continues a ru
         evaluate: evaluate on the test split afterwards, as `aalp evaluate` does.
         quiet: show no progress.
         trust_model_code: let --resume run the code that the run's own config.yaml names as package.module:factory.
+        devices: processes on this machine that share each batch, one a GPU, or on the CPU; torchrun and srun say it themselves.
+        nodes: machines, each started with the same command and MASTER_ADDR, MASTER_PORT and NODE_RANK; see docs/distributed.md.
         threat: what the adversary may do.
         attack: the attack used in training.
         method: numbers of the objective.
@@ -94,7 +99,6 @@ started if there is none yet, so that one command both starts and continues a ru
         "model_options": model_options,
         "evaluation": evaluation,
     }
-    display = Display(quiet)
     check(options)
     if run is not None and resume is not None:
         raise OptionError(f"--run is '{run}' and --resume is '{resume}': give one of them, --resume starts a run as well")
@@ -104,7 +108,9 @@ started if there is none yet, so that one command both starts and continues a ru
     if resume is not None and begun:
         RunDirectory.open(resume)
         same_options(resume, options, f"go on with `{resume_command(resume, options)}` alone, or start another --run")
-    source = load_source(data, options["data_options"])
+    ranks = joined(devices, nodes)
+    display = Display(quiet, ranks)
+    source = ranks.first_of_machine(lambda: load_source(data, options["data_options"]))
     # Whatever can fail on bad input does so before anything is written.
     classifier = build_classifier(options, source)
     steps_per_epoch(source.train, training.batch_size)
@@ -113,16 +119,18 @@ started if there is none yet, so that one command both starts and continues a ru
         newest_state(directory)
     else:
         short = data.partition(":")[2] or data
-        directory = _start(resume or run or free_path(Path("runs"), f"{objective}-{Path(short).stem.lower()}"), options)
+        stem = f"{objective}-{Path(short).stem.lower()}"
+        directory = ranks.from_main(lambda: _start(resume or run or free_path(Path("runs"), stem), options))
     display.say(describe(options, source, directory.path))
     try:
-        train_run(directory, options, source, classifier, display, resuming=begun)
+        train_run(directory, options, source, classifier, display, resuming=begun, ranks=ranks)
         if evaluate:
-            print_out(report(evaluate_run(directory, options, source, display)))
+            display.result(report(evaluate_run(directory, options, source, display, ranks)))
     except InterruptedRunError as error:
         again = resume_command(directory.path, options) + (" --evaluate" if evaluate else "")
+        again += "".join(f" --{name} {count}" for name, count in (("devices", devices), ("nodes", nodes)) if count > 1)
         raise InterruptedRunError(error.signal_number, again) from error
-    print_out(f"run: {directory.path}")
+    display.result(f"run: {directory.path}")
 
 
 def resume_command(path: Path, options: Mapping[str, Any]) -> str:
@@ -147,6 +155,7 @@ def train_run(
     display: Display,
     resuming: bool,
     strict: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Progress:
     """Train a classifier into a run directory, from the start or from where it stands.
 
@@ -181,17 +190,20 @@ def train_run(
         report=lambda row: display.epoch(row, training.epochs),
         tick=display.training_step,
         warn=display.warn,
+        ranks=ranks,
     )
     with display.bar():
         return fit(plan, resume=resuming)
 
 
-def evaluate_run(directory: RunDirectory, options: Mapping[str, Any], source: Source, display: Display) -> dict[str, Any]:
+def evaluate_run(
+    directory: RunDirectory, options: Mapping[str, Any], source: Source, display: Display, ranks: Ranks = ALONE
+) -> dict[str, Any]:
     """Evaluate a run on its test (or validation) split into evaluations/SPLIT.json, unless that is there; the record."""
     wanted: EvaluationOptions = options["evaluation"]
     weights = directory.weights(wanted.weights)
     record_path = directory.evaluations / f"{wanted.split}.json"
-    if record_path.is_file():
+    if ranks.from_main(record_path.is_file):
         return {**read_record(record_path, "evaluation"), "path": str(record_path)}
     return evaluate_model(
         load_model(weights, options["model"]),
@@ -205,6 +217,7 @@ def evaluate_run(directory: RunDirectory, options: Mapping[str, Any], source: So
         record_path,
         {"weights": str(weights), "command": command_line()},
         display,
+        ranks,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aalp.data.split import ResidentSplit, Split, as_float
+from aalp.distributed import ALONE, Ranks
 from aalp.errors import DataError
 from aalp.seeding import derive_seed
 
@@ -52,35 +53,37 @@ class Loader:
         batch_size: images a batch; the last batch of a pass is smaller if the count asks for it.
         device: where the batches go; a resident split is moved there once, as uint8.
         workers: processes that read images from disk.
+        ranks: with several, the images are those of this rank's shard of each batch, the labels those of the whole batch.
     """
 
-    def __init__(self, split: Split, batch_size: int, device: torch.device, workers: int = 0) -> None:
+    def __init__(self, split: Split, batch_size: int, device: torch.device, workers: int = 0, ranks: Ranks = ALONE) -> None:
         self.split: Split = split
         if isinstance(split, ResidentSplit):
             self.split = ResidentSplit(split.pixels.to(device), split.labels.to(device))
         self.batch_size = batch_size
         self.device = device
         self.workers = workers
+        self.ranks = ranks
 
     def __len__(self) -> int:
         """Batches in a pass."""
         return -(-len(self.split) // self.batch_size)
 
-    def batches(self, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """The batches of one pass, from batch number `start` on.
+    def batches(self, order: Tensor | None = None, start: int = 0, every: int = 1) -> Iterator[Batch]:
+        """The batches of one pass, from batch number `start` on, or only every so many of them.
 
         Args:
             order: (N,) order of the images; by default as they are stored.
         """
         order = torch.arange(len(self.split)) if order is None else order
-        chunks = list(torch.split(order, self.batch_size))[start:]
+        chunks = list(torch.split(order, self.batch_size))[start::every]
         if isinstance(self.split, ResidentSplit):
             for chunk in chunks:
                 indices = chunk.to(self.device)
-                yield as_float(self.split.pixels[indices]), self.split.labels[indices]
+                yield as_float(self.split.pixels[indices[self._rows(chunk)]]), self.split.labels[indices]
         else:
             reader = DataLoader(
-                _Chunks(self.split, chunks),
+                _Chunks(self.split, [(chunk[self._rows(chunk)], chunk) for chunk in chunks]),
                 batch_size=None,
                 num_workers=self.workers,
                 pin_memory=self.device.type == "cuda",
@@ -93,6 +96,9 @@ class Loader:
                 pixels, labels = batch
                 yield as_float(pixels.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
 
+    def _rows(self, chunk: Tensor) -> slice:
+        return self.ranks.shard(len(chunk)).rows
+
 
 class _Chunks(Dataset[Batch | DataError]):
     """A map-style data set whose items are whole batches, so that a worker decodes a batch at a time.
@@ -100,7 +106,7 @@ class _Chunks(Dataset[Batch | DataError]):
     An image that cannot be read comes back as its error: raised in a worker it would arrive wrapped in a traceback.
     """
 
-    def __init__(self, split: Split, chunks: list[Tensor]) -> None:
+    def __init__(self, split: Split, chunks: list[tuple[Tensor, Tensor]]) -> None:
         self.split = split
         self.chunks = chunks
 
@@ -108,8 +114,8 @@ class _Chunks(Dataset[Batch | DataError]):
         return len(self.chunks)
 
     def __getitem__(self, index: int) -> Batch | DataError:
-        chunk = self.chunks[index]
+        own, chunk = self.chunks[index]
         try:
-            return self.split.read(chunk), self.split.labels[chunk]
+            return self.split.read(own), self.split.labels[chunk]
         except DataError as error:
             return error

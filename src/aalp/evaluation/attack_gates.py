@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from aalp.data.loaders import Tick, row_batches
+from aalp.data.loaders import Tick
+from aalp.distributed import ALONE, Ranks
 from aalp.evaluation.adaptive import adaptive_attack
 from aalp.evaluation.attacks import Attack, AttackFunction, run_attack
 from aalp.evaluation.autoattack import autoattack_part
 from aalp.evaluation.black_box import random_noise, train_stand_in, transfer
+from aalp.evaluation.dealing import attacked_batches
 from aalp.evaluation.findings import Finding, share_finding
 from aalp.evaluation.gates import CONVERGED, SILENT
+from aalp.evaluation.journal import AttackedBatch, Journal
 from aalp.evaluation.model_gates import WithGradient
 from aalp.method.losses import cross_entropy
 from aalp.method.pgd import perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
-from aalp.seeding import derive_seed
+from aalp.seeding import derive_seed, seed_global_generators
 
 LAST_STEPS = 10
 LOGIT_SPREAD = 10.0
@@ -64,6 +69,15 @@ class Path:
     losses: Tensor
     fooled: Tensor
 
+    def by_image(self) -> dict[str, Tensor]:
+        """As per-image rows (n, steps + 1) on the CPU, which is how a journal keeps them."""
+        return {"path_losses": self.losses.T.contiguous().cpu(), "path_fooled": self.fooled.T.contiguous().cpu()}
+
+    @staticmethod
+    def of_images(measures: Mapping[str, Tensor], device: torch.device) -> Path:
+        """What `by_image` was made of."""
+        return Path(measures["path_losses"].T.to(device), measures["path_fooled"].T.to(device))
+
 
 @dataclass
 class Bench:
@@ -72,7 +86,11 @@ class Bench:
     Attributes:
         classifier: in evaluation mode, on the images' device.
         right: (N,) bool: classified right clean; nothing else is attacked.
+        journal: where to keep the batches that are done, and to find those that were done before.
+        ranks: processes that share the batches; each has a bench of its own, and all see the same.
         standing: which images (N, bool) stood under each attack, by name.
+        stages: attacks so far.
+        earlier_seconds: what the batches that were found in the journal had taken.
     """
 
     classifier: Classifier
@@ -84,22 +102,52 @@ class Bench:
     seed: int
     batch_size: int
     tick: Tick
+    journal: Journal | None = None
+    ranks: Ranks = ALONE
     standing: dict[str, Tensor] = field(default_factory=dict)
+    stages: int = 0
+    earlier_seconds: float = 0.0
 
-    def run(self, name: str, function: AttackFunction, on: Tensor, start: str = "", threat: Threat | None = None) -> Tensor:
+    def run(
+        self,
+        name: str,
+        function: AttackFunction,
+        on: Tensor,
+        start: str = "",
+        threat: Threat | None = None,
+        paths: list[Path] | None = None,
+    ) -> Tensor:
         """Attack the images `on` (N, bool) and keep which of them stand.
 
         Args:
             function: (classifier, images, labels, threat, seed) -> candidates.
             start: attacks that share this word share their random starts.
+            paths: where `function` adds the path of each batch that it attacks; all batches' paths come there, in order.
         """
         after = on.clone()
         attack = Attack(name, function, {})
-        for number, chunk in enumerate(row_batches(on.nonzero()[:, 0], self.batch_size, name, self.tick)):
+
+        def work(number: int, chunk: Tensor) -> AttackedBatch:
+            started = time.perf_counter()
             seed = derive_seed("audit", start or name, self.seed, number)
+            if self.journal or self.ranks.size > 1:
+                # A network that draws random numbers must draw the same ones whatever was done before.
+                seed_global_generators(seed)
             batch = self.images[chunk], self.labels[chunk]
             _, fooled = run_attack(attack, self.classifier, *batch, threat or self.threat, seed)
-            after[chunk] &= ~fooled
+            measures = {} if paths is None else paths.pop().by_image()
+            return AttackedBatch(chunk, fooled.cpu(), measures, time.perf_counter() - started)
+
+        self.stages += 1
+        stage = f"{self.stages:02d}-{name.replace(' ', '-')}"
+        for chunk, done in attacked_batches(
+            *(on.nonzero()[:, 0].cpu(), self.batch_size, name, self.tick, work, stage, self.journal, self.ranks)
+        ):
+            after[chunk] &= ~done.fooled.to(after.device)
+            if done.earlier:
+                self.earlier_seconds += done.seconds
+            if paths is not None:
+                paths.append(Path.of_images(done.measures, after.device))
         self.standing[name] = after
         return after
 
@@ -176,11 +224,14 @@ class Bench:
 
     def transferred(self, standing: Tensor) -> Tensor:
         """What stands under images made on a stand-in."""
-        seed = derive_seed("audit", "stand-in", self.seed)
-        stand_in = train_stand_in(self.classifier, self.images, self.threat, seed, self.effort.stand_in_steps)
+
+        @cache  # not even once if all batches are done
+        def stand_in() -> Classifier:
+            seed = derive_seed("audit", "stand-in", self.seed)
+            return train_stand_in(self.classifier, self.images, self.threat, seed, self.effort.stand_in_steps)
 
         def attack(_classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
-            return transfer(stand_in, images, labels, threat, seed, self.effort.adaptive_steps)
+            return transfer(stand_in(), images, labels, threat, seed, self.effort.adaptive_steps)
 
         return self.run("transfer", attack, standing)
 

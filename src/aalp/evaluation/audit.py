@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aalp.data.loaders import Tick
 from aalp.data.sources import check_images
+from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
 from aalp.evaluation import gates as g
 from aalp.evaluation.attack_gates import QUICK, THOROUGH, Bench, Effort, Path, converged_gate, silent_gate
@@ -26,6 +27,7 @@ from aalp.evaluation.findings import (
     share_finding,
     undecided,
 )
+from aalp.evaluation.journal import Journal
 from aalp.evaluation.model_gates import deterministic_gate, gradient_gate, logits_gate, stable_gate
 from aalp.evaluation.robustness import wilson_interval
 from aalp.method.losses import cross_entropy, margin
@@ -67,7 +69,7 @@ class Audit:
         clean: share of them that is right clean.
         robust: share that stands under every attack of the audit; None if none ran.
         majority: share of the most frequent class: what a constant answer gets.
-        seconds: wall time.
+        seconds: wall time, with that of the attempts before this one.
     """
 
     gates: list[GateResult]
@@ -124,6 +126,8 @@ def audit(
     batch_size: int = 256,
     seed: int = 0,
     tick: Tick = lambda attack, done, total: None,
+    journal: Journal | None = None,
+    ranks: Ranks = ALONE,
 ) -> Audit:
     """Look for masked gradients: does the robustness that gradient attacks report hold?
 
@@ -139,6 +143,9 @@ def audit(
         own, reference: evaluations of this model and of an `at` model of the same recipe, for the gate that compares them.
         batch_size: images attacked together.
         seed: of the attacks' random starts.
+        tick: called before and after each batch of each attack.
+        journal: where to keep the batches that are done, and to find those that were done before.
+        ranks: processes that share the batches, each of which calls this alike; the findings are those of one process.
 
     Raises:
         OptionError: threat is missing, or batch_size is below 1.
@@ -154,13 +161,21 @@ def audit(
     images, labels = images.float().to(device), labels.to(device)
     effort = effort or (THOROUGH if thorough else QUICK)
     with evaluating(classifier), full_precision(), torch.no_grad():
-        right = _right(classifier, images, labels, batch_size)
-        bench = Bench(classifier, images, labels, threat, right, effort, seed, batch_size, tick)
-        results = list(_timed(_model_gates(classifier, images[:batch_size], labels[:batch_size], threat, seed)))
+        right = ranks.from_main(lambda: _right(classifier, images, labels, batch_size).cpu()).to(device)
+        bench = Bench(classifier, images, labels, threat, right, effort, seed, batch_size, tick, journal, ranks)
+
+        def clock() -> float:
+            return time.perf_counter() + bench.earlier_seconds
+
+        def on_model() -> list[GateResult]:
+            return list(_timed(_model_gates(classifier, images[:batch_size], labels[:batch_size], threat, seed), clock))
+
+        # From one process: a model that answers at random would send them on different ways.
+        results = ranks.from_main(on_model)
         why_not = _why_not_attack(results, right)
-        gap = list(_timed(iter([(g.AUTOATTACK_GAP, autoattack_gap_gate(own, reference))])))
+        gap = list(_timed(iter([(g.AUTOATTACK_GAP, autoattack_gap_gate(own, reference))]), clock))
         if why_not is None:
-            attacked = [*_timed(_attack_gates(bench)), *gap]
+            attacked = [*_timed(_attack_gates(bench), clock), *gap]
             results += _excused(attacked, bench) if _claims_nothing(bench) else attacked
         else:
             missing = [gate for gate in g.GATES[len(results) :] if not gate.optional]
@@ -171,7 +186,7 @@ def audit(
         clean=float(right.double().mean()),
         robust=float(bench.worst().double().mean()) if why_not is None else None,
         majority=float(labels.bincount().amax()) / len(labels),
-        seconds=time.perf_counter() - started,
+        seconds=clock() - started,
     )
 
 
@@ -188,11 +203,11 @@ def _right(classifier: Classifier, images: Tensor, labels: Tensor, batch_size: i
     return torch.cat([classifier(batch).argmax(1) == truth for batch, truth in parts])
 
 
-def _timed(steps: Step) -> Iterator[GateResult]:
+def _timed(steps: Step, clock: Callable[[], float] = time.perf_counter) -> Iterator[GateResult]:
     """Each finding with the time that it took since the one before."""
-    before = time.perf_counter()
+    before = clock()
     for gate, finding in steps:
-        now = time.perf_counter()
+        now = clock()
         yield GateResult(gate, finding, now - before)
         before = now
 
@@ -253,10 +268,9 @@ def _attack_gates(bench: Bench) -> Step:
     total, right = len(bench.labels), bench.right
     paths: list[Path] = []
     longer: list[Path] = []
-    base = bench.run("pgd", bench.pgd(cross_entropy, paths=paths), right, start="base")
-    double = bench.run(
-        "pgd with twice the steps", bench.pgd(cross_entropy, 2 * bench.effort.steps, paths=longer), right, start="base"
-    )
+    base = bench.run("pgd", bench.pgd(cross_entropy, paths=paths), right, start="base", paths=paths)
+    twice = bench.pgd(cross_entropy, 2 * bench.effort.steps, paths=longer)
+    double = bench.run("pgd with twice the steps", twice, right, start="base", paths=longer)
     yield g.CONVERGED, converged_gate(paths, longer)
     yield g.SILENT, silent_gate(paths, total)
     single = bench.run("fgsm", bench.fgsm, right)

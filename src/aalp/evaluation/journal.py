@@ -24,12 +24,14 @@ class AttackedBatch:
         fooled: (n,) bool: misclassified.
         measures: per-image measurements by name, (n,) each.
         seconds: wall time.
+        earlier: read from a journal.
     """
 
     rows: Tensor
     fooled: Tensor
     measures: dict[str, Tensor]
     seconds: float
+    earlier: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Journal:
         """A batch of these images that was attacked before, or None; one whose file is damaged was not."""
         try:
             tensors, metadata = read_tensors(self._path(stage, number))
-            batch = AttackedBatch(tensors.pop("rows"), tensors.pop("fooled"), tensors, float(metadata["seconds"]))
+            batch = AttackedBatch(tensors.pop("rows"), tensors.pop("fooled"), tensors, float(metadata["seconds"]), True)
         except (RunError, KeyError, TypeError, ValueError):
             return None
         fits = batch.fooled.dtype == torch.bool and torch.equal(batch.rows, rows) and math.isfinite(batch.seconds)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from aalp.data.loaders import Tick, read_rows, row_batches
+from aalp.data.loaders import Tick, read_rows
 from aalp.data.sources import check_images
 from aalp.data.split import ResidentSplit, Split
+from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
 from aalp.evaluation.attacks import Attack, attack_by_name, run_attack
 from aalp.evaluation.autoattack import STANDARD
+from aalp.evaluation.dealing import attacked_batches, deal_batches
 from aalp.evaluation.journal import AttackedBatch, Journal
 from aalp.method.contributions import concentration_n, contributions
 from aalp.method.losses import logit_pairing
@@ -36,7 +38,7 @@ class AttackResult:
     Attributes:
         standing: (N,) bool: classified right clean and under this attack. For AutoAttack: under all its parts so far.
         attacked: how many images it was run on.
-        seconds: wall time.
+        seconds: wall time; with several processes, of all of them together.
         settings: what it ran with.
     """
 
@@ -102,6 +104,7 @@ def evaluate(
     seed: int = 0,
     tick: Tick = lambda attack, done, total: None,
     journal: Journal | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Clean accuracy and accuracy under each attack, in float32 and evaluation mode.
 
@@ -118,6 +121,8 @@ def evaluate(
         seed: of the attacks' random starts.
         tick: called before and after each batch.
         journal: where to keep the batches that are done, and to find those that were done before.
+        ranks: processes that share the batches, each of which calls this alike. Batches go to them whole, with the seeds
+            that they have in one process, so the verdict on each image is the same. All get the whole evaluation.
 
     Raises:
         OptionError: unknown attack, or threat or labels are missing.
@@ -135,7 +140,7 @@ def evaluate(
     single = {name: attack_by_name(name) for name in wanted if name != "autoattack"}
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():
-        run = _Run(classifier, split, threat, batch_size, seed, device, tick, journal)
+        run = _Run(classifier, split, threat, batch_size, seed, device, tick, journal, ranks)
         evaluation = run.clean()
         for name in wanted:
             if name == "autoattack":
@@ -162,16 +167,23 @@ class _Run:
     device: torch.device
     tick: Tick
     journal: Journal | None
+    ranks: Ranks
 
     def clean(self) -> Evaluation:
         labels = self.split.labels
         predictions, n90 = torch.empty_like(labels), torch.empty(len(labels))
-        for rows in self._batches(torch.arange(len(labels)), "clean"):
+
+        def work(_number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
             images, _ = read_rows(self.split, rows, self.device)
             features = self.classifier.features(images)
             predicted = self.classifier.head(features).argmax(1)
-            predictions[rows] = predicted.cpu()
-            n90[rows] = concentration_n(contributions(features, self.classifier.head_weight, predicted)).cpu()
+            n90 = concentration_n(contributions(features, self.classifier.head_weight, predicted))
+            return predicted.cpu(), n90.cpu()
+
+        for rows, (predicted, measured) in deal_batches(
+            torch.arange(len(labels)), self.batch_size, "clean", self.tick, work, ranks=self.ranks
+        ):
+            predictions[rows], n90[rows] = predicted, measured
         evaluation = Evaluation(torch.arange(len(labels)), labels, predictions, self.threat, self.seed)
         evaluation.broken_by = (predictions != labels).long()
         evaluation.measures["n90"] = n90
@@ -214,12 +226,11 @@ class _Run:
         seconds = 0.0
         # The same attack may run twice, alone and as a part of AutoAttack.
         stage = f"{number_of_attack:02d}-{attack.name}"
-        for number, rows in enumerate(self._batches(rows_to_attack, attack.name)):
-            batch = self.journal.read(stage, number, rows) if self.journal else None
-            if batch is None:
-                batch = self._attack_batch(attack, number, rows, measured is not None)
-                if self.journal:
-                    self.journal.write(stage, number, batch)
+        for rows, batch in attacked_batches(
+            *(rows_to_attack, self.batch_size, attack.name, self.tick),
+            lambda number, rows: self._attack_batch(attack, number, rows, measured is not None),
+            *(stage, self.journal, self.ranks),
+        ):
             after[rows] &= ~batch.fooled
             for name, values in batch.measures.items():
                 columns[name][rows] = values
@@ -232,7 +243,7 @@ class _Run:
         started = time.perf_counter()
         images, labels = read_rows(self.split, rows, self.device)
         seed = derive_seed("attack", attack.name, self.seed, number)
-        if self.journal:
+        if self.journal or self.ranks.size > 1:
             # A network that draws random numbers must draw the same ones whatever was done before.
             seed_global_generators(seed)
         adversarial, fooled = run_attack(attack, self.classifier, images, labels, self.threat, seed)
@@ -251,9 +262,6 @@ class _Run:
             "conflict_cosine": conflict_cosine(clean_logits, logits, labels),
             "pairing_distance": logit_pairing(clean_logits, logits),
         }
-
-    def _batches(self, rows: Tensor, name: str) -> Iterator[Tensor]:
-        return row_batches(rows, self.batch_size, name, self.tick)
 
     @staticmethod
     def _blame(evaluation: Evaluation, name: str, standing: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from aalp.data.augment import augment
 from aalp.data.loaders import Loader, epoch_order
 from aalp.data.split import Split
+from aalp.distributed import ALONE, Ranks
 from aalp.errors import DataError, DivergedError, InterruptedRunError, RunError
 from aalp.method.objectives import Objective
 from aalp.method.pgd import AttackOptions, evaluating, perturb
@@ -29,6 +30,7 @@ from aalp.store.checkpoint import write_tensors
 from aalp.store.files import write_atomically
 from aalp.store.run import RunDirectory
 from aalp.training.averaging import Averager
+from aalp.training.devices import batch_statistics, check_same_step, check_shares, make_fabric
 from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.schedule import one_cycle, step_down
 from aalp.training.state import Progress, load_state, save_state
@@ -46,6 +48,8 @@ class Fit:
         report: called after each epoch with its row of metrics.
         tick: called after each step with (step, steps in all, loss).
         warn: called with one line on what a user should know of and need not stop for.
+        ranks: the processes that train together, each with a plan of its own that is the same; the main one alone writes
+            files and calls report, tick and warn.
     """
 
     classifier: Classifier
@@ -63,6 +67,7 @@ class Fit:
     report: Callable[[Mapping[str, Any]], None] = lambda row: None
     tick: Callable[[int, int, float], None] = lambda step, total, loss: None
     warn: Callable[[str], None] = lambda line: warnings.warn(line, stacklevel=2)
+    ranks: Ranks = ALONE
 
 
 def fit(plan: Fit, resume: bool = False) -> Progress:
@@ -77,18 +82,22 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
         RunError: the state cannot be written (the last one is intact), or none can be read.
         DataError: a batch is larger than the training split.
     """
-    options = plan.options
-    fabric = Fabric(accelerator="auto", devices=1, precision=resolve_precision(options.precision), loggers=_loggers(plan.run))
-    fabric.launch()
+    options, ranks = plan.options, plan.ranks
+    check_shares(options.batch_size, ranks)
+    loggers = _loggers(plan.run) if ranks.is_main else []
+    fabric = make_fabric(ranks, resolve_precision(options.precision), loggers, plan.classifier, plan.train.image_shape)
     plan.classifier.to(fabric.device)
     optimizer = torch.optim.SGD(
         plan.classifier.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=options.weight_decay
     )
     averager = Averager(plan.classifier, options.ema)
-    progress = load_state(plan.run, plan.classifier, averager, optimizer, plan.warn) if resume else Progress()
-    plan.run.remove_leftovers()
+    warn = plan.warn if ranks.is_main else (lambda line: None)
+    progress = load_state(plan.run, plan.classifier, averager, optimizer, warn) if resume else Progress()
+    check_same_step(plan.run, progress.step, ranks)
+    if ranks.is_main:
+        plan.run.remove_leftovers()
     # The state of the global generators is irrelevant here: every step sets it.
-    wrapped, wrapped_optimizer = fabric.setup(OuterLoss(plan.classifier, plan.objective), optimizer)
+    wrapped, wrapped_optimizer = fabric.setup(OuterLoss(plan.classifier, plan.objective, ranks), optimizer)
     step = TrainingStep(
         fabric=fabric,
         module=wrapped,
@@ -100,6 +109,7 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
         awp=options.awp,
         awp_start=options.awp_start,
         clip=options.clip,
+        ranks=ranks,
     )
     trainer = _Trainer(plan, fabric, step, averager, optimizer, progress)
     try:
@@ -108,6 +118,7 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
     finally:
         for logger in fabric.loggers:  # their writer threads end here, not somewhere in what comes next
             logger.finalize("finished")
+    ranks.wait()  # what the main process wrote is there for all from here on
     return progress
 
 
@@ -128,7 +139,7 @@ class _Trainer:
 
     def run_to_end(self, received: list[int]) -> None:
         plan, options = self.plan, self.plan.options
-        loader = Loader(plan.train, options.batch_size, self.fabric.device, plan.workers)
+        loader = Loader(plan.train, options.batch_size, self.fabric.device, plan.workers, plan.ranks)
         per_epoch = steps_per_epoch(plan.train, options.batch_size)
         validation = Loader(plan.validation, 500, self.fabric.device, plan.workers)
         rows = _read_rows(plan.run, self.progress.step // per_epoch)
@@ -140,25 +151,32 @@ class _Trainer:
             order = epoch_order(len(plan.train), plan.seed, epoch)[: per_epoch * options.batch_size]
             for images, labels in loader.batches(order, start=self.progress.step - epoch * per_epoch):
                 self._one_step(images, labels, per_epoch * options.epochs)
-                if self.progress.step % per_epoch != 0 and (received or self._is_due()):
+                stop, due = self._agreed(received)
+                if self.progress.step % per_epoch != 0 and (stop or due):
                     self._save()
-                    self._stop_if(received)
+                    self._stop_if(stop)
             self._count_time()
             rows.append(self._end_epoch(epoch, validation))
             # The state last: where it says that an epoch is done, what the epoch leaves behind is there.
-            _write_rows(plan.run, rows)
+            if plan.ranks.is_main:
+                _write_rows(plan.run, rows)
             self._save()
-            plan.report(rows[-1])
+            if plan.ranks.is_main:
+                plan.report(rows[-1])
             self.fabric.log_dict({k: v for k, v in rows[-1].items() if isinstance(v, float)}, step=epoch + 1)
             if epoch + 1 < options.epochs:
-                self._stop_if(received)
+                self._stop_if(self._agreed(received)[0])
 
-    def _stop_if(self, received: list[int]) -> None:
-        if received:
-            raise InterruptedRunError(received[0], f"aalp train --resume {self.plan.run.path}")
+    def _agreed(self, received: list[int]) -> tuple[int, bool]:
+        """The signal that any rank got (0 for none), and whether the main one's clock says that a state is due."""
+        due = self.plan.ranks.is_main and time.perf_counter() - self.saved_at >= self.plan.checkpoint.seconds()
+        stop, saving = self.plan.ranks.largest(received[0] if received else 0, int(due))
+        return stop, bool(saving)
 
-    def _is_due(self) -> bool:
-        return time.perf_counter() - self.saved_at >= self.plan.checkpoint.seconds()
+    def _stop_if(self, signal_number: int) -> None:
+        if signal_number:
+            self.plan.ranks.wait()  # until the state is written
+            raise InterruptedRunError(signal_number, f"aalp train --resume {self.plan.run.path}")
 
     def _count_time(self) -> None:
         now = time.perf_counter()
@@ -178,25 +196,29 @@ class _Trainer:
             group["lr"] = options.lr * factor
         seed = derive_seed("step", plan.seed, progress.step)
         generator = torch.Generator(self.fabric.device).manual_seed(seed)
-        seed_global_generators(seed)  # for random layers inside the network
-        images = augment(images, options.augment, generator)
+        # For random layers inside the network; each rank has other images, and draws other numbers.
+        seed_global_generators(derive_seed("rank", seed, plan.ranks.rank) if plan.ranks.rank else seed)
+        images = augment(images, options.augment, generator, plan.ranks.shard(len(labels)))
         loss, parts, logits = self.step.losses(images, labels, share, generator)
         if not torch.isfinite(loss):
             self.optimizer.zero_grad()
             self._save()
+            plan.ranks.wait()
             terms = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
             raise DivergedError(
                 f"the loss is {float(loss)} at step {progress.step} ({terms or 'one term'}): lower --training.lr or set "
                 f"--training.clip 1; the weights before that step are in {plan.run.state(progress.step)}"
             )
         self.step.update()
+        plan.ranks.average(batch_statistics(plan.classifier))
         self.averager.update(progress.step)
         progress.step += 1
         accuracy = (logits.argmax(1) == labels).float().mean()
         for name, value in {"loss": loss, **parts, "train_accuracy": accuracy}.items():
             progress.sums[name] = progress.sums.get(name, 0.0) + float(value) * len(labels)
         progress.sums["images"] = progress.sums.get("images", 0.0) + len(labels)
-        plan.tick(progress.step, total_steps, float(loss))
+        if plan.ranks.is_main:
+            plan.tick(progress.step, total_steps, float(loss))
 
     def _end_epoch(self, epoch: int, validation: Loader) -> dict[str, Any]:
         progress = self.progress
@@ -226,7 +248,10 @@ class _Trainer:
         classifier, plan = self.averager.shadow, self.plan
         assert isinstance(classifier, Classifier)
         clean = robust = 0
-        for number, (images, labels) in enumerate(validation.batches()):
+        ranks = plan.ranks
+        # Whole batches to each rank: what is judged together, and with which random starts, is as in one process.
+        numbers = range(ranks.rank, len(validation), ranks.size)
+        for number, (images, labels) in zip(numbers, validation.batches(start=ranks.rank, every=ranks.size), strict=False):
             seed = derive_seed("validation", plan.seed, number)
             generator = torch.Generator(self.fabric.device).manual_seed(seed)
             seed_global_generators(seed)
@@ -239,17 +264,23 @@ class _Trainer:
                     holds = classifier(adversarial).argmax(1) == labels
             clean += int(right.sum())
             robust += int((right & holds).sum())
+        clean, robust = ranks.total(clean, robust)
         count = max(1, len(validation.split))
         return clean / count, robust / count
 
     def _export(self, which: str, epoch: int) -> None:
+        if not self.plan.ranks.is_main:
+            return
         metadata = {"kind": "weights", **self.plan.metadata, "epoch": epoch}
         write_tensors(self.plan.run.weights(which), self.averager.shadow.state_dict(), metadata)
 
     def _save(self) -> None:
         if self.progress.sums:  # within an epoch; at its end the time is counted already
             self._count_time()
-        save_state(self.plan.run, self.progress, self.plan.classifier, self.averager, self.optimizer, self.plan.checkpoint.keep)
+        if self.plan.ranks.is_main:
+            save_state(
+                self.plan.run, self.progress, self.plan.classifier, self.averager, self.optimizer, self.plan.checkpoint.keep
+            )
         # Saving is not training: its time counts for neither clock.
         self.clock = self.saved_at = time.perf_counter()
 

@@ -10,21 +10,27 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from aalp.distributed import ALONE, Ranks
 from aalp.method.guided_dropout import GuidedDropout
 from aalp.method.objectives import AALP, Objective
 from aalp.method.pgd import AttackOptions, evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
+from aalp.training.sharding import ShardThreat, WholeBatch
 from aalp.training.weight_perturbation import perturbed_weights
 
 
 class OuterLoss(nn.Module):
-    """The outer loss as a module, so that whatever wraps a module (precision, data parallelism) sees one forward pass."""
+    """The outer loss as a module, so that whatever wraps a module (precision, data parallelism) sees one forward pass.
 
-    def __init__(self, classifier: Classifier, objective: Objective) -> None:
+    With several ranks the images are this rank's, the labels and what comes back the whole batch's.
+    """
+
+    def __init__(self, classifier: Classifier, objective: Objective, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self.classifier = classifier
         self.objective = objective
+        self.ranks = ranks
 
     def forward(
         self,
@@ -35,7 +41,9 @@ class OuterLoss(nn.Module):
         generator: torch.Generator,
         mask: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        loss = self.objective(self.classifier, images, adversarial, labels, progress=progress, generator=generator, mask=mask)
+        several = self.ranks.size > 1
+        classifier = WholeBatch(self.classifier, self.ranks, len(labels)) if several else self.classifier
+        loss = self.objective(classifier, images, adversarial, labels, progress=progress, generator=generator, mask=mask)
         return loss.total, loss.parts, loss.logits
 
 
@@ -46,6 +54,7 @@ class TrainingStep:
     Attributes:
         module: the `OuterLoss` as Fabric set it up; the attack goes past its wrappers, to `classifier`.
         awp, awp_start, clip: as in `TrainingOptions`.
+        ranks: the processes that share each batch.
     """
 
     fabric: Fabric
@@ -58,28 +67,37 @@ class TrainingStep:
     awp: float
     awp_start: float
     clip: float | None
+    ranks: Ranks = ALONE
 
     def losses(
         self, images: Tensor, labels: Tensor, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Attack, forward and backward: gradients are left on the parameters.
 
+        The attack is each rank's own affair: it goes past whatever shares gradients, and makes none for the weights.
+
+        Args:
+            images: this rank's (n, ...) of the batch.
+            labels: (N,) of the whole batch.
+
         Returns:
-            The loss (scalar), its parts by name, and the logits (N, C) that it was computed from, all detached.
+            The loss (scalar), its parts by name, and the logits (N, C) that it was computed from, all detached, of the
+            whole batch.
         """
+        shard = self.ranks.shard(len(labels))
         mask = self._attack_mask(images, labels, progress, generator)
         with self.fabric.autocast():
             adversarial = perturb(
                 self.classifier,
                 images,
-                labels,
-                self.threat,
+                labels[shard.rows],
+                self.threat if self.ranks.size == 1 else ShardThreat(self.threat.eps, self.threat, shard),
                 self.attack.steps,
                 self.attack.relative_step() * self.threat.eps,
                 self.objective.inner,
                 random_start=self.attack.random_start,
                 project=self.attack.project,
-                mask=mask,
+                mask=None if mask is None else mask[shard.rows],
                 generator=generator,
             )
         arguments = (images, adversarial, labels, progress, generator, mask)
@@ -101,7 +119,7 @@ class TrainingStep:
         if not isinstance(objective, AALP) or not isinstance(objective.dropout, GuidedDropout) or not objective.dropout.attack:
             return None
         with torch.no_grad(), evaluating(self.classifier), self.fabric.autocast():
-            features = self.classifier.features(images)
+            features = self.ranks.gather_rows(self.classifier.features(images), len(labels))
         return objective.mask(self.classifier, features, labels, progress, generator)
 
     def _perturbed(self, arguments: tuple[Any, ...], progress: float) -> Any:
@@ -110,6 +128,7 @@ class TrainingStep:
         parameters = list(self.classifier.parameters())
         # Past Fabric's wrapper, which takes no gradients but those of its own `backward`.
         with self.fabric.autocast():
-            total = OuterLoss(self.classifier, self.objective)(*arguments)[0]
+            total = OuterLoss(self.classifier, self.objective, self.ranks)(*arguments)[0]
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        self.ranks.average([gradient for gradient in gradients if gradient is not None])
         return perturbed_weights(parameters, gradients, self.awp)

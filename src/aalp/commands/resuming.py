@@ -1,0 +1,49 @@
+"""What an attack that takes long needs to be stopped and to go on: a journal of its own, and signals that save."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aalp.commands.config import device
+from aalp.commands.loading import LoadedModel
+from aalp.data.sources import Source
+from aalp.errors import InterruptedRunError
+from aalp.evaluation.journal import Journal
+from aalp.stopping import Stopped, raised_signals
+from aalp.store.records import versions
+
+
+def journal_of(folder: Path, loaded: LoadedModel, source: Source, *about: Any) -> Journal:
+    """The journal in a folder of this attack and of no other: whatever can change a verdict is in its name.
+
+    Args:
+        about: the images' positions and all settings, as JSON can hold them.
+    """
+    digest = hashlib.sha256()
+    whole = [loaded.metadata.get("model"), source.digest, *about, device().type, versions()]
+    digest.update(json.dumps(whole, sort_keys=True).encode())
+    for name, values in loaded.classifier.state_dict().items():
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return Journal(folder / f".partial-{digest.hexdigest()[:16]}")
+
+
+@contextmanager
+def stopping(command: str) -> Iterator[None]:
+    """Work that is saved piece by piece, and goes on when the command is given again.
+
+    Raises:
+        InterruptedRunError: SIGINT, SIGTERM or SIGUSR1 arrived.
+    """
+    try:
+        with raised_signals():
+            yield
+    except Stopped as stopped:
+        raise InterruptedRunError(stopped.number, command) from stopped

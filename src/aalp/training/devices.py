@@ -1,0 +1,81 @@
+"""How a training run is spread over devices, on Lightning Fabric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from aalp.distributed import TIMEOUT, Ranks
+from aalp.errors import OptionError, RunError
+from aalp.method.pgd import evaluating
+from aalp.models.classifier import Classifier
+from aalp.store.run import RunDirectory
+
+
+def make_fabric(
+    ranks: Ranks, precision: Any, loggers: Sequence[Any], classifier: Classifier, image_shape: tuple[int, int, int]
+) -> Fabric:
+    """Fabric on this process's device, launched; with several ranks it shares gradients among them."""
+    if ranks.size == 1:
+        fabric = Fabric(accelerator="auto", devices=1, precision=precision, loggers=list(loggers))
+    else:
+        fabric = Fabric(
+            accelerator="auto",
+            devices=ranks.local_size,
+            num_nodes=ranks.size // ranks.local_size,
+            strategy=DDPStrategy(timeout=TIMEOUT, find_unused_parameters=has_unused(classifier, image_shape)),
+            precision=precision,
+            loggers=list(loggers),
+            plugins=[TorchElasticEnvironment()],
+        )
+    fabric.launch()
+    return fabric
+
+
+def has_unused(classifier: Classifier, image_shape: tuple[int, int, int]) -> bool:
+    """Whether the logits leave out some of the trained weights, whose gradients nobody must wait for then."""
+    trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    with evaluating(classifier):
+        logits = classifier(classifier.head_weight.new_zeros(2, *image_shape))
+        gradients = torch.autograd.grad(logits.sum(), trained, allow_unused=True)
+    return any(gradient is None for gradient in gradients)
+
+
+def check_shares(batch_size: int, ranks: Ranks) -> None:
+    """Refuse a batch of which some rank would get nothing.
+
+    Raises:
+        OptionError: there are more ranks than images in it.
+    """
+    if batch_size < ranks.size:
+        raise OptionError(
+            f"training batch_size is {batch_size} and {ranks.size} processes share each batch: give at least one image to each"
+        )
+
+
+def check_same_step(run: RunDirectory, step: int, ranks: Ranks) -> None:
+    """Refuse to go on from different states. Together.
+
+    Raises:
+        RunError: a rank found another state than the others, as where machines do not share their disks.
+    """
+    last, first = ranks.largest(step, -step)
+    if last != -first:
+        raise RunError(
+            f"'{run.path}' is at step {last} on one machine and at step {-first} on another: every machine has to see the same "
+            "folder"
+        )
+
+
+def batch_statistics(module: nn.Module) -> list[Tensor]:
+    """The running means and variances of a module's BatchNorm layers."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    found = [statistic for layer in layers for statistic in (layer.running_mean, layer.running_var)]
+    return [statistic for statistic in found if statistic is not None]
