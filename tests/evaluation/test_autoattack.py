@@ -87,21 +87,26 @@ def test_no_part_leaves_gradients_on_the_weights(part: str) -> None:
         ("square", L2(2.0), 12, 12),
     ],
 )
-def test_every_part_reaches_the_images_and_verdicts_of_the_package_itself(
+def test_every_part_has_the_verdicts_of_the_package_itself_by_images_that_it_visits(
     part: str, threat: Threat, fewest: int, most: int
 ) -> None:
+    """Ours stops at the first image that fools, where the package goes on: it has to be one on the package's own way."""
     classifier = small_net()
     images, labels = right(classifier, 12)
     original = AutoAttack(classifier, norm=threat.norm, eps=threat.eps, seed=5, version="standard", device="cpu")
     original.attacks_to_run = [part]
     # The package aims at 9 other classes by itself, where there are 3.
     original.apgd_targeted.n_target_classes = original.fab.n_target_classes = 3
+    visited: list[Tensor] = []
+    handle = classifier.register_forward_pre_hook(lambda _, inputs: visited.append(inputs[0].detach().clone()))
     with torch.random.fork_rng(devices=[]):
-        theirs, predictions = original.run_standard_evaluation(images, labels, batch_size=12)
+        _, predictions = original.run_standard_evaluation(images, labels, batch_size=12)
+    handle.remove()
     adversarial, fooled = run_attack(attack_by_name(part), classifier, images, labels, threat, seed=5)
     assert fooled.tolist() == (predictions != labels).tolist()
     assert fewest <= int(fooled.sum()) <= most
-    torch.testing.assert_close(adversarial[fooled], theirs[fooled], rtol=0, atol=1e-6)
+    distances = torch.cdist(adversarial[fooled].flatten(1), torch.cat(visited).flatten(1), p=torch.inf)
+    assert float(distances.amin(1).amax()) <= 1e-5
 
 
 def test_the_package_itself_reaches_the_same_verdicts_on_digits(digits_runs: Callable[[str], Classifier]) -> None:

@@ -54,6 +54,7 @@ def evaluate(
     out: Path | None = None,
     quiet: bool = False,
     trust_model_code: bool = False,
+    exact: bool = False,
 ) -> None:
     """Attack a trained classifier and report its clean and robust accuracy.
 
@@ -76,6 +77,7 @@ def evaluate(
         out: folder of the record; by default the run's evaluations/.
         quiet: show no progress.
         trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
+        exact: AutoAttack by its authors' package, unchanged, for figures beside published ones; a few times slower.
     """
     display = Display(quiet)
     file = weights_file(path, weights)
@@ -99,6 +101,7 @@ def evaluate(
         free_path(folder, file.stem, ".json"),
         {"weights": str(file), "command": command_line()},
         display,
+        exact,
     )
     print_out(report(record))
 
@@ -115,6 +118,7 @@ def evaluate_model(
     record_path: Path,
     about: dict[str, Any],
     display: Display,
+    exact: bool = False,
 ) -> dict[str, Any]:
     """Evaluate on a split, write JSON record and Parquet table, return the record.
 
@@ -134,6 +138,7 @@ def evaluate_model(
     classifier = loaded.classifier.to(device())
     gates = _cheap_gates(classifier, split, threat, seed)
     settings = {"threat": [threat.norm, threat.eps], "attacks": attacks, "batch_size": batch_size, "seed": seed}
+    settings |= {"exact": exact}
     journal = _journal(record_path.parent, loaded, source, [split_name, indices.tolist()], settings)
     # Float32 images in contiguous layout: what the attacks' own packages expect.
     try:
@@ -147,6 +152,7 @@ def evaluate_model(
                 seed=seed,
                 tick=display.attack,
                 journal=journal,
+                exact=exact,
             )
     except Stopped as stopped:
         raise InterruptedRunError(stopped.number, about["command"]) from stopped
@@ -210,7 +216,13 @@ def _figures(accuracy: float, count: int) -> tuple[str, str]:
 def _content(evaluation: Evaluation, source: Source, split: str, loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
     count = len(evaluation)
     parts = [
-        {"name": part.name, "accuracy": part.accuracy, "attacked": part.attacked, "seconds": part.seconds}
+        {
+            "name": part.name,
+            "accuracy": part.accuracy,
+            "attacked": part.attacked,
+            "seconds": part.seconds,
+            "search": part.settings["search"],
+        }
         for part in evaluation.parts
     ]
     attacks = [

@@ -205,6 +205,7 @@ def evaluate_run(directory: RunDirectory, options: Mapping[str, Any], source: So
         record_path,
         {"weights": str(weights), "command": command_line()},
         display,
+        wanted.exact,
     )
 
 
