@@ -52,8 +52,8 @@ def attack_by_name(name: str, search: Literal["bf16", "float32"] = "float32", ex
         return _gradient_attack(name, steps, loss, relative_step=min(1.0, 2.5 / steps), random_start=1.0)
     if name in STANDARD:
         if exact_seed is not None:
-            by_package = {"by": "pyautoattack", "version": "standard", "search": "float32", "package_seed": exact_seed}
-            return Attack(name, exact_part(name, exact_seed), by_package)
+            by_package: dict[str, float | int | str] = {"by": "pyautoattack", "version": "standard", "search": "float32"}
+            return Attack(name, exact_part(name, exact_seed), by_package | {"package_seed": exact_seed})
         precision = search if name in SEARCHED_ROUGHLY else "float32"
         return Attack(name, autoattack_part(name, search=search), {"by": "aalp", "version": "standard", "search": precision})
     raise OptionError(unknown_name("attack", name, ["clean", "fgsm", "pgd-20", "cw-40", "autoattack", *STANDARD]))

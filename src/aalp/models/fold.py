@@ -66,6 +66,7 @@ def _fold(traced: fx.GraphModule) -> None:
         modules[str(before.target)] = fused
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
     traced.recompile()
     traced.requires_grad_(False)
 
