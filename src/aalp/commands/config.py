@@ -87,6 +87,9 @@ class EvaluationOptions:
     seed: int = 0
     """Seed of the attacks."""
 
+    exact: bool = False
+    """AutoAttack by its authors' package, unchanged, for figures beside published ones; a few times slower."""
+
     def __post_init__(self) -> None:
         for name in ("images", "batch_size"):
             value = getattr(self, name)

@@ -54,6 +54,7 @@ def evaluate(
     trust_model_code: bool = False,
     devices: int = 1,
     nodes: int = 1,
+    exact: bool = False,
 ) -> None:
     """Attack a trained classifier and report its clean and robust accuracy.
 
@@ -78,6 +79,7 @@ def evaluate(
         trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
         devices: processes on this machine that share the batches of images, one a GPU, or on the CPU; verdicts stay the same.
         nodes: machines, each started with the same command and MASTER_ADDR, MASTER_PORT and NODE_RANK; see docs/distributed.md.
+        exact: AutoAttack by its authors' package, unchanged, for figures beside published ones; a few times slower.
     """
     ranks = joined(devices, nodes)
     display = Display(quiet, ranks)
@@ -103,6 +105,7 @@ def evaluate(
         {"weights": str(file), "command": command_line()},
         display,
         ranks,
+        exact,
     )
     display.result(report(record))
 
@@ -120,6 +123,7 @@ def evaluate_model(
     about: dict[str, Any],
     display: Display,
     ranks: Ranks = ALONE,
+    exact: bool = False,
 ) -> dict[str, Any]:
     """Evaluate on a split, write JSON record and Parquet table, return the record.
 
@@ -139,6 +143,7 @@ def evaluate_model(
     classifier = loaded.classifier.to(device())
     gates = ranks.from_main(lambda: _cheap_gates(classifier, split, threat, seed))
     settings = {"threat": [threat.norm, threat.eps], "attacks": attacks, "batch_size": batch_size, "seed": seed}
+    settings |= {"exact": exact}
     journal = journal_of(record_path.parent, loaded, source, [split_name, indices.tolist()], settings)
     # Float32 images in contiguous layout: what the attacks' own packages expect.
     with display.bar(), stopping(about["command"]):
@@ -152,6 +157,7 @@ def evaluate_model(
             tick=display.attack,
             journal=journal,
             ranks=ranks,
+            exact=exact,
         )
     evaluation = dataclasses.replace(evaluation, indices=indices)
     content = {**about, **_content(evaluation, source, split_name, loaded, batch_size), "gates": gates}
@@ -205,7 +211,13 @@ def _figures(accuracy: float, count: int) -> tuple[str, str]:
 def _content(evaluation: Evaluation, source: Source, split: str, loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
     count = len(evaluation)
     parts = [
-        {"name": part.name, "accuracy": part.accuracy, "attacked": part.attacked, "seconds": part.seconds}
+        {
+            "name": part.name,
+            "accuracy": part.accuracy,
+            "attacked": part.attacked,
+            "seconds": part.seconds,
+            "search": part.settings["search"],
+        }
         for part in evaluation.parts
     ]
     attacks = [

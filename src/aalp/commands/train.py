@@ -218,6 +218,7 @@ def evaluate_run(
         {"weights": str(weights), "command": command_line()},
         display,
         ranks,
+        wanted.exact,
     )
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from aalp.errors import OptionError, unknown_name
-from aalp.evaluation.autoattack import STANDARD, autoattack_part
+from aalp.evaluation.autoattack import SEARCHED_ROUGHLY, STANDARD, autoattack_part, exact_part
 from aalp.method.losses import cross_entropy, margin
 from aalp.method.pgd import perturb
 from aalp.method.threat import Threat
@@ -32,8 +33,12 @@ class Attack:
     settings: Mapping[str, float | int | str]
 
 
-def attack_by_name(name: str) -> Attack:
+def attack_by_name(name: str, search: Literal["bf16", "float32"] = "float32", exact_seed: int | None = None) -> Attack:
     """The attack of this name.
+
+    Args:
+        search: precision in which the parts of AutoAttack that lose nothing by it are searched.
+        exact_seed: run AutoAttack's parts by its authors' package, with this seed.
 
     Raises:
         OptionError: there is none.
@@ -46,7 +51,11 @@ def attack_by_name(name: str) -> Attack:
         loss = "cross-entropy" if kind == "pgd" else "margin"
         return _gradient_attack(name, steps, loss, relative_step=min(1.0, 2.5 / steps), random_start=1.0)
     if name in STANDARD:
-        return Attack(name, autoattack_part(name), {"package": "pyautoattack", "version": "standard"})
+        if exact_seed is not None:
+            by_package: dict[str, float | int | str] = {"by": "pyautoattack", "version": "standard", "search": "float32"}
+            return Attack(name, exact_part(name, exact_seed), by_package | {"package_seed": exact_seed})
+        precision = search if name in SEARCHED_ROUGHLY else "float32"
+        return Attack(name, autoattack_part(name, search=search), {"by": "aalp", "version": "standard", "search": precision})
     raise OptionError(unknown_name("attack", name, ["clean", "fgsm", "pgd-20", "cw-40", "autoattack", *STANDARD]))
 
 

@@ -1,40 +1,97 @@
-"""AutoAttack (arXiv 2003.01690) from its authors' package pyautoattack, one part at a time.
+"""AutoAttack standard (arXiv 2003.01690), one part at a time: our fast search, or its authors' package pyautoattack itself.
 
-The parts and their settings are the package's own; we only hand over the images that still
-stand, batch by batch, and keep its seeding away from everybody else's random numbers.
+Ours is in `apgd.py`, `fab.py` and `square.py`: the package's algorithms at its settings, equal to it point by point in
+float32. What is counted is always the deployed network in float32.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from aalp.errors import OptionError
+from aalp.evaluation.apgd import apgd_ce, apgd_targeted
+from aalp.evaluation.fab import fab_targeted
+from aalp.evaluation.square import square_linf
+from aalp.evaluation.views import Views, views
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 """The parts of the standard version, in its order."""
 
+SEARCHED_ROUGHLY = ("apgd-ce", "apgd-t")
+"""The parts that find as much in bfloat16; the others find less, by measurement (docs/evaluation.md)."""
 
-def autoattack_part(part: str, queries: int = 5000) -> Callable[[Classifier, Tensor, Tensor, Threat, int], Tensor]:
-    """One part of AutoAttack standard as (classifier, images, labels, threat, seed) -> candidates.
+CAPACITY = 64
+"""How many images at least keep a CPU or GPU busy: targets and queries go through the network together up to that many."""
+
+PartFunction = Callable[[Classifier, Tensor, Tensor, Threat, int], Tensor]
+"""(classifier, images, labels, threat, seed) -> candidates."""
+
+
+def autoattack_part(part: str, queries: int = 5000, search: Literal["bf16", "float32"] = "float32") -> PartFunction:
+    """One part of AutoAttack standard.
 
     Args:
         queries: of Square, for each image; 5000 is the standard.
+        search: precision of the parts that lose nothing by it (`SEARCHED_ROUGHLY`).
     """
+    precision = search if part in SEARCHED_ROUGHLY else "float32"
 
     def function(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
-        devices = [images.device] if images.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), _frozen(classifier):
+        if part == "square" and threat.norm != "Linf":
+            return _package_square(classifier, images, labels, threat, seed, queries)
+        return _search(part, views(classifier, images, precision), images, labels, threat, seed, queries)
+
+    return function
+
+
+def _search(part: str, seen: Views, images: Tensor, labels: Tensor, threat: Threat, seed: int, queries: int) -> Tensor:
+    capacity = max(CAPACITY, len(images))
+    if part == "apgd-ce":
+        return apgd_ce(seen, images, labels, threat, seed)
+    if part == "apgd-t":
+        return apgd_targeted(seen, images, labels, threat, seed, capacity)
+    if part == "fab-t":
+        return fab_targeted(seen, images, labels, threat, capacity)
+    # A CPU gains nothing from more at once, and what is asked ahead is lost with every acceptance.
+    ahead = CAPACITY if images.device.type == "cpu" else capacity
+    return square_linf(seen, images, labels, threat.eps, seed, queries, ahead)
+
+
+def _package_square(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int, queries: int) -> Tensor:
+    """Square in L2, whose every proposal depends on the image: there is nothing to pass over."""
+    with _apart(classifier, images.device):
+        attack = _standard(classifier, threat, seed, images.device)
+        attack.square.n_queries = queries
+        candidates: Tensor = attack.square.perturb(images.contiguous(), labels)
+    return candidates.detach()
+
+
+def exact_part(part: str, seed: int) -> PartFunction:
+    """One part as the package runs it: its `run_standard_evaluation` on the classifier as it is, in float32.
+
+    A part at a time on the images that still stand is what that function does itself, with the same seed for each batch.
+
+    Args:
+        seed: of every batch; the one that the function is called with is not used.
+    """
+
+    def function(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, _seed: int) -> Tensor:
+        if classifier.num_classes < 4:
+            raise OptionError(f"exact AutoAttack needs 4 classes and the model has {classifier.num_classes}: leave out exact")
+        with _apart(classifier, images.device):
             attack = _standard(classifier, threat, seed, images.device)
-            attack.square.n_queries = queries
-            candidates: Tensor = _PARTS[part](attack)(images, labels)
-            return candidates.detach()
+            attack.attacks_to_run = [part]
+            # Its norms take views of the batch, which only the plain layout has.
+            candidates, _ = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))
+        return Tensor(candidates.detach())
 
     return function
 
@@ -47,45 +104,21 @@ def _standard(classifier: Classifier, threat: Threat, seed: int, device: torch.d
     targets = min(9, classifier.num_classes - 1)
     attack.apgd_targeted.n_target_classes = targets
     attack.fab.n_target_classes = targets
-    if classifier.num_classes < 4:
-        # The targeted DLR loss divides by a difference that needs four logits; below, aim with its numerator alone.
-        attack.apgd_targeted.dlr_loss_targeted = _TargetedMargin(attack.apgd_targeted)
-    attack.fab.targeted = True
-    attack.apgd.loss = "ce"
-    for piece in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square):
-        piece.seed = seed
+    attack.square.seed = seed
     return attack
 
 
-_PARTS: dict[str, Callable[[Any], Callable[[Tensor, Tensor], Tensor]]] = {
-    "apgd-ce": lambda attack: attack.apgd.perturb,
-    "apgd-t": lambda attack: attack.apgd_targeted.perturb,
-    "fab-t": lambda attack: attack.fab.perturb,
-    "square": lambda attack: attack.square.perturb,
-}
-
-
 @contextmanager
-def _frozen(classifier: Classifier) -> Iterator[None]:
-    """No gradients for the weights inside the block: FAB calls `backward`, which would leave them on trained ones."""
+def _apart(classifier: Classifier, device: torch.device) -> Iterator[None]:
+    """The package's side effects stay inside the block: on random numbers, on gradients of weights, on a debugger's trace."""
     trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
+    trace = sys.gettrace()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-class _TargetedMargin:
-    """z_target - z_label, scaled by the spread of the logits: the targeted DLR loss where there are only 2 or 3 classes."""
-
-    def __init__(self, attack: Any) -> None:
-        self.attack = attack
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        chosen = F.one_hot(self.attack.y_target, logits.shape[1]) - F.one_hot(labels, logits.shape[1])
-        spread = logits.amax(1) - logits.amin(1)
-        # Without the detach two classes would give the constant 1.
-        return (logits * chosen).sum(1) / (spread.detach() + 1e-12)
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            sys.settrace(trace)
+            for parameter in trained:
+                parameter.requires_grad_(True)

@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from aalp.evaluation.attacks import Attack, attack_by_name, run_attack
 from aalp.evaluation.autoattack import STANDARD
 from aalp.evaluation.dealing import attacked_batches, deal_batches
 from aalp.evaluation.journal import AttackedBatch, Journal
+from aalp.evaluation.views import SearchPrecision, search_precision
 from aalp.method.contributions import concentration_n, contributions
 from aalp.method.losses import logit_pairing
 from aalp.method.pgd import evaluating
@@ -105,6 +108,8 @@ def evaluate(
     tick: Tick = lambda attack, done, total: None,
     journal: Journal | None = None,
     ranks: Ranks = ALONE,
+    search: SearchPrecision = "auto",
+    exact: bool = False,
 ) -> Evaluation:
     """Clean accuracy and accuracy under each attack, in float32 and evaluation mode.
 
@@ -123,6 +128,8 @@ def evaluate(
         journal: where to keep the batches that are done, and to find those that were done before.
         ranks: processes that share the batches, each of which calls this alike. Batches go to them whole, with the seeds
             that they have in one process, so the verdict on each image is the same. All get the whole evaluation.
+        search: precision in which AutoAttack's parts that lose nothing by it look for images; what counts is float32.
+        exact: AutoAttack by its authors' package pyautoattack, unchanged.
 
     Raises:
         OptionError: unknown attack, or threat or labels are missing.
@@ -137,19 +144,31 @@ def evaluate(
         images = ResidentSplit(images.cpu(), labels.cpu())
     split = images
     wanted = [name for name in dict.fromkeys(attacks) if name != "clean"]
-    single = {name: attack_by_name(name) for name in wanted if name != "autoattack"}
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():
+        searched_in = ranks.from_main(lambda: _searched_in(search, classifier, split, wanted))
+        by_name = partial(attack_by_name, search=searched_in, exact_seed=seed if exact else None)
+        single = {name: by_name(name) for name in wanted if name != "autoattack"}
         run = _Run(classifier, split, threat, batch_size, seed, device, tick, journal, ranks)
         evaluation = run.clean()
         for name in wanted:
             if name == "autoattack":
-                run.autoattack(evaluation)
+                run.autoattack(evaluation, [by_name(part) for part in STANDARD])
             else:
                 run.single(evaluation, single[name])
         if evaluation.measured_on is None:
             evaluation.measures |= dict.fromkeys(ADVERSARIAL_MEASURES, torch.full((len(split),), math.nan))
     return evaluation
+
+
+def _searched_in(
+    search: SearchPrecision, classifier: Classifier, split: Split, wanted: Sequence[str]
+) -> Literal["bf16", "float32"]:
+    """The precision of AutoAttack's search; float32 where none of it is asked for."""
+    if not {"autoattack", *STANDARD}.intersection(wanted):
+        return "float32"
+    images, _ = read_rows(split, torch.arange(min(32, len(split))), classifier.head_weight.device)
+    return search_precision(search, classifier, images)
 
 
 ADVERSARIAL_MEASURES = ("n90_adversarial", "conflict_cosine", "pairing_distance")
@@ -200,20 +219,20 @@ class _Run:
         evaluation.results.append(result)
         self._blame(evaluation, attack.name, result.standing)
 
-    def autoattack(self, evaluation: Evaluation) -> None:
+    def autoattack(self, evaluation: Evaluation, parts: Sequence[Attack]) -> None:
         standing = evaluation.predictions == evaluation.labels
-        for part in STANDARD:
-            result = self._attack(attack_by_name(part), standing, standing, None, len(evaluation.names))
+        for part in parts:
+            result = self._attack(part, standing, standing, None, len(evaluation.names))
             standing = result.standing
             evaluation.parts.append(result)
-            self._blame(evaluation, f"autoattack/{part}", standing)
+            self._blame(evaluation, f"autoattack/{part.name}", standing)
         evaluation.results.append(
             AttackResult(
                 "autoattack",
                 standing,
                 evaluation.parts[0].attacked,
                 sum(part.seconds for part in evaluation.parts),
-                dict(evaluation.parts[0].settings),
+                {name: value for name, value in parts[0].settings.items() if name != "search"},
             )
         )
 

@@ -1,4 +1,4 @@
-"""Float32 that is float32: what is measured must not hang on a fast, rough arithmetic."""
+"""Float32 that is float32 where it counts, and whether bfloat16 is fast here where it does not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether this device multiplies bfloat16 in hardware: emulation is many times slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and native is not None and bool(native())
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from aalp.distributed import ALONE, Ranks
 from aalp.errors import DataError, DivergedError, InterruptedRunError, RunError
 from aalp.method.objectives import Objective
 from aalp.method.pgd import AttackOptions, evaluating, perturb
+from aalp.method.precision import multiplies_bfloat16
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed, seed_global_generators
@@ -303,10 +304,8 @@ def resolve_precision(precision: str) -> Any:
     """What `auto` means on this machine: bf16 only where the hardware multiplies it, since emulation is many times slower."""
     if precision != "auto":
         return precision
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return "bf16-mixed" if native is not None and native() else "32-true"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16-mixed" if multiplies_bfloat16(device) else "32-true"
 
 
 def _loggers(run: RunDirectory) -> list[Any]:

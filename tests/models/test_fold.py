@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aalp.models.catalog import build
+from aalp.models.fold import folded, in_bfloat16
+
+
+def norms(network: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) for module in network.modules())
+
+
+def moved(network: nn.Module) -> nn.Module:
+    """With statistics and factors that are not the identity."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            for values in (module.running_mean, module.running_var, module.weight, module.bias):
+                assert values is not None
+                values.data.uniform_(0.5, 2, generator=generator)
+    return network
+
+
+def test_folding_keeps_logits_and_gradients_and_the_network_itself() -> None:
+    torch.manual_seed(0)
+    network = moved(build("thin-resnet", 5, (3, 8, 8)).network).train()
+    before = {name: values.clone() for name, values in network.state_dict().items()}
+    images = torch.rand(3, 3, 8, 8, requires_grad=True)
+    copy = folded(network, images.detach())
+    assert network.training
+    assert all(torch.equal(values, before[name]) for name, values in network.state_dict().items())
+    assert (norms(network), norms(copy)) == (9, 5)  # each block's second one follows a convolution; the others a sum
+    network.eval()
+    ours, theirs = copy(images), network(images)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    (one,), (other,) = (torch.autograd.grad(logits.logsumexp(1).sum(), images) for logits in (ours, theirs))
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+
+
+def test_a_linear_is_folded_by_hand() -> None:
+    """y = 3 x + 1 through (y - 2) / sqrt(4) * 5 + 7 is 7.5 x + 4.5."""
+    linear, norm = nn.Linear(1, 1), nn.BatchNorm1d(1, eps=0.0)
+    for values, number in (
+        (linear.weight, 3.0),
+        (linear.bias, 1.0),
+        (norm.running_mean, 2.0),
+        (norm.running_var, 4.0),
+        (norm.weight, 5.0),
+        (norm.bias, 7.0),
+    ):
+        assert values is not None
+        values.data.fill_(number)
+    copy = folded(nn.Sequential(linear, norm), torch.tensor([[1.0], [2.0]]))
+    assert norms(copy) == 0
+    assert copy(torch.tensor([[2.0]])).item() == pytest.approx(19.5)
+
+
+class Shared(nn.Module):
+    """One convolution, used with and without BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(self.norm(self.layer(images)))
+
+
+class Random(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.layer(images + torch.rand(images.shape)))
+
+
+class Branching(Random):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.layer(images)) if images.sum() > 0 else images
+
+
+@pytest.mark.parametrize("network", [Shared(), Random(), Branching()], ids=["shared", "random", "branching"])
+def test_what_cannot_be_folded_is_left_as_it_is(network: nn.Module) -> None:
+    images = torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
+    assert norms(folded(moved(network), images)) == 1
+
+
+def test_bfloat16_leaves_batchnorm_in_float32() -> None:
+    network = in_bfloat16(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)))
+    assert network[0].weight.dtype == torch.bfloat16  # type: ignore[index]
+    assert network[1].running_var.dtype == torch.float32  # type: ignore[index]
