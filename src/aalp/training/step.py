@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from aalp.method.objectives import AALP, Objective
 from aalp.method.pgd import AttackOptions, evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
+from aalp.models.folding import folded_norms
 from aalp.training.weight_perturbation import perturbed_weights
 
 
@@ -60,33 +61,55 @@ class TrainingStep:
     clip: float | None
 
     def losses(
-        self, images: Tensor, labels: Tensor, progress: float, generator: torch.Generator
+        self,
+        images: Tensor,
+        labels: Tensor,
+        progress: float,
+        generator: torch.Generator,
+        attack: AttackOptions | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Attack, forward and backward: gradients are left on the parameters.
+
+        Args:
+            attack: how to attack this batch; by default as the options of the run say for this `progress`.
 
         Returns:
             The loss (scalar), its parts by name, and the logits (N, C) that it was computed from, all detached.
         """
         mask = self._attack_mask(images, labels, progress, generator)
-        with self.fabric.autocast():
-            adversarial = perturb(
-                self.classifier,
-                images,
-                labels,
-                self.threat,
-                self.attack.steps,
-                self.attack.relative_step() * self.threat.eps,
-                self.objective.inner,
-                random_start=self.attack.random_start,
-                project=self.attack.project,
-                mask=mask,
-                generator=generator,
-            )
+        attack = attack or self.attack.at(progress)
+        adversarial = self.perturb(images, labels, generator, attack, attack.eps_share(progress), mask)
         arguments = (images, adversarial, labels, progress, generator, mask)
         with self._perturbed(arguments, progress):
             total, parts, logits = self.module(*arguments)
             self.fabric.backward(total)
         return total.detach(), parts, logits
+
+    def perturb(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        attack: AttackOptions,
+        eps_share: float = 1.0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial images (N, ...) of the classifier as it stands, in a ball of `eps_share` times the threat's radius."""
+        threat = self.threat if eps_share == 1.0 else replace(self.threat, eps=eps_share * self.threat.eps)
+        with folded_norms(self.classifier), self.fabric.autocast():
+            return perturb(
+                self.classifier,
+                images,
+                labels,
+                threat,
+                attack.steps,
+                attack.relative_step() * threat.eps,
+                self.objective.inner,
+                random_start=attack.random_start,
+                project=attack.project,
+                mask=mask,
+                generator=generator,
+            )
 
     def update(self) -> None:
         """Move the weights along the gradients and clear them."""
