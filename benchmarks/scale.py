@@ -7,6 +7,8 @@ images         images a second through the loader alone, and the memory that a d
                made by repetition: resident ones (digits, 8x8), and files read by two workers (the same 16 PNG files
                under as many path objects as there would be). Memory is what the process and its workers hold at the
                end of the pass more than before the data set was made, counted once where they share it (PSS).
+cost           an adversarial training step in units of an ordinary one, by objective and attack steps: what one more attack
+               step costs, and what is there without any; the figure that docs/scale.md computes with.
 processes      one process, and two side by side, each training on its own: images a second of both together.
 
 Settings of a section run in turn, in rounds, and the medians are reported; where only one process computes, its clock is
@@ -43,6 +45,9 @@ from aalp.training.host_memory import keep_freed_memory
 BATCHES = 100
 """Batches of 128 that a pass over the data set is cut off after; whole epochs would say the same, later."""
 
+COSTED = (("thin-resnet", 64), ("timm:resnet50", 2))
+"""Model and batch size (on a CPU) whose adversarial step is compared with an ordinary one."""
+
 
 def main() -> None:
     arguments = parse()
@@ -60,6 +65,7 @@ def main() -> None:
     batches = [int(size) for size in arguments.batches.split(",")]
     record["batch"] = in_rounds([("thin-resnet", size) for size in batches], arguments)
     record["model"] = in_rounds([(model, arguments.model_batch) for model in arguments.models.split(",")], arguments)
+    record["cost"] = [row for model, batch in COSTED for row in cost(model, batch, arguments)]
     record["images"] = [image_row(kind, 10**power) for kind in ("resident", "files") for power in range(3, 7)]
     record["processes"] = side_by_side(arguments)
     print(tables(record))
@@ -103,6 +109,25 @@ def in_rounds(settings: Sequence[tuple[str, int]], arguments: argparse.Namespace
             {"model": model, "parameters": parameters, "batch_size": batch, "images_per_second": rate, "seconds": spent}
         )
     return rows
+
+
+def cost(model: str, batch: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """AT and AALP with PGD-1 and PGD-3, in units of an ordinary step of the same model."""
+    batch = 64 if torch.cuda.is_available() else batch
+    works = {"standard": bench(model, batch, arguments).ours("standard")}
+    for steps in (1, 3):
+        made = bench(model, batch, argparse.Namespace(**{**vars(arguments), "steps": steps}))
+        works |= {f"{name}, PGD-{steps}": made.ours(name) for name in ("at", "aalp")}
+    for work in works.values():
+        work()
+    taken = {name: [] for name in works}  # type: dict[str, list[float]]
+    for _ in range(arguments.repeats):
+        for name, work in works.items():
+            taken[name].append(seconds(work))
+    over = {name: [one / plain for one, plain in zip(spent, taken["standard"], strict=True)] for name, spent in taken.items()}
+    return [
+        {"model": model, "work": name, "over_standard": statistics.median(over[name]), "seconds": taken[name]} for name in works
+    ]
 
 
 def image_row(kind: str, count: int) -> dict[str, Any]:
@@ -193,10 +218,12 @@ def tables(record: dict[str, Any]) -> str:
         [row["kind"], f"{row['images']:,}", f"{row['images_per_second']:.0f}", f"{row['megabytes']:.0f}"]
         for row in record["images"]
     ]
+    costs = [[row["model"], row["work"], f"{row['over_standard']:.2f}"] for row in record["cost"]]
     aside = [[str(row["processes"]), f"{row['images_per_second']:.0f}"] for row in record["processes"]]
     return "\n\n".join(
         [
             text_table(["model", "parameters", "batch", f"images/s, AT PGD-{record['steps']}"], trained),
+            text_table(["model", "step", "ordinary steps"], costs),
             text_table(["data set", "images", "images/s", "memory, MiB"], loaded),
             text_table(["processes", "images/s together"], aside),
         ]

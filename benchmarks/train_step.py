@@ -61,6 +61,7 @@ CASES = {
     "small-cnn": ((1, 28, 28), 0.3, 128),
     "thin-resnet": ((3, 32, 32), 8 / 255, 128),
     "preact-resnet18": ((3, 32, 32), 8 / 255, 16),
+    "timm:resnet50": ((3, 224, 224), 4 / 255, 2),
 }
 """Image shape, eps, and images a batch on a CPU (on a GPU all take 128)."""
 
