@@ -23,9 +23,10 @@ check: .venv/installed-test
 
 install: .venv/installed
 
-# Throughput of attack and training step as ratios to the bare passes of the same model.
-benchmark: .venv/installed
+# What a training step costs beside its bare passes and beside others' loops, and how training scales.
+benchmark: .venv/installed-benchmark
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/scale.py
 
 # The committed results as tables, from their records alone.
 table: .venv/installed
@@ -45,6 +46,10 @@ soak: .venv/installed
 
 .venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[test,dev]'
+	touch .venv/installed $@
+
+.venv/installed-benchmark: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[benchmark]'
 	touch .venv/installed $@
 
 clean:

@@ -132,6 +132,7 @@ def test_progress_is_plain_lines_on_stderr_and_nothing_on_request(
     else:
         assert len(lines) == 3
         assert "65 training, 7 validation, 18 test images of 1x8x8" in lines[0]
+        assert "images in memory, under 1 MB;" in lines[0]
         assert [line[:13] for line in lines[1:]] == ["epoch   1/2  ", "epoch   2/2  "]
         assert all(word in lines[2] for word in ("loss", "train", "clean", "robust", "images/s", "0:00 left"))
         assert "\x1b" not in err

@@ -22,7 +22,7 @@ from aalp.commands.console import Display, command_line
 from aalp.commands.evaluate import evaluate_model, report
 from aalp.commands.loading import load_model, verify_on
 from aalp.data.sources import DataOptions, Source, load_source
-from aalp.data.split import channel_statistics
+from aalp.data.split import channel_statistics, resident_bytes
 from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import InterruptedRunError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
@@ -249,8 +249,16 @@ def describe(options: Mapping[str, Any], source: Source, path: Path) -> str:
     return (
         f"{options['objective']} on {source.name}: {len(source.train)} training, {len(source.validation)} validation, "
         f"{len(source.test)} test images of {'x'.join(map(str, source.image_shape))}; {options['model']}, "
-        f"{threat.norm} eps {threat.eps}, {options['training'].epochs} epochs; run {path}"
+        f"{threat.norm} eps {threat.eps}, {options['training'].epochs} epochs; {_where(options, source)}; run {path}"
     )
+
+
+def _where(options: Mapping[str, Any], source: Source) -> str:
+    """Where the images are: what stays in memory is said with its size."""
+    held = resident_bytes(source.train, source.validation, source.test)
+    if held:
+        return f"images in memory, {held / 1e6:.0f} MB" if held >= 1e6 else "images in memory, under 1 MB"
+    return f"images read from disk by {options['data_options'].workers} workers"
 
 
 def _start(path: Path, options: Mapping[str, Any]) -> RunDirectory:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from aalp.data.paths import Paths
 from aalp.data.split import ResidentSplit
 from aalp.errors import DataError
 
@@ -39,7 +40,7 @@ class FileSplit:
         resize: whether images of another size are resized to it, or refused.
     """
 
-    paths: tuple[Path, ...]
+    paths: Paths
     labels: Tensor
     image_shape: tuple[int, int, int]
     resize: bool
@@ -53,8 +54,7 @@ class FileSplit:
         return len(self.paths) * channels * height * width
 
     def subset(self, indices: Tensor) -> FileSplit:
-        chosen = tuple(self.paths[index] for index in indices.tolist())
-        return FileSplit(chosen, self.labels[indices], self.image_shape, self.resize)
+        return FileSplit(self.paths.select(indices), self.labels[indices], self.image_shape, self.resize)
 
     def read(self, indices: Tensor) -> Tensor:
         """Decoded images (n, channels, height, width), uint8."""
@@ -110,8 +110,8 @@ def open_folder(root: Path, size: int | None, test_share: float, seed: int) -> F
         paths, labels, classes = _listing(root)
         train_paths, train_labels, test_paths, test_labels = _split(paths, labels, test_share, seed, root)
     shape = _image_shape(train_paths[0], size)
-    train = FileSplit(tuple(train_paths), torch.tensor(train_labels), shape, size is not None)
-    test = FileSplit(tuple(test_paths), torch.tensor(test_labels), shape, size is not None)
+    train = FileSplit(Paths(train_paths), torch.tensor(train_labels), shape, size is not None)
+    test = FileSplit(Paths(test_paths), torch.tensor(test_labels), shape, size is not None)
     return Folder(train, test, classes)
 
 

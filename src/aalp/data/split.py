@@ -65,6 +65,11 @@ def as_float(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
 
 
+def resident_bytes(*splits: Split) -> int:
+    """What the images of the splits hold in memory; nothing for those that stay on disk."""
+    return sum(split.pixels.nbytes for split in splits if isinstance(split, ResidentSplit))
+
+
 def channel_statistics(split: Split, at_most: int = 10_000) -> tuple[list[float], list[float]]:
     """Per-channel mean and deviation of the split's images in [0, 1], from an even sample of at most `at_most` images."""
     sample = torch.linspace(0, len(split) - 1, min(len(split), at_most)).long()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -55,6 +55,7 @@ class AttackOptions:
 
     FGSM: steps 1, random_start 0. FGSM-RS: steps 1, step_size 1.25.
     N-FGSM: steps 1, step_size 1, random_start 2, project false.
+    Short PGD: steps 3, first_steps 1, eps_ramp 0.3.
     """
 
     steps: int = 10
@@ -69,6 +70,15 @@ class AttackOptions:
     project: bool = True
     """Project back into the ball after each step; only N-FGSM does without, in training."""
 
+    first_steps: int | None = None
+    """Steps at the start of the training, which grow evenly to `steps` at its end; by default `steps` throughout."""
+
+    eps_ramp: float = 0.0
+    """Share of the training over which the attack's eps grows from 0 to that of the threat, in [0, 1]."""
+
+    fallback: bool = True
+    """Watch an attack of one or two steps for catastrophic overfitting, and go on with twice the steps after it."""
+
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise OptionError(f"attack steps is {self.steps}: it has to be at least 1")
@@ -76,10 +86,26 @@ class AttackOptions:
             raise OptionError(f"attack step_size is {self.step_size}: it has to be a positive number, in units of eps")
         if not (math.isfinite(self.random_start) and self.random_start >= 0):
             raise OptionError(f"attack random_start is {self.random_start}: it has to be at least 0, in units of eps")
+        if self.first_steps is not None and not 1 <= self.first_steps <= self.steps:
+            raise OptionError(f"attack first_steps is {self.first_steps}: it has to lie between 1 and steps, {self.steps}")
+        if not 0 <= self.eps_ramp <= 1:
+            raise OptionError(f"attack eps_ramp is {self.eps_ramp}: it has to lie in [0, 1], a share of the training")
 
     def relative_step(self) -> float:
         """The size of a step in units of eps."""
         return self.step_size if self.step_size is not None else min(1.0, 2.5 / self.steps)
+
+    def at(self, progress: float) -> AttackOptions:
+        """The attack when `progress` (0 to 1) of the training is done: each number of steps lasts equally long."""
+        if self.first_steps is None:
+            return self
+        grown = int(progress * (self.steps - self.first_steps + 1) + 1e-9)
+        return replace(self, steps=min(self.steps, self.first_steps + grown), first_steps=None)
+
+    def eps_share(self, progress: float) -> float:
+        """The attack's eps in units of the threat's, in (0, 1]."""
+        # A ball of no size has no inside to attack: the first steps get a hundredth.
+        return 1.0 if progress >= self.eps_ramp else max(0.01, progress / self.eps_ramp)
 
 
 def perturb(
@@ -111,13 +137,13 @@ def perturb(
         step_size: size of a step in pixel units; by default 2.5 eps / steps, at most eps.
         loss: what is maximised, per image; with None (an objective without adversary) the images come back as they are.
         random_start: radius of the random start in units of eps; 0 starts at the clean image.
-        project: keep every step inside the ball and in [0, 1].
+        project: keep every step inside the ball; off, only in [0, 1].
         mask: feature factors (N, D), fixed for all steps, to attack through Guided Dropout.
         generator: source of the random start, on the images' device.
         observe: called before each step with the images (N, ...) that the gradient is taken at and their logits (N, C).
 
     Returns:
-        (N, ...) float, detached; inside the ball and in [0, 1] unless `project` is off.
+        (N, ...) float, detached; in [0, 1], and inside the ball unless `project` is off.
 
     Raises:
         OptionError: steps or step_size make no sense.
@@ -131,18 +157,17 @@ def perturb(
         logits_of = _logits_through(classifier, mask)
         ascend = _with_clean(loss, logits_of, images) if isinstance(loss, AgainstClean) else loss
         adversarial = threat.random_start(images, generator, random_start) if random_start > 0 else images
-        if project:
-            adversarial = threat.project(adversarial, images)
+        step_length = options.relative_step() * threat.eps
+        # Without projection the images leave the ball (N-FGSM), and still are images.
+        keep = threat.projection(images) if project else lambda candidates: candidates.clamp(0.0, 1.0)
+        adversarial = keep(adversarial)
         for _ in range(options.steps):
             adversarial = adversarial.detach().requires_grad_()
             logits = logits_of(adversarial)
             if observe is not None:
                 observe(adversarial.detach(), logits.detach())
             (gradient,) = torch.autograd.grad(ascend(logits, labels).sum(), adversarial)
-            step = threat.steepest_step(gradient) * (options.relative_step() * threat.eps)
-            adversarial = adversarial.detach() + step
-            if project:
-                adversarial = threat.project(adversarial, images)
+            adversarial = keep(adversarial.detach().add(threat.steepest_step(gradient), alpha=step_length))
     return adversarial.detach()
 
 

@@ -67,7 +67,9 @@ def conflict_cosine(clean_logits: Tensor, adversarial_logits: Tensor, labels: Te
     0 where either gradient vanishes.
     """
     adversarial_logits = adversarial_logits.float()
-    classification = adversarial_logits.softmax(1) - F.one_hot(labels, adversarial_logits.shape[1])
+    # Not `one_hot`: it looks at the labels first, and the host waits.
+    classes = torch.arange(adversarial_logits.shape[1], device=labels.device)
+    classification = adversarial_logits.softmax(1) - (labels[:, None] == classes).float()
     return F.cosine_similarity(classification, adversarial_logits - clean_logits.float(), dim=1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,10 @@ class Threat(ABC):
     def project(self, candidates: Tensor, images: Tensor) -> Tensor:
         """Candidates (N, ...) moved to the nearest point of the ball around images, then cut to [0, 1]."""
 
+    def projection(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """`project` onto the ball around these images, prepared for many candidates."""
+        return lambda candidates: self.project(candidates, images)
+
     @abstractmethod
     def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
         """Distance (N,) between candidates and images in this norm, in pixel units."""
@@ -81,7 +86,12 @@ class Linf(Threat):
         return gradient.sign()
 
     def project(self, candidates: Tensor, images: Tensor) -> Tensor:
-        return candidates.clamp(images - self.eps, images + self.eps).clamp_(0.0, 1.0)
+        return self.projection(images)(candidates)
+
+    def projection(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        # Ball and pixel range are one box: its corners are worked out once, and a projection is one pass.
+        low, high = ((images + shift).clamp_(0.0, 1.0) for shift in (-self.eps, self.eps))
+        return lambda candidates: candidates.clamp(low, high)
 
     def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
         return (candidates - images).abs().flatten(1).amax(1)

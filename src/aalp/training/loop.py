@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -25,13 +26,16 @@ from aalp.method.pgd import AttackOptions, evaluating, perturb
 from aalp.method.precision import multiplies_bfloat16
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
+from aalp.models.folding import folded_norms
 from aalp.seeding import derive_seed, seed_global_generators
 from aalp.stopping import noted_signals
 from aalp.store.checkpoint import write_tensors
 from aalp.store.files import write_atomically
 from aalp.store.run import RunDirectory
+from aalp.training import overfitting
 from aalp.training.averaging import Averager
 from aalp.training.devices import batch_statistics, check_same_step, check_shares, make_fabric
+from aalp.training.host_memory import keep_freed_memory
 from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.schedule import one_cycle, step_down
 from aalp.training.state import Progress, load_state, save_state
@@ -87,6 +91,8 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
     check_shares(options.batch_size, ranks)
     loggers = _loggers(plan.run) if ranks.is_main else []
     fabric = make_fabric(ranks, resolve_precision(options.precision), loggers, plan.classifier, plan.train.image_shape)
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     plan.classifier.to(fabric.device)
     optimizer = torch.optim.SGD(
         plan.classifier.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=options.weight_decay
@@ -200,35 +206,67 @@ class _Trainer:
         # For random layers inside the network; each rank has other images, and draws other numbers.
         seed_global_generators(derive_seed("rank", seed, plan.ranks.rank) if plan.ranks.rank else seed)
         images = augment(images, options.augment, generator, plan.ranks.shard(len(labels)))
-        loss, parts, logits = self.step.losses(images, labels, share, generator)
-        if not torch.isfinite(loss):
+        attack = self._attack(share)
+        loss, parts, logits = self.step.losses(images, labels, share, generator, attack)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        measured = {"loss": loss, **parts, "train_accuracy": accuracy}
+        # All at once: each number that is fetched by itself makes the host wait for the device.
+        values = dict(zip(measured, torch.stack([value.float() for value in measured.values()]).tolist(), strict=True))
+        if not math.isfinite(values["loss"]):
             self.optimizer.zero_grad()
             self._save()
             plan.ranks.wait()
-            terms = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
+            terms = ", ".join(f"{name} {values[name]:g}" for name in parts)
             raise DivergedError(
-                f"the loss is {float(loss)} at step {progress.step} ({terms or 'one term'}): lower --training.lr or set "
+                f"the loss is {values['loss']} at step {progress.step} ({terms or 'one term'}): lower --training.lr or set "
                 f"--training.clip 1; the weights before that step are in {plan.run.state(progress.step)}"
             )
         self.step.update()
         plan.ranks.average(batch_statistics(plan.classifier))
         self.averager.update(progress.step)
         progress.step += 1
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        for name, value in {"loss": loss, **parts, "train_accuracy": accuracy}.items():
-            progress.sums[name] = progress.sums.get(name, 0.0) + float(value) * len(labels)
-        progress.sums["images"] = progress.sums.get("images", 0.0) + len(labels)
+        if plan.objective.inner is not None:
+            values["attack_steps"] = attack.steps
+            if overfitting.is_watched(attack) and progress.step % overfitting.EVERY == 0:
+                self._watch(images, labels[plan.ranks.shard(len(labels)).rows], generator, attack, share)
+        for name, value in values.items():
+            self._add(name, value * len(labels))
+        self._add("images", len(labels))
         if plan.ranks.is_main:
-            plan.tick(progress.step, total_steps, float(loss))
+            plan.tick(progress.step, total_steps, values["loss"])
+
+    def _add(self, name: str, value: float) -> None:
+        self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+
+    def _attack(self, share: float) -> AttackOptions:
+        """The attack of this moment of the training."""
+        if self.progress.attack_steps:
+            return overfitting.after_fallback(self.plan.attack, self.progress.attack_steps)
+        return self.plan.attack.at(share)
+
+    def _watch(self, images: Tensor, labels: Tensor, generator: torch.Generator, attack: AttackOptions, share: float) -> None:
+        """Look whether the network has overfitted to the attack of training; if so, train with more steps from here on."""
+        progress = self.progress
+        trained, judged = overfitting.accuracies(self.step, images, labels, generator, attack, attack.eps_share(share))
+        for name, value in {"watched_training_attack": trained, "watched_pgd": judged, "watches": 1.0}.items():
+            self._add(name, value)
+        if overfitting.is_overfitted(trained, judged):
+            progress.attack_steps = 3 * attack.steps
+            seen = f"{trained:.0%} accuracy under the attack of training, {judged:.0%} under PGD-{overfitting.JUDGE.steps}"
+            if self.plan.ranks.is_main:
+                self.plan.warn(
+                    f"catastrophic overfitting at step {progress.step}: {seen}; "
+                    f"the attack takes {progress.attack_steps} steps from here on"
+                )
 
     def _end_epoch(self, epoch: int, validation: Loader) -> dict[str, Any]:
         progress = self.progress
         seconds, progress.epoch_seconds = progress.epoch_seconds, 0.0
-        images = progress.sums.pop("images")
+        images, watches = progress.sums.pop("images"), progress.sums.pop("watches", 1.0)
         row: dict[str, Any] = {"epoch": epoch + 1, "step": progress.step, "lr": self.optimizer.param_groups[0]["lr"]}
         # In an order of their own: a state that was saved within the epoch has lost the one in which they came.
         names = sorted(progress.sums, key=lambda name: (name != "loss", name))
-        row |= {name: progress.sums[name] / images for name in names}
+        row |= {name: progress.sums[name] / (watches if name.startswith("watched_") else images) for name in names}
         progress.sums = {}
         clean, robust = self._validate(validation)
         row |= {"validation_clean": clean, "validation_robust": robust}
@@ -256,7 +294,7 @@ class _Trainer:
             seed = derive_seed("validation", plan.seed, number)
             generator = torch.Generator(self.fabric.device).manual_seed(seed)
             seed_global_generators(seed)
-            with self.fabric.autocast(), evaluating(classifier):
+            with evaluating(classifier), folded_norms(classifier), self.fabric.autocast():
                 adversarial = perturb(
                     classifier, images, labels, plan.threat, plan.options.validation_steps, generator=generator
                 )

@@ -28,6 +28,7 @@ class Progress:
         sums: running sums over the images of the epoch that is under way, by column.
         seconds: time spent training in all.
         epoch_seconds: of that, in the epoch that is under way.
+        attack_steps: steps of the attack since catastrophic overfitting was seen; 0 where it was not.
     """
 
     step: int = 0
@@ -37,6 +38,7 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     epoch_seconds: float = 0.0
+    attack_steps: int = 0
 
 
 def save_state(
@@ -134,7 +136,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], Progress]:
 def _progress(saved: Mapping[str, Any]) -> Progress:
     progress = Progress(**saved)
     numbers = (progress.best_robust, progress.best_clean, progress.seconds, progress.epoch_seconds, *progress.sums.values())
-    whole = progress.step, progress.best_epoch
+    whole = progress.step, progress.best_epoch, progress.attack_steps
     if not all(type(number) is int and number >= 0 for number in whole) or not all(map(math.isfinite, numbers)):
         raise ValueError(f"with the numbers {saved}")
     return progress

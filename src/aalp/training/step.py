@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from aalp.distributed import ALONE, Ranks
+from aalp.distributed import ALONE, Ranks, Shard
 from aalp.method.guided_dropout import GuidedDropout
 from aalp.method.objectives import AALP, Objective
 from aalp.method.pgd import AttackOptions, evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
+from aalp.models.folding import folded_norms
 from aalp.training.sharding import ShardThreat, WholeBatch
 from aalp.training.weight_perturbation import perturbed_weights
 
@@ -70,7 +71,12 @@ class TrainingStep:
     ranks: Ranks = ALONE
 
     def losses(
-        self, images: Tensor, labels: Tensor, progress: float, generator: torch.Generator
+        self,
+        images: Tensor,
+        labels: Tensor,
+        progress: float,
+        generator: torch.Generator,
+        attack: AttackOptions | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Attack, forward and backward: gradients are left on the parameters.
 
@@ -79,6 +85,7 @@ class TrainingStep:
         Args:
             images: this rank's (n, ...) of the batch.
             labels: (N,) of the whole batch.
+            attack: how to attack this batch; by default as the options of the run say for this `progress`.
 
         Returns:
             The loss (scalar), its parts by name, and the logits (N, C) that it was computed from, all detached, of the
@@ -86,25 +93,48 @@ class TrainingStep:
         """
         shard = self.ranks.shard(len(labels))
         mask = self._attack_mask(images, labels, progress, generator)
-        with self.fabric.autocast():
-            adversarial = perturb(
-                self.classifier,
-                images,
-                labels[shard.rows],
-                self.threat if self.ranks.size == 1 else ShardThreat(self.threat.eps, self.threat, shard),
-                self.attack.steps,
-                self.attack.relative_step() * self.threat.eps,
-                self.objective.inner,
-                random_start=self.attack.random_start,
-                project=self.attack.project,
-                mask=None if mask is None else mask[shard.rows],
-                generator=generator,
-            )
+        attack = attack or self.attack.at(progress)
+        own_mask = None if mask is None else mask[shard.rows]
+        eps_share = attack.eps_share(progress)
+        adversarial = self.perturb(images, labels[shard.rows], generator, attack, eps_share, own_mask, shard)
         arguments = (images, adversarial, labels, progress, generator, mask)
         with self._perturbed(arguments, progress):
             total, parts, logits = self.module(*arguments)
             self.fabric.backward(total)
         return total.detach(), parts, logits
+
+    def perturb(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        attack: AttackOptions,
+        eps_share: float = 1.0,
+        mask: Tensor | None = None,
+        shard: Shard | None = None,
+    ) -> Tensor:
+        """Adversarial images (N, ...) of the classifier as it stands, in a ball of `eps_share` times the threat's radius.
+
+        Args:
+            shard: the rows of a batch that the images are, whose random starts are then drawn for the whole batch.
+        """
+        threat = self.threat if eps_share == 1.0 else replace(self.threat, eps=eps_share * self.threat.eps)
+        if shard is not None and self.ranks.size > 1:
+            threat = ShardThreat(threat.eps, threat, shard)
+        with folded_norms(self.classifier), self.fabric.autocast():
+            return perturb(
+                self.classifier,
+                images,
+                labels,
+                threat,
+                attack.steps,
+                attack.relative_step() * threat.eps,
+                self.objective.inner,
+                random_start=attack.random_start,
+                project=attack.project,
+                mask=mask,
+                generator=generator,
+            )
 
     def update(self) -> None:
         """Move the weights along the gradients and clear them."""

@@ -1,0 +1,98 @@
+"""BatchNorm folded into the convolution before it, while a network's statistics stand still.
+
+In evaluation mode a BatchNorm that follows a convolution is one more linear map of its output: scaling the
+convolution's filters and shifting its bias does the same in one pass less, forward and backward. An attack of K
+steps between two optimizer steps is where that pays. Only pairs of modules that are known to run one straight after
+the other are folded; every other part of a network runs as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
+    "aalp.models.preact_resnet.PreActBlock": (("conv1", "norm2"),),
+    "timm.models.resnet.BasicBlock": (("conv1", "bn1"), ("conv2", "bn2")),
+    "timm.models.resnet.Bottleneck": (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
+    "timm.models.resnet.ResNet": (("conv1", "bn1"),),
+    "torchvision.models.resnet.BasicBlock": (("conv1", "bn1"), ("conv2", "bn2")),
+    "torchvision.models.resnet.Bottleneck": (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
+    "torchvision.models.resnet.ResNet": (("conv1", "bn1"),),
+}
+"""Class, and the names of its convolutions and norms of which the second takes just what the first gives."""
+
+
+@contextmanager
+def folded_norms(network: nn.Module) -> Iterator[int]:
+    """Inside the block, known pairs of convolution and BatchNorm run as one convolution; after it, as before.
+
+    For a network in evaluation mode whose weights do not change inside the block; the outputs are the same up to
+    rounding. The weights themselves, their gradients and the statistics are not touched.
+
+    Yields:
+        How many pairs were folded.
+    """
+    pairs = foldable(network)
+    unfolded = [(conv, conv._parameters["weight"], conv._parameters["bias"]) for conv, _ in pairs]
+    try:
+        for conv, norm in pairs:
+            weight, bias = _folded(conv, norm)
+            # Leaves with gradients, because autocast keeps what it casts only of those: one cast an attack, not one a step.
+            conv._parameters["weight"], conv._parameters["bias"] = nn.Parameter(weight), nn.Parameter(bias)
+            norm.__dict__["forward"] = _unchanged
+        yield len(pairs)
+    finally:
+        for conv, old_weight, old_bias in unfolded:
+            conv._parameters["weight"], conv._parameters["bias"] = old_weight, old_bias
+        for _, norm in pairs:
+            norm.__dict__.pop("forward", None)
+
+
+def foldable(network: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """The known pairs of a network that can be folded: plain, with statistics, unhooked, and each used in one place."""
+    uses = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
+    found: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    for module in network.modules():
+        for conv, norm in _candidates(module):
+            # A subclass, such as one that is parametrised, may compute something else.
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.running_mean is not None:
+                plain = all(uses[id(part)] == 1 and not _is_hooked(part) for part in (conv, norm))
+                if plain and conv.out_channels == norm.num_features:
+                    found.append((conv, norm))
+    return found
+
+
+def _candidates(module: nn.Module) -> list[tuple[object, object]]:
+    if type(module) is nn.Sequential:
+        inside = list(module)
+        return list(pairwise(inside))
+    names = PAIRS.get(f"{type(module).__module__}.{type(module).__qualname__}", ())
+    return [(getattr(module, conv, None), getattr(module, norm, None)) for conv, norm in names]
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in module.__dict__
+
+
+@torch.no_grad()
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The filters and the bias (C,) that do both: g (w x + b - m) / s + h with s^2 = v + epsilon."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+    bias = -shift * scale if norm.bias is None else norm.bias - shift * scale
+    return conv.weight * scale.view(-1, 1, 1, 1), bias
+
+
+def _unchanged(maps: Tensor) -> Tensor:
+    return maps

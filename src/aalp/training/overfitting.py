@@ -1,0 +1,66 @@
+"""Catastrophic overfitting: a network that learns to withstand the one step it is trained on, and nothing else.
+
+Training with an attack of one or two steps may from one moment to the next raise the accuracy under that attack while
+the accuracy under PGD falls to nothing (arXiv 2001.03994, section 5.4). Seen on the batches themselves, as it happens;
+what helps is an attack of more steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from aalp.method.pgd import AttackOptions, evaluating
+from aalp.training.step import TrainingStep
+
+EVERY = 50
+"""Optimizer steps between two looks."""
+
+IMAGES = 64
+"""Images looked at, the first of the batch; a look then costs a few percent of the steps between two."""
+
+MOST_STEPS = 2
+"""Attacks of more steps are not known to be overfitted to."""
+
+JUDGE = AttackOptions(steps=5)
+"""The attack that cannot be fooled so easily, beside which the one of training is seen."""
+
+
+def is_watched(attack: AttackOptions) -> bool:
+    """Whether a training attack is one that may be overfitted to, and is to be replaced then."""
+    return attack.fallback and attack.steps <= MOST_STEPS
+
+
+def accuracies(
+    step: TrainingStep, images: Tensor, labels: Tensor, generator: torch.Generator, attack: AttackOptions, eps_share: float
+) -> tuple[float, float]:
+    """Accuracy of the network as it stands under the attack of training, and under PGD of the same eps, on a few images.
+
+    Both in evaluation mode and in [0, 1]; a mean over all processes, so that all of them decide alike.
+    """
+    images, labels = images[:IMAGES], labels[:IMAGES]
+    right: list[Tensor] = []
+    for each in (attack, JUDGE):
+        adversarial = step.perturb(images, labels, generator, each, eps_share)
+        with torch.no_grad(), evaluating(step.classifier), step.fabric.autocast():
+            right.append((step.classifier(adversarial).argmax(1) == labels).float().mean())
+    both = step.fabric.all_reduce(torch.stack(right), reduce_op="mean")
+    assert isinstance(both, Tensor)
+    trained, judged = both.tolist()
+    return trained, judged
+
+
+def is_overfitted(trained: float, judged: float) -> bool:
+    """Whether accuracy under PGD is less than half of that under the attack of training, and far below it.
+
+    Where training goes well the two differ by a few points. A fifth of all images between them is more than chance
+    does on the images of one look.
+    """
+    return judged < trained / 2 and trained - judged > 0.2
+
+
+def after_fallback(attack: AttackOptions, steps: int) -> AttackOptions:
+    """The attack that takes over: projected gradient descent of so many steps, its eps as before."""
+    return replace(attack, steps=steps, step_size=None, random_start=1.0, project=True, first_steps=None)
