@@ -14,6 +14,7 @@ from aalp.cli import main
 from aalp.commands.loading import load
 from aalp.data.sources import load_source
 from aalp.evaluation.robustness import evaluate, wilson_interval
+from aalp.method.precision import multiplies_bfloat16
 from aalp.method.threat import Linf
 from aalp.store.records import SCHEMA
 
@@ -184,12 +185,19 @@ def test_another_norm_and_fractions_are_understood(tiny_run: Path, tmp_path: Pat
     assert record["threat"]["eps"] == pytest.approx(128 / 255)
 
 
-def test_autoattack_is_recorded_with_its_parts(tiny_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_autoattack_is_recorded_with_its_parts(exact: bool, tiny_run: Path, tmp_path: Path) -> None:
     words = ["--attacks", "autoattack", "--images", "3", "--eps", "0.3", "--quiet=true", "--out", str(tmp_path)]
+    words += ["--exact", str(exact).lower()]
     assert main(["evaluate", str(tiny_run), *words]) == 0
     record = json.loads((tmp_path / "best-001.json").read_text())
     (attack,) = record["attacks"]
     assert [part["name"] for part in attack["parts"]] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert attack["settings"]["by"] == ("pyautoattack" if exact else "aalp")
+    searched = [part["search"] for part in attack["parts"]]
+    assert searched[2:] == ["float32", "float32"]
+    rough = not exact and multiplies_bfloat16(torch.device("cpu"))
+    assert searched[:2] == ["bf16" if rough else "float32"] * 2
     accuracies = [record["clean"], *(part["accuracy"] for part in attack["parts"])]
     assert accuracies == sorted(accuracies, reverse=True)
     assert attack["accuracy"] == accuracies[-1] == record["robust"]

@@ -93,7 +93,7 @@ def test_attacks_after_the_first_see_only_images_that_are_classified_right(
 ) -> None:
     seen: dict[str, list[int]] = {}
 
-    def spy(name: str, **precision: object) -> Attack:
+    def spy(name: str, **_options: object) -> Attack:
         def function(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
             seen.setdefault(name, []).append(len(images))
             # Each part breaks its first image, by cheating: zeros are as good as any other image to this test.
@@ -121,7 +121,7 @@ def test_parts_of_autoattack_see_only_survivors_of_the_parts_before(monkeypatch:
     order = ["apgd-ce", "apgd-t", "fab-t", "square"]
     seen: dict[str, list[int]] = {}
 
-    def part(name: str, **precision: object) -> Attack:
+    def part(name: str, **_options: object) -> Attack:
         def function(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
             marks = (images[:, 0, 0, 0] * 10).round().int()
             seen[name] = marks.tolist()
