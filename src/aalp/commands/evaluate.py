@@ -13,6 +13,7 @@ import torch
 
 from aalp.commands.config import (
     ThreatOptions,
+    check_attack_trust,
     device,
     split_names,
 )
@@ -25,6 +26,7 @@ from aalp.data.split import Split, as_float
 from aalp.errors import InterruptedRunError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates
+from aalp.evaluation.foreign_attacks import is_foreign
 from aalp.evaluation.journal import Journal
 from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation, wilson_interval
 from aalp.evaluation.robustness import evaluate as run_evaluation
@@ -34,7 +36,8 @@ from aalp.models.classifier import Classifier
 from aalp.stopping import Stopped, raised_signals
 from aalp.store.files import remove_leftovers
 from aalp.store.records import versions, write_record, write_table
-from aalp.store.run import free_path
+from aalp.store.run import RunDirectory, free_path
+from aalp.training.trackers import TrackerName, check_tracker, log_figures, tracking
 
 
 def evaluate(
@@ -54,6 +57,7 @@ def evaluate(
     out: Path | None = None,
     quiet: bool = False,
     trust_model_code: bool = False,
+    tracker: TrackerName | None = None,
 ) -> None:
     """Attack a trained classifier and report its clean and robust accuracy.
 
@@ -62,7 +66,8 @@ def evaluate(
     Args:
         path: a run directory, or a weights file (.safetensors, or a state dict of tensors; then --model, --data and --eps too).
         weights: of a run directory, the weights to evaluate.
-        attacks: separated by commas: clean, fgsm, pgd-K, cw-K, autoattack, apgd-ce, apgd-t, fab-t, square.
+        attacks: separated by commas: clean, fgsm, pgd-K, cw-K, autoattack, apgd-ce, apgd-t, fab-t, square, \
+package.module:function, foolbox:NAME, art:NAME.
         split: test, or the validation images that were held out of the training split.
         images: how many images of the split, drawn by a fixed seed; by default all.
         norm: norm of the threat.
@@ -76,10 +81,14 @@ def evaluate(
         out: folder of the record; by default the run's evaluations/.
         quiet: show no progress.
         trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
+        tracker: log the figures to the run's entry in tensorboard, wandb or mlflow as well.
     """
     display = Display(quiet)
+    check_tracker(tracker)
     file = weights_file(path, weights)
     config = run_config(path, trust_model_code or model is not None)
+    if attacks is None:
+        check_attack_trust(path, config.get("evaluation", {}).get("attacks", ""), trust_model_code)
     source = stored_source(data or config.get("data"), data_options, config)
     loaded = stored_model(file, path, model, model_options, source, config)
     threat_options = stored_threat(norm, eps, loaded, config)
@@ -100,6 +109,9 @@ def evaluate(
         {"weights": str(file), "command": command_line()},
         display,
     )
+    if tracker is not None and path.is_dir():
+        with tracking(RunDirectory(path), tracker, config) as loggers:
+            log_figures(loggers, record, int(loaded.metadata.get("epoch", 0)))
     print_out(report(record))
 
 
@@ -133,7 +145,10 @@ def evaluate_model(
     indices, split = chosen_images(loaded, source, split_name, images)
     classifier = loaded.classifier.to(device())
     gates = _cheap_gates(classifier, split, threat, seed)
-    settings = {"threat": [threat.norm, threat.eps], "attacks": attacks, "batch_size": batch_size, "seed": seed}
+    settings: dict[str, Any] = {"threat": [threat.norm, threat.eps], "attacks": attacks, "batch_size": batch_size, "seed": seed}
+    foreign = {name: dict(attack_by_name(name).settings) for name in attacks if is_foreign(name)}
+    if foreign:  # another version of somebody's attack is another attack
+        settings["foreign"] = foreign
     journal = _journal(record_path.parent, loaded, source, [split_name, indices.tolist()], settings)
     # Float32 images in contiguous layout: what the attacks' own packages expect.
     try:
@@ -150,6 +165,12 @@ def evaluate_model(
             )
     except Stopped as stopped:
         raise InterruptedRunError(stopped.number, about["command"]) from stopped
+    for result in evaluation.results:
+        if result.outside:
+            display.warn(
+                f"warning: attack '{result.name}' left the ball or [0, 1] on {result.outside} of {result.attacked} images: "
+                "there it counts as failed"
+            )
     evaluation = dataclasses.replace(evaluation, indices=indices)
     content = {**about, **_content(evaluation, source, split_name, loaded, batch_size), "gates": gates}
     # The record last: where it exists, the evaluation is whole.
@@ -220,6 +241,7 @@ def _content(evaluation: Evaluation, source: Source, split: str, loaded: LoadedM
             "attacked": result.attacked,
             "seconds": result.seconds,
             "settings": result.settings,
+            **({"outside": result.outside} if result.outside else {}),
             "parts": parts if result.name == "autoattack" else [],
         }
         for result in evaluation.results

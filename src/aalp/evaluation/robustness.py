@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,9 @@ from aalp.data.loaders import Tick, read_rows, row_batches
 from aalp.data.sources import check_images
 from aalp.data.split import ResidentSplit, Split
 from aalp.errors import OptionError
-from aalp.evaluation.attacks import Attack, attack_by_name, run_attack
+from aalp.evaluation.attacks import Attack, attack_by_function, attack_by_name, run_attack
 from aalp.evaluation.autoattack import STANDARD
+from aalp.evaluation.foreign_attacks import OwnAttack
 from aalp.evaluation.journal import AttackedBatch, Journal
 from aalp.method.contributions import concentration_n, contributions
 from aalp.method.losses import logit_pairing
@@ -38,6 +40,7 @@ class AttackResult:
         attacked: how many images it was run on.
         seconds: wall time.
         settings: what it ran with.
+        outside: on how many images it left the ball or [0, 1], which counts as a failed attempt (attacks not ours).
     """
 
     name: str
@@ -45,6 +48,7 @@ class AttackResult:
     attacked: int
     seconds: float
     settings: dict[str, float | int | str]
+    outside: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -96,7 +100,7 @@ def evaluate(
     images: Tensor | Split,
     labels: Tensor | None = None,
     threat: Threat | None = None,
-    attacks: Sequence[str] = DEFAULT_ATTACKS,
+    attacks: Sequence[str | OwnAttack] = DEFAULT_ATTACKS,
     *,
     batch_size: int = 250,
     seed: int = 0,
@@ -113,7 +117,8 @@ def evaluate(
         images: (N, channels, height, width) in [0, 1], or a split, which brings its labels.
         labels: (N,) integers; only with image tensors.
         threat: the ball, such as `Linf(8 / 255)`.
-        attacks: names (see `evaluation/attacks.py`); `clean` is always measured.
+        attacks: names (see `evaluation/attacks.py`), or functions (model, images, labels) -> adversarial images, which
+            are given the ball as `threat` if they have a parameter of that name; `clean` is always measured.
         batch_size: images attacked together.
         seed: of the attacks' random starts.
         tick: called before and after each batch.
@@ -132,7 +137,11 @@ def evaluate(
         images = ResidentSplit(images.cpu(), labels.cpu())
     split = images
     wanted = [name for name in dict.fromkeys(attacks) if name != "clean"]
-    single = {name: attack_by_name(name) for name in wanted if name != "autoattack"}
+    single = {
+        name: attack_by_name(name) if isinstance(name, str) else attack_by_function(name)
+        for name in wanted
+        if name != "autoattack"
+    }
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():
         run = _Run(classifier, split, threat, batch_size, seed, device, tick, journal)
@@ -146,6 +155,9 @@ def evaluate(
             evaluation.measures |= dict.fromkeys(ADVERSARIAL_MEASURES, torch.full((len(split),), math.nan))
     return evaluation
 
+
+OUTSIDE = "outside"
+"""Name, among a batch's measurements, of which images an attack left the ball on."""
 
 ADVERSARIAL_MEASURES = ("n90_adversarial", "conflict_cosine", "pairing_distance")
 
@@ -211,9 +223,9 @@ class _Run:
         after = standing.clone()
         rows_to_attack = on.nonzero()[:, 0]
         columns = {name: torch.full((len(standing),), math.nan) for name in ADVERSARIAL_MEASURES}
-        seconds = 0.0
+        seconds, outside = 0.0, 0
         # The same attack may run twice, alone and as a part of AutoAttack.
-        stage = f"{number_of_attack:02d}-{attack.name}"
+        stage = f"{number_of_attack:02d}-{attack.name.replace(':', '-')}"
         for number, rows in enumerate(self._batches(rows_to_attack, attack.name)):
             batch = self.journal.read(stage, number, rows) if self.journal else None
             if batch is None:
@@ -222,11 +234,14 @@ class _Run:
                     self.journal.write(stage, number, batch)
             after[rows] &= ~batch.fooled
             for name, values in batch.measures.items():
-                columns[name][rows] = values
+                if name == OUTSIDE:
+                    outside += int(values.sum())
+                else:
+                    columns[name][rows] = values
             seconds += batch.seconds
         if measured is not None:
             measured.measures |= columns
-        return AttackResult(attack.name, after, len(rows_to_attack), seconds, dict(attack.settings))
+        return AttackResult(attack.name, after, len(rows_to_attack), seconds, dict(attack.settings), outside)
 
     def _attack_batch(self, attack: Attack, number: int, rows: Tensor, measure: bool) -> AttackedBatch:
         started = time.perf_counter()
@@ -235,8 +250,10 @@ class _Run:
         if self.journal:
             # A network that draws random numbers must draw the same ones whatever was done before.
             seed_global_generators(seed)
-        adversarial, fooled = run_attack(attack, self.classifier, images, labels, self.threat, seed)
-        measures = self._measure(images, adversarial, labels) if measure else {}
+        left: dict[str, Tensor] = {}
+        note = functools.partial(left.__setitem__, OUTSIDE)
+        adversarial, fooled = run_attack(attack, self.classifier, images, labels, self.threat, seed, note)
+        measures = left | (self._measure(images, adversarial, labels) if measure else {})
         on_cpu = {name: values.cpu() for name, values in measures.items()}
         return AttackedBatch(rows, fooled.cpu(), on_cpu, time.perf_counter() - started)
 

@@ -6,13 +6,13 @@ import csv
 import io
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.loggers.logger import Logger
 from torch import Tensor
 
 from aalp.data.augment import augment
@@ -46,6 +46,7 @@ class Fit:
         report: called after each epoch with its row of metrics.
         tick: called after each step with (step, steps in all, loss).
         warn: called with one line on what a user should know of and need not stop for.
+        loggers: where Fabric logs the metrics of each epoch; whoever opened them closes them (see `trackers`).
     """
 
     classifier: Classifier
@@ -63,6 +64,7 @@ class Fit:
     report: Callable[[Mapping[str, Any]], None] = lambda row: None
     tick: Callable[[int, int, float], None] = lambda step, total, loss: None
     warn: Callable[[str], None] = lambda line: warnings.warn(line, stacklevel=2)
+    loggers: Sequence[Logger] = ()
 
 
 def fit(plan: Fit, resume: bool = False) -> Progress:
@@ -78,7 +80,7 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
         DataError: a batch is larger than the training split.
     """
     options = plan.options
-    fabric = Fabric(accelerator="auto", devices=1, precision=resolve_precision(options.precision), loggers=_loggers(plan.run))
+    fabric = Fabric(accelerator="auto", devices=1, precision=resolve_precision(options.precision), loggers=list(plan.loggers))
     fabric.launch()
     plan.classifier.to(fabric.device)
     optimizer = torch.optim.SGD(
@@ -102,12 +104,8 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
         clip=options.clip,
     )
     trainer = _Trainer(plan, fabric, step, averager, optimizer, progress)
-    try:
-        with noted_signals() as received:
-            trainer.run_to_end(received)
-    finally:
-        for logger in fabric.loggers:  # their writer threads end here, not somewhere in what comes next
-            logger.finalize("finished")
+    with noted_signals() as received:
+        trainer.run_to_end(received)
     return progress
 
 
@@ -276,15 +274,6 @@ def resolve_precision(precision: str) -> Any:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return "bf16-mixed" if native is not None and native() else "32-true"
-
-
-def _loggers(run: RunDirectory) -> list[Any]:
-    """TensorBoard where it is installed; the CSV is always written."""
-    if find_spec("tensorboard") is None:
-        return []
-    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-
-    return [TensorBoardLogger(root_dir=run.path, name="tensorboard", version="")]
 
 
 def _read_rows(run: RunDirectory, epochs: int) -> list[dict[str, Any]]:
