@@ -103,7 +103,7 @@ method.weights.rule: {choices: [uniform, confidence]}}'.
     steps_per_epoch(source.train, training.batch_size)
     _open(run, {**options, "space": space, "prune": prune})
     # The first quarter of a one-cycle schedule, where the learning rate still rises, tells little of its end.
-    study = Study(run, dimensions, seed, prune, warmup=max(1, training.epochs // 4))
+    study = Study(run, dimensions, seed, prune, warmup=training.epochs // 4 + 1)
     _work(study, options, source, trials, jobs, quiet)
     print_out(_finish(study, options, len(source.validation)))
 
@@ -255,8 +255,9 @@ def _finish(study: Study, options: Mapping[str, Any], images: int) -> str:
         content["config"] = str(file)
         lines.append(
             f"best: trial {best['number']}, validation robust accuracy {best['value']:.1%}. The highest of {len(done)} is a "
-            "flattering figure: what counts is an evaluation on test images, of\n\n"
-            f"    aalp train --config {file} --run {study.folder / 'best'} --evaluate"
+            "flattering figure: what counts is an evaluation on test images. To train it:\n\n"
+            f"    aalp train --config {file} --run {study.folder / 'best'} --evaluate\n\n"
+            f"or take the trial itself: {_folder(study, best['number'])}"
         )
     waiting = sum(row["state"] == "running" for row in rows)
     if waiting:

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import inspect
 import os
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -82,8 +83,8 @@ def own_attack(function: OwnAttack, name: str) -> AttackFunction:
 
     def attack(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         devices = [images.device] if images.device.type == "cuda" else []
-        # A network's layout and weights are none of the attack's business: it gets copies of the images, and gradients.
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        # Copies of the images, since an attack may change them in place.
+        with torch.random.fork_rng(devices=devices), _generators_restored(), torch.enable_grad():
             seed_global_generators(seed)
             try:
                 result = function(classifier, images.clone(), labels.clone(), **({"threat": threat} if takes_threat else {}))
@@ -201,6 +202,17 @@ def _is_attack(value: object, base: type) -> bool:
 def _near(name: str, known: dict[str, Any]) -> list[str]:
     """A few of the names, so that the error stays readable."""
     return difflib.get_close_matches(name, known, n=5, cutoff=0.3) or sorted(known)[:5]
+
+
+@contextmanager
+def _generators_restored() -> Iterator[None]:
+    """Python's and NumPy's generators as they were, after the block; torch has `fork_rng`."""
+    ours, numpys = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(numpys)
 
 
 @contextmanager

@@ -166,7 +166,8 @@ def _own_module_cache() -> Iterator[None]:
     from transformers import dynamic_module_utils
 
     before, path = dynamic_module_utils.HF_MODULES_CACHE, list(sys.path)
-    known = set(sys.modules)
+    # What the user has loaded so is found under the same name, and is put back.
+    known = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "transformers_modules"}
     with tempfile.TemporaryDirectory() as cache:
         dynamic_module_utils.HF_MODULES_CACHE = cache
         try:
@@ -174,9 +175,9 @@ def _own_module_cache() -> Iterator[None]:
         finally:
             dynamic_module_utils.HF_MODULES_CACHE = before
             sys.path[:] = path
-            for name in set(sys.modules) - known:
-                if name.partition(".")[0] == "transformers_modules":
-                    del sys.modules[name]
+            for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+                del sys.modules[name]
+            sys.modules.update(known)
 
 
 @contextmanager

@@ -24,7 +24,9 @@ ONNX = "model.onnx"
 
 def write_safetensors(subject: Subject, folder: Path) -> None:
     """The classifier's tensors, mean and std among them, with everything about it in the header."""
-    metadata = {"kind": "weights", **subject.metadata, **subject.travelling()}
+    # The file that it comes from has a checksum and a format of its own.
+    about = {name: value for name, value in subject.metadata.items() if name not in ("checksum", "format")}
+    metadata = {"kind": "weights", **about, **subject.travelling()}
     write_tensors(folder / WEIGHTS, subject.classifier.state_dict(), metadata)
 
 
