@@ -48,7 +48,9 @@ def test_help_of_a_verb_tells_every_option_with_its_text(verb: str, flag: str, c
         assert all(option in out for option in action.option_strings if not option.startswith("-h"))
     # Texts from a verb's docstring and from the docstrings of options' fields, whatever the line breaks.
     flat = " ".join(out.split())
-    assert {"report": "title of the page", "analyze": "observations.json"}.get(verb, "how the data is read") in flat
+    assert {"report": "title of the page", "analyze": "observations.json", "export": "robustbench"}.get(
+        verb, "how the data is read"
+    ) in flat
     assert verb in PATHS or "Resize the images of a folder" in flat
 
 

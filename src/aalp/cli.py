@@ -25,14 +25,22 @@ VERBS = {
     "audit": "look for masked gradients: does the robustness that attacks report hold?",
     "analyze": "measure the paper's two observations and the robustness of runs in detail",
     "compare": "train and evaluate several objectives with several seeds",
+    "search": "search options for the highest robust accuracy on validation images",
     "report": "write one HTML file on a run, or on several side by side",
+    "export": "take a trained classifier out: safetensors, ONNX, torch.export, Hugging Face, RobustBench",
 }
 """Verbs and what they do; each lives in the module of its name in `aalp.commands`, imported when it is called."""
 
-PATHS = {"evaluate": "RUN_OR_WEIGHTS", "audit": "RUN_OR_WEIGHTS", "analyze": "RUN...", "report": "RUN..."}
+PATHS = {
+    "evaluate": "RUN_OR_WEIGHTS",
+    "audit": "RUN_OR_WEIGHTS",
+    "analyze": "RUN...",
+    "report": "RUN...",
+    "export": "RUN_OR_WEIGHTS",
+}
 """Verbs that take paths instead of --config, as their usage shows them; with dots, several of them."""
 
-SWITCHES = ("--quiet", "--evaluate", "--thorough", "--audit", "--trust_model_code")
+SWITCHES = ("--quiet", "--evaluate", "--thorough", "--audit", "--prune", "--trust_model_code")
 
 EXIT_OK = 0
 
@@ -177,7 +185,7 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
         return words
     flags = {word.partition("=")[0] for word in words}
     if verb == "train" and "--resume" in flags and not flags & {"--config", "--data"}:
-        from aalp.commands.config import check_trust, read_yaml
+        from aalp.commands.config import check_attack_trust, check_trust, read_yaml
 
         run = Path(_value_of("--resume", words))
         if not (run / "config.yaml").is_file():
@@ -188,8 +196,10 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
         config = read_yaml(run / "config.yaml")
         _check_groups(verb, str(run / "config.yaml"), config)
         model = config.get("model")
-        trusted = "--model" in flags or {"--trust_model_code", "--trust_model_code=true"} & set(words)
-        check_trust(run, model, bool(trusted))
+        said = bool({"--trust_model_code", "--trust_model_code=true"} & set(words))
+        check_trust(run, model, said or "--model" in flags)
+        if "--evaluation.attacks" not in flags:
+            check_attack_trust(run, (config.get("evaluation") or {}).get("attacks", ""), said)
         return ["--config", str(run / "config.yaml"), *words]
     if "--config" not in flags:
         return words if "--data" in flags else ["--config", str(presets()["digits"]), *words]

@@ -23,6 +23,7 @@ Case = tuple[Given | None, str, tuple[str, ...]]
 
 TRAIN = "train --run run --training.epochs 1 --training.batch_size 16 --attack.steps 1 --training.validation_steps 1 "
 ON_TINY = TRAIN + "--data npz:tiny.npz "
+SEARCH = ON_TINY.replace("train ", "search ", 1)
 COMPARE = ON_TINY.replace("train ", "compare ", 1) + "--seeds 0 --evaluation.attacks fgsm "
 
 FACTORIES = """

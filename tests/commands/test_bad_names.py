@@ -8,9 +8,21 @@ import pytest
 from bad_input import COMPARE, ON_TINY, TRAIN, Case, refused
 
 BAD_NAMES: dict[str, Case] = {
-    "unknown verb": (None, "trian", ("verb 'trian'", "did you mean 'train'?", "compare, evaluate, report, train")),
-    "unknown verb like none": (None, "xyzzy", ("verb 'xyzzy'", "known are analyze, audit, compare, evaluate, report, train")),
-    "a flag without verb": (None, "--quiet", ("'--quiet'", "known are analyze, audit, compare, evaluate, report, train")),
+    "unknown verb": (
+        None,
+        "trian",
+        ("verb 'trian'", "did you mean 'train'?", "report, search, train"),
+    ),
+    "unknown verb like none": (
+        None,
+        "xyzzy",
+        ("verb 'xyzzy'", "known are analyze, audit, compare, evaluate, export"),
+    ),
+    "a flag without verb": (
+        None,
+        "--quiet",
+        ("'--quiet'", "known are analyze, audit, compare, evaluate, export"),
+    ),
     "unknown objective": (None, ON_TINY + "--objective aapl", ("objective 'aapl'", "did you mean 'aalp'?")),
     "unknown objective to compare": (None, COMPARE + "--objectives at,tardes", ("'tardes'", "did you mean 'trades'?")),
     "unknown model": (None, ON_TINY + "--model smal-cnn", ("model 'smal-cnn'", "did you mean 'small-cnn'?")),
@@ -34,6 +46,18 @@ BAD_NAMES: dict[str, Case] = {
         ("attack 'pdg-20'", "did you mean 'pgd-20'?"),
     ),
     "unknown attack to evaluate": (None, "evaluate done --attacks apgd", ("attack 'apgd'", "did you mean 'apgd-")),
+    "unknown attack of foolbox": (
+        None,
+        "evaluate done --attacks foolbox:LinfPDG",
+        ("foolbox attack 'LinfPDG'", "did you mean 'LinfPGD'?"),
+    ),
+    "an attack of no package": (
+        None,
+        "evaluate done --attacks no_module:attack",
+        ("'no_module:attack'", "importable from here"),
+    ),
+    "unknown format": (None, "export done --to onx", ("format 'onx'", "did you mean 'onnx'?")),
+    "no format": (None, "export done", ("to is missing", "--to: safetensors")),
     "attack without steps": (None, "evaluate done --attacks pgd-0", ("attack 'pgd-0'", "did you mean 'pgd-20'?")),
     "unknown preset": (None, "train --run run --config digit", ("'digit'", "did you mean 'digits'?")),
     "a missing configuration file": (None, "train --run run --config mine/conf.yaml", ("'mine/conf.yaml'", "digits")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bad_input import COMPARE, ON_TINY, Case, refused, yaml_file
+from bad_input import COMPARE, ON_TINY, SEARCH, Case, refused, yaml_file
 
 BAD_OPTIONS: dict[str, Case] = {
     "unknown flag": (None, ON_TINY + "--training.epoch 3", ("--training.epoch:", "did you mean --training.epochs?")),
@@ -111,6 +111,33 @@ BAD_OPTIONS: dict[str, Case] = {
         None,
         ON_TINY + "--model_options.mean [0] --model_options.std [0]",
         ("std is [0.0]", "positive"),
+    ),
+    "a search of nothing": (None, SEARCH, ("space is empty", "training.lr")),
+    "a search of the seed": (None, SEARCH + '--space {"seed":[0,9]}', ("space has seed", "luckiest")),
+    "a search of the threat": (None, SEARCH + '--space {"threat.eps":[0.1,0.2]}', ("space has threat.eps", "weakest")),
+    "a search of an unknown option": (None, SEARCH + '--space {"training.lrr":[0.1,0.2]}', ("space", "lrr")),
+    "a search of an unknown group": (
+        None,
+        SEARCH + '--space {"trainning.lr":[0.1,0.2]}',
+        ("'trainning.lr'", "known are attack"),
+    ),
+    "a search range that falls": (None, SEARCH + '--space {"training.lr":[0.2,0.1]}', ("training.lr", "LOW < HIGH")),
+    "a search range from 0 in logarithms": (None, SEARCH + '--space {"training.lr":[0,0.1,"log"]}', ("training.lr", "LOW > 0")),
+    "a search over a bad value": (
+        None,
+        SEARCH + '--space {"training.lr":[-1,0.1]}',
+        ("training lr is -1", "positive"),
+    ),
+    "a search over a number that the objective lacks": (
+        None,
+        SEARCH + '--objective at --space {"method.pairing_weight":[0.1,1]}',
+        ("pairing_weight does not apply to objective 'at'",),
+    ),
+    "a search without trials": (None, SEARCH + '--space {"training.lr":[0.1,0.2]} --trials 0', ("trials is 0", "at least 1")),
+    "a search where something else is": (
+        None,
+        SEARCH.replace("--run run", "--run done") + '--space {"training.lr":[0.1,0.2]}',
+        ("'done' was begun with another", "choose another --run"),
     ),
 }
 

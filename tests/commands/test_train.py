@@ -199,7 +199,7 @@ def test_the_configuration_is_plain_yaml_of_all_options(tiny_run: Path) -> None:
     options: dict[str, Any] = yaml.safe_load((tiny_run / "config.yaml").read_text())
     assert set(options) == {
         *("data", "model", "objective", "seed", "threat", "attack", "method", "training", "checkpoint"),
-        *("data_options", "model_options", "evaluation"),
+        *("data_options", "model_options", "evaluation", "tracker"),
     }
     assert options["training"]["epochs"] == 2
     assert options["threat"]["eps"] == 0.1

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -261,12 +260,3 @@ def test_weights_that_explode_are_never_the_ones_that_are_kept(fit_plan: MakeFit
 def test_training_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=f"training {message}"):
         TrainingOptions(**options)
-
-
-def test_tensorboard_gets_the_metrics_where_it_is_installed(fit_plan: MakeFit) -> None:
-    pytest.importorskip("tensorboard", reason="needs TensorBoard, which is optional: pip install aalp[tensorboard]")
-    plan = fit_plan()
-    fit(plan)
-    events: list[Path] = list((plan.run.path / "tensorboard").glob("events.*"))
-    assert len(events) == 1
-    assert b"validation_robust" in events[0].read_bytes()

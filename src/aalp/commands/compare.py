@@ -17,6 +17,7 @@ from aalp.commands.config import (
     override,
     same_options,
     split_names,
+    to_plain,
 )
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.train import build_classifier, check, describe, evaluate_run, resume_command, train_run, write_config
@@ -30,6 +31,7 @@ from aalp.store.records import read_record, write_record
 from aalp.store.run import RunDirectory
 from aalp.training.loop import steps_per_epoch
 from aalp.training.options import CheckpointOptions, TrainingOptions
+from aalp.training.trackers import tracking
 
 EVERYTHING = "standard,at,trades,mart,alp,aalp,aalp-no-dropout,aalp-no-weights"
 
@@ -171,7 +173,8 @@ def _work_on_cell(path: Path, options: dict[str, Any], source: Source, display: 
     display.say(describe(options, source, path))
     classifier = build_classifier(options, source)
     try:
-        train_run(directory, options, source, classifier, display, begun, strict=False, ranks=ranks)
+        with tracking(directory, None, to_plain(options), ranks) as loggers:
+            train_run(directory, options, source, classifier, display, begun, strict=False, ranks=ranks, loggers=loggers)
         evaluate_run(directory, options, source, display, ranks)
     except InterruptedRunError as error:
         alone = resume_command(path, options)

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from aalp.errors import AalpError, ModelError, OptionError, RunError, unknown_name
+from aalp.evaluation.foreign_attacks import runs_own_code
 from aalp.method.guided_dropout import GuidedDropout
 from aalp.method.objectives import OBJECTIVES, Distance, Objective
 from aalp.method.sample_weights import SampleWeights
@@ -70,7 +71,8 @@ class EvaluationOptions:
     """What is measured after training."""
 
     attacks: str | list[str] = "fgsm,pgd-20,cw-40,autoattack"
-    """Attacks, separated by commas: fgsm, pgd-K, cw-K, autoattack, or its parts apgd-ce, apgd-t, fab-t, square."""
+    """Attacks, separated by commas: fgsm, pgd-K, cw-K, autoattack, or its parts apgd-ce, apgd-t, fab-t, square; \
+also package.module:function, foolbox:NAME and art:NAME."""
 
     images: int | None = None
     """How many images of the split, drawn by a fixed seed; by default all."""
@@ -216,15 +218,15 @@ def same_options(run: Path, options: Mapping[str, Any], advice: str) -> None:
             raise RunError(f"'{run}' was begun with another {name} ({key} was {then} and is {wanted}): {advice}")
 
 
-FREE = ("checkpoint",)
+FREE = ("checkpoint", "tracker")
 """Options that may differ when a run goes on: they change nothing in what it makes."""
 
 
 def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
     """The dotted name of the first option that differs, its value then and its value now."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        key = next(key for key in now if before.get(key) != now[key])
-        return _difference(f"{name}.{key}", before.get(key), now[key])
+        key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
+        return _difference(f"{name}.{key}", before.get(key), now.get(key))
     return name, before, now
 
 
@@ -243,6 +245,20 @@ def check_trust(run: Path, model: object, trusted: bool) -> None:
     if model is not None and is_own_code(model) and not trusted:
         raise ModelError(
             f"the config.yaml of '{run}' asks to run the code '{model}': if you trust who made it, give --trust-model-code"
+        )
+
+
+def check_attack_trust(run: Path, attacks: str | list[Any], trusted: bool) -> None:
+    """Refuse to run attack code that a run directory asks for, as `check_trust` does for models.
+
+    Raises:
+        ModelError: one is `package.module:function`, and nobody said that it may run.
+    """
+    own = [name for name in split_names(attacks) if runs_own_code(name)]
+    if own and not trusted:
+        raise ModelError(
+            f"the config.yaml of '{run}' asks to run the code '{own[0]}': if you trust who made it, give --trust-model-code, "
+            "or name the attacks yourself"
         )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from aalp.commands.config import (
     ThreatOptions,
+    check_attack_trust,
     device,
     split_names,
 )
@@ -25,6 +26,7 @@ from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates
+from aalp.evaluation.foreign_attacks import is_foreign
 from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation, wilson_interval
 from aalp.evaluation.robustness import evaluate as run_evaluation
 from aalp.method.threat import Threat
@@ -32,7 +34,8 @@ from aalp.models.catalog import ModelOptions
 from aalp.models.classifier import Classifier
 from aalp.store.files import remove_leftovers
 from aalp.store.records import write_record, write_table
-from aalp.store.run import free_path
+from aalp.store.run import RunDirectory, free_path
+from aalp.training.trackers import TrackerName, check_tracker, log_figures, tracking
 
 
 def evaluate(
@@ -55,6 +58,7 @@ def evaluate(
     devices: int = 1,
     nodes: int = 1,
     exact: bool = False,
+    tracker: TrackerName | None = None,
 ) -> None:
     """Attack a trained classifier and report its clean and robust accuracy.
 
@@ -63,7 +67,8 @@ def evaluate(
     Args:
         path: a run directory, or a weights file (.safetensors, or a state dict of tensors; then --model, --data and --eps too).
         weights: of a run directory, the weights to evaluate.
-        attacks: separated by commas: clean, fgsm, pgd-K, cw-K, autoattack, apgd-ce, apgd-t, fab-t, square.
+        attacks: separated by commas: clean, fgsm, pgd-K, cw-K, autoattack, apgd-ce, apgd-t, fab-t, square, \
+package.module:function, foolbox:NAME, art:NAME.
         split: test, or the validation images that were held out of the training split.
         images: how many images of the split, drawn by a fixed seed; by default all.
         norm: norm of the threat.
@@ -80,11 +85,15 @@ def evaluate(
         devices: processes on this machine that share the batches of images, one a GPU, or on the CPU; verdicts stay the same.
         nodes: machines, each started with the same command and MASTER_ADDR, MASTER_PORT and NODE_RANK; see docs/distributed.md.
         exact: AutoAttack by its authors' package, unchanged, for figures beside published ones; a few times slower.
+        tracker: log the figures to the run's entry in tensorboard, wandb or mlflow as well.
     """
     ranks = joined(devices, nodes)
     display = Display(quiet, ranks)
+    check_tracker(tracker)
     file = weights_file(path, weights)
     config = run_config(path, trust_model_code or model is not None)
+    if attacks is None:
+        check_attack_trust(path, config.get("evaluation", {}).get("attacks", ""), trust_model_code)
     source = ranks.first_of_machine(lambda: stored_source(data or config.get("data"), data_options, config))
     loaded = stored_model(file, path, model, model_options, source, config)
     threat_options = stored_threat(norm, eps, loaded, config)
@@ -107,6 +116,9 @@ def evaluate(
         ranks,
         exact,
     )
+    if tracker is not None and path.is_dir():
+        with tracking(RunDirectory(path), tracker, config, ranks) as loggers:
+            log_figures(loggers, record, int(loaded.metadata.get("epoch", 0)))
     display.result(report(record))
 
 
@@ -142,8 +154,11 @@ def evaluate_model(
     indices, split = chosen_images(loaded, source, split_name, images)
     classifier = loaded.classifier.to(device())
     gates = ranks.from_main(lambda: _cheap_gates(classifier, split, threat, seed))
-    settings = {"threat": [threat.norm, threat.eps], "attacks": attacks, "batch_size": batch_size, "seed": seed}
+    settings: dict[str, Any] = {"threat": [threat.norm, threat.eps], "attacks": attacks, "batch_size": batch_size, "seed": seed}
     settings |= {"exact": exact}
+    foreign = {name: dict(attack_by_name(name).settings) for name in attacks if is_foreign(name)}
+    if foreign:  # another version of somebody's attack is another attack
+        settings["foreign"] = foreign
     journal = journal_of(record_path.parent, loaded, source, [split_name, indices.tolist()], settings)
     # Float32 images in contiguous layout: what the attacks' own packages expect.
     with display.bar(), stopping(about["command"]):
@@ -159,6 +174,12 @@ def evaluate_model(
             ranks=ranks,
             exact=exact,
         )
+    for result in evaluation.results:
+        if result.outside:
+            display.warn(
+                f"warning: attack '{result.name}' left the ball or [0, 1] on {result.outside} of {result.attacked} images: "
+                "there it counts as failed"
+            )
     evaluation = dataclasses.replace(evaluation, indices=indices)
     content = {**about, **_content(evaluation, source, split_name, loaded, batch_size), "gates": gates}
 
@@ -227,6 +248,7 @@ def _content(evaluation: Evaluation, source: Source, split: str, loaded: LoadedM
             "attacked": result.attacked,
             "seconds": result.seconds,
             "settings": result.settings,
+            **({"outside": result.outside} if result.outside else {}),
             "parts": parts if result.name == "autoattack" else [],
         }
         for result in evaluation.results

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from lightning_fabric.loggers.logger import Logger
 
 from aalp.commands.config import (
     EvaluationOptions,
@@ -22,11 +23,11 @@ from aalp.commands.console import Display, command_line
 from aalp.commands.evaluate import evaluate_model, report
 from aalp.commands.loading import load_model, verify_on
 from aalp.data.sources import DataOptions, Source, load_source
-from aalp.data.split import channel_statistics, resident_bytes
+from aalp.data.split import as_float, channel_statistics, resident_bytes
 from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import InterruptedRunError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
-from aalp.method.pgd import AttackOptions
+from aalp.method.pgd import AttackOptions, perturb
 from aalp.models.catalog import ModelOptions, build, is_own_code
 from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed, seed_global_generators
@@ -36,6 +37,7 @@ from aalp.store.run import RunDirectory, free_path
 from aalp.training.loop import Fit, fit, steps_per_epoch
 from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.state import Progress, newest_state
+from aalp.training.trackers import TrackerName, check_tracker, log_figures, log_pictures, tracking
 
 
 def train(
@@ -50,6 +52,7 @@ def train(
     trust_model_code: bool = False,
     devices: int = 1,
     nodes: int = 1,
+    tracker: TrackerName | None = None,
     threat: ThreatOptions = ThreatOptions(),
     attack: AttackOptions = AttackOptions(),
     method: MethodOptions = MethodOptions(),
@@ -76,6 +79,8 @@ started if there is none yet, so that one command both starts and continues a ru
         trust_model_code: let --resume run the code that the run's own config.yaml names as package.module:factory.
         devices: processes on this machine that share each batch, one a GPU, or on the CPU; torchrun and srun say it themselves.
         nodes: machines, each started with the same command and MASTER_ADDR, MASTER_PORT and NODE_RANK; see docs/distributed.md.
+        tracker: tensorboard, wandb or mlflow, each an extra; by default TensorBoard where it is installed. A resumed run \
+goes on in its own entry.
         threat: what the adversary may do.
         attack: the attack used in training.
         method: numbers of the objective.
@@ -98,6 +103,7 @@ started if there is none yet, so that one command both starts and continues a ru
         "data_options": data_options,
         "model_options": model_options,
         "evaluation": evaluation,
+        "tracker": tracker,
     }
     check(options)
     if run is not None and resume is not None:
@@ -123,9 +129,13 @@ started if there is none yet, so that one command both starts and continues a ru
         directory = ranks.from_main(lambda: _start(resume or run or free_path(Path("runs"), stem), options))
     display.say(describe(options, source, directory.path))
     try:
-        train_run(directory, options, source, classifier, display, resuming=begun, ranks=ranks)
-        if evaluate:
-            display.result(report(evaluate_run(directory, options, source, display, ranks)))
+        with tracking(directory, tracker, to_plain(options), ranks) as loggers:
+            train_run(directory, options, source, classifier, display, resuming=begun, ranks=ranks, loggers=loggers)
+            log_adversarial(loggers, directory, options, source)
+            if evaluate:
+                record = evaluate_run(directory, options, source, display, ranks)
+                log_figures(loggers, record, training.epochs)
+                display.result(report(record))
     except InterruptedRunError as error:
         again = resume_command(directory.path, options) + (" --evaluate" if evaluate else "")
         again += "".join(f" --{name} {count}" for name, count in (("devices", devices), ("nodes", nodes)) if count > 1)
@@ -140,6 +150,7 @@ def resume_command(path: Path, options: Mapping[str, Any]) -> str:
 
 def check(options: Mapping[str, Any], strict: bool = True) -> None:
     """Refuse options that cannot work, before anything is read or written."""
+    check_tracker(options.get("tracker"))
     build_objective(options["objective"], options["method"], strict)
     options["threat"].build()
     for name in split_names(options["evaluation"].attacks):
@@ -156,8 +167,14 @@ def train_run(
     resuming: bool,
     strict: bool = True,
     ranks: Ranks = ALONE,
+    loggers: Sequence[Logger] = (),
+    on_epoch: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> Progress:
     """Train a classifier into a run directory, from the start or from where it stands.
+
+    Args:
+        loggers: of the tracker (see `tracking`).
+        on_epoch: called with each epoch's row of metrics once its state is saved; what it raises ends the training.
 
     Raises:
         AalpError: see `aalp.training.loop.fit`.
@@ -174,6 +191,11 @@ def train_run(
         "data": {"name": source.name, "digest": source.digest},
         "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
     }
+
+    def report_epoch(row: Mapping[str, Any]) -> None:
+        display.epoch(row, training.epochs)
+        on_epoch(row)
+
     plan = Fit(
         classifier=classifier,
         objective=build_objective(options["objective"], options["method"], strict),
@@ -187,10 +209,11 @@ def train_run(
         checkpoint=options["checkpoint"],
         seed=options["seed"],
         workers=options["data_options"].workers,
-        report=lambda row: display.epoch(row, training.epochs),
+        report=report_epoch,
         tick=display.training_step,
         warn=display.warn,
         ranks=ranks,
+        loggers=loggers,
     )
     with display.bar():
         return fit(plan, resume=resuming)
@@ -220,6 +243,33 @@ def evaluate_run(
         ranks,
         wanted.exact,
     )
+
+
+PICTURES = 8
+"""Images shown to a tracker."""
+
+
+def log_adversarial(loggers: Sequence[Logger], directory: RunDirectory, options: Mapping[str, Any], source: Source) -> None:
+    """Log a sheet of clean validation images, what the training attack makes of them with the best weights, and the change."""
+    split = source.validation if len(source.validation) > 0 else source.train
+    if not loggers or not directory.weights("best").is_file():
+        return
+    rows = torch.arange(min(PICTURES, len(split)))
+    clean, labels = as_float(split.read(rows)), split.labels[rows]
+    loaded = load_model(directory.weights("best"), options["model"])
+    threat, attack = options["threat"].build(), options["attack"]
+    generator = torch.Generator().manual_seed(derive_seed("pictures", options["seed"]))
+    adversarial = perturb(loaded.classifier, clean, labels, threat, attack.steps, generator=generator)
+    # The largest change that Linf allows becomes black or white.
+    change = (adversarial - clean) / (2 * (adversarial - clean).abs().max().clamp_min(1e-9)) + 0.5
+    with torch.no_grad():
+        said = [loaded.classifier(images).argmax(1).tolist() for images in (clean, adversarial)]
+    names = source.classes
+    told = [f"{names[y]}: {names[c]} -> {names[a]}" for y, c, a in zip(labels.tolist(), *said, strict=True)]
+    rows_are = f"clean; adversarial (PGD-{attack.steps}, {threat.norm} eps {threat.eps:.4g}); change"
+    caption = f"{rows_are}. Label: clean -> adversarial prediction: {', '.join(told)}"
+    pictures, epoch = torch.stack([clean, adversarial, change]), int(loaded.metadata.get("epoch", 0))
+    log_pictures(loggers, "adversarial", pictures, caption, epoch)
 
 
 def build_classifier(options: Mapping[str, Any], source: Source) -> Classifier:

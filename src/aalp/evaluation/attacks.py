@@ -1,7 +1,8 @@
-"""Attacks by name. Every one of them is called the same way, and none can leave the ball.
+"""Attacks by name. Every one of them is called the same way, and none can score from outside the ball.
 
 Names: `fgsm`; `pgd-K` (cross-entropy, K steps); `cw-K` (PGD on the margin, K steps);
-`apgd-ce`, `apgd-t`, `fab-t`, `square` (the four parts of AutoAttack, one by one).
+`apgd-ce`, `apgd-t`, `fab-t`, `square` (the four parts of AutoAttack, one by one); `package.module:function`,
+`foolbox:NAME` and `art:NAME` (see `foreign_attacks`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from aalp.errors import OptionError, unknown_name
 from aalp.evaluation.autoattack import SEARCHED_ROUGHLY, STANDARD, autoattack_part, exact_part
+from aalp.evaluation.foreign_attacks import OwnAttack, foreign_attack, is_foreign, leaving, own_attack
 from aalp.method.losses import cross_entropy, margin
 from aalp.method.pgd import perturb
 from aalp.method.threat import Threat
@@ -26,11 +28,16 @@ AttackFunction = Callable[[Classifier, Tensor, Tensor, Threat, int], Tensor]
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack and how it is recorded."""
+    """An attack and how it is recorded.
+
+    Attributes:
+        foreign: what leaves the ball counts as a failed attempt; an attack of ours, whose last step may, is projected.
+    """
 
     name: str
     function: AttackFunction
     settings: Mapping[str, float | int | str]
+    foreign: bool = False
 
 
 def attack_by_name(name: str, search: Literal["bf16", "float32"] = "float32", exact_seed: int | None = None) -> Attack:
@@ -43,6 +50,9 @@ def attack_by_name(name: str, search: Literal["bf16", "float32"] = "float32", ex
     Raises:
         OptionError: there is none.
     """
+    if is_foreign(name):
+        function, settings = foreign_attack(name)
+        return Attack(name, function, settings, foreign=True)
     kind, _, number = name.partition("-")
     if name == "fgsm":
         return _gradient_attack(name, steps=1, loss="cross-entropy", relative_step=1.0, random_start=0.0)
@@ -59,18 +69,35 @@ def attack_by_name(name: str, search: Literal["bf16", "float32"] = "float32", ex
     raise OptionError(unknown_name("attack", name, ["clean", "fgsm", "pgd-20", "cw-40", "autoattack", *STANDARD]))
 
 
+def attack_by_function(function: OwnAttack) -> Attack:
+    """A callable (model, images, labels) -> adversarial as an attack."""
+    name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"
+    return Attack(name, own_attack(function, name), {"function": name}, foreign=True)
+
+
 def run_attack(
-    attack: Attack, classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int
+    attack: Attack,
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    seed: int,
+    note_outside: Callable[[Tensor], None] = lambda outside: None,
 ) -> tuple[Tensor, Tensor]:
     """Attack a batch and judge the outcome in float32.
 
     Args:
         images: (N, channels, height, width) float32 in [0, 1]; the classifier is in evaluation mode.
+        note_outside: called, for a foreign attack, with which images (N,) it left the ball on: there the clean image stands in.
 
     Returns:
         Adversarial images (N, ...), in the ball whatever the attack gave, and which of them (N,) are misclassified.
     """
     candidates = attack.function(classifier, images, labels, threat, seed)
+    if attack.foreign:
+        outside = leaving(candidates, images, threat)
+        note_outside(outside)
+        candidates = torch.where(outside.view(-1, *[1] * (images.dim() - 1)), images, candidates)
     # What is not finite is no image; elsewhere the projection undoes any step out of the ball before anything counts.
     candidates = torch.where(torch.isfinite(candidates), candidates, images)
     adversarial = threat.project(candidates.float(), images)

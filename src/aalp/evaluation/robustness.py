@@ -17,9 +17,10 @@ from aalp.data.sources import check_images
 from aalp.data.split import ResidentSplit, Split
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
-from aalp.evaluation.attacks import Attack, attack_by_name, run_attack
+from aalp.evaluation.attacks import Attack, attack_by_function, attack_by_name, run_attack
 from aalp.evaluation.autoattack import STANDARD
 from aalp.evaluation.dealing import attacked_batches, deal_batches
+from aalp.evaluation.foreign_attacks import OwnAttack
 from aalp.evaluation.journal import AttackedBatch, Journal
 from aalp.evaluation.views import SearchPrecision, search_precision
 from aalp.method.contributions import concentration_n, contributions
@@ -43,6 +44,7 @@ class AttackResult:
         attacked: how many images it was run on.
         seconds: wall time; with several processes, of all of them together.
         settings: what it ran with.
+        outside: on how many images it left the ball or [0, 1], which counts as a failed attempt (attacks not ours).
     """
 
     name: str
@@ -50,6 +52,7 @@ class AttackResult:
     attacked: int
     seconds: float
     settings: dict[str, float | int | str]
+    outside: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -101,7 +104,7 @@ def evaluate(
     images: Tensor | Split,
     labels: Tensor | None = None,
     threat: Threat | None = None,
-    attacks: Sequence[str] = DEFAULT_ATTACKS,
+    attacks: Sequence[str | OwnAttack] = DEFAULT_ATTACKS,
     *,
     batch_size: int = 250,
     seed: int = 0,
@@ -121,7 +124,8 @@ def evaluate(
         images: (N, channels, height, width) in [0, 1], or a split, which brings its labels.
         labels: (N,) integers; only with image tensors.
         threat: the ball, such as `Linf(8 / 255)`.
-        attacks: names (see `evaluation/attacks.py`); `clean` is always measured.
+        attacks: names (see `evaluation/attacks.py`), or functions (model, images, labels) -> adversarial images, which
+            are given the ball as `threat` if they have a parameter of that name; `clean` is always measured.
         batch_size: images attacked together.
         seed: of the attacks' random starts.
         tick: called before and after each batch.
@@ -148,7 +152,11 @@ def evaluate(
     with evaluating(classifier), full_precision():
         searched_in = ranks.from_main(lambda: _searched_in(search, classifier, split, wanted))
         by_name = partial(attack_by_name, search=searched_in, exact_seed=seed if exact else None)
-        single = {name: by_name(name) for name in wanted if name != "autoattack"}
+        single = {
+            name: by_name(name) if isinstance(name, str) else attack_by_function(name)
+            for name in wanted
+            if name != "autoattack"
+        }
         run = _Run(classifier, split, threat, batch_size, seed, device, tick, journal, ranks)
         evaluation = run.clean()
         for name in wanted:
@@ -162,7 +170,7 @@ def evaluate(
 
 
 def _searched_in(
-    search: SearchPrecision, classifier: Classifier, split: Split, wanted: Sequence[str]
+    search: SearchPrecision, classifier: Classifier, split: Split, wanted: Sequence[str | OwnAttack]
 ) -> Literal["bf16", "float32"]:
     """The precision of AutoAttack's search; float32 where none of it is asked for."""
     if not {"autoattack", *STANDARD}.intersection(wanted):
@@ -170,6 +178,9 @@ def _searched_in(
     images, _ = read_rows(split, torch.arange(min(32, len(split))), classifier.head_weight.device)
     return search_precision(search, classifier, images)
 
+
+OUTSIDE = "outside"
+"""Name, among a batch's measurements, of which images an attack left the ball on."""
 
 ADVERSARIAL_MEASURES = ("n90_adversarial", "conflict_cosine", "pairing_distance")
 
@@ -242,9 +253,9 @@ class _Run:
         after = standing.clone()
         rows_to_attack = on.nonzero()[:, 0]
         columns = {name: torch.full((len(standing),), math.nan) for name in ADVERSARIAL_MEASURES}
-        seconds = 0.0
+        seconds, outside = 0.0, 0
         # The same attack may run twice, alone and as a part of AutoAttack.
-        stage = f"{number_of_attack:02d}-{attack.name}"
+        stage = f"{number_of_attack:02d}-{attack.name.replace(':', '-')}"
         for rows, batch in attacked_batches(
             *(rows_to_attack, self.batch_size, attack.name, self.tick),
             lambda number, rows: self._attack_batch(attack, number, rows, measured is not None),
@@ -252,11 +263,14 @@ class _Run:
         ):
             after[rows] &= ~batch.fooled
             for name, values in batch.measures.items():
-                columns[name][rows] = values
+                if name == OUTSIDE:
+                    outside += int(values.sum())
+                else:
+                    columns[name][rows] = values
             seconds += batch.seconds
         if measured is not None:
             measured.measures |= columns
-        return AttackResult(attack.name, after, len(rows_to_attack), seconds, dict(attack.settings))
+        return AttackResult(attack.name, after, len(rows_to_attack), seconds, dict(attack.settings), outside)
 
     def _attack_batch(self, attack: Attack, number: int, rows: Tensor, measure: bool) -> AttackedBatch:
         started = time.perf_counter()
@@ -265,8 +279,10 @@ class _Run:
         if self.journal or self.ranks.size > 1:
             # A network that draws random numbers must draw the same ones whatever was done before.
             seed_global_generators(seed)
-        adversarial, fooled = run_attack(attack, self.classifier, images, labels, self.threat, seed)
-        measures = self._measure(images, adversarial, labels) if measure else {}
+        left: dict[str, Tensor] = {}
+        note = partial(left.__setitem__, OUTSIDE)
+        adversarial, fooled = run_attack(attack, self.classifier, images, labels, self.threat, seed, note)
+        measures = left | (self._measure(images, adversarial, labels) if measure else {})
         on_cpu = {name: values.cpu() for name, values in measures.items()}
         return AttackedBatch(rows, fooled.cpu(), on_cpu, time.perf_counter() - started)
 

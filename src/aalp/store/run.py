@@ -17,6 +17,7 @@ class RunDirectory:
     metrics.csv           one row an epoch
     weights/              last.safetensors and best.safetensors: the averaged weights, what is evaluated and exported
     states/               step-*.safetensors: what a resumed run continues from, the newest kept
+    tracker.json          this run's entries in experiment trackers, where --tracker logs to one
     evaluations/          a JSON record and a Parquet table for each evaluation
     audits/               a JSON record for each audit
     analyses/             a folder of a record, tables and images for each analysis
@@ -31,6 +32,10 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.csv"
+
+    @property
+    def tracker(self) -> Path:
+        return self.path / "tracker.json"
 
     @property
     def evaluations(self) -> Path:

@@ -7,13 +7,13 @@ import io
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.loggers.logger import Logger
 from torch import Tensor
 
 from aalp.data.augment import augment
@@ -55,6 +55,7 @@ class Fit:
         warn: called with one line on what a user should know of and need not stop for.
         ranks: the processes that train together, each with a plan of its own that is the same; the main one alone writes
             files and calls report, tick and warn.
+        loggers: where Fabric logs the metrics of each epoch; whoever opened them closes them (see `trackers`).
     """
 
     classifier: Classifier
@@ -73,6 +74,7 @@ class Fit:
     tick: Callable[[int, int, float], None] = lambda step, total, loss: None
     warn: Callable[[str], None] = lambda line: warnings.warn(line, stacklevel=2)
     ranks: Ranks = ALONE
+    loggers: Sequence[Logger] = ()
 
 
 def fit(plan: Fit, resume: bool = False) -> Progress:
@@ -89,8 +91,7 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
     """
     options, ranks = plan.options, plan.ranks
     check_shares(options.batch_size, ranks)
-    loggers = _loggers(plan.run) if ranks.is_main else []
-    fabric = make_fabric(ranks, resolve_precision(options.precision), loggers, plan.classifier, plan.train.image_shape)
+    fabric = make_fabric(ranks, resolve_precision(options.precision), plan.loggers, plan.classifier, plan.train.image_shape)
     if fabric.device.type == "cpu":
         keep_freed_memory()
     plan.classifier.to(fabric.device)
@@ -119,12 +120,8 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
         ranks=ranks,
     )
     trainer = _Trainer(plan, fabric, step, averager, optimizer, progress)
-    try:
-        with noted_signals() as received:
-            trainer.run_to_end(received)
-    finally:
-        for logger in fabric.loggers:  # their writer threads end here, not somewhere in what comes next
-            logger.finalize("finished")
+    with noted_signals() as received:
+        trainer.run_to_end(received)
     ranks.wait()  # what the main process wrote is there for all from here on
     return progress
 
@@ -344,15 +341,6 @@ def resolve_precision(precision: str) -> Any:
         return precision
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return "bf16-mixed" if multiplies_bfloat16(device) else "32-true"
-
-
-def _loggers(run: RunDirectory) -> list[Any]:
-    """TensorBoard where it is installed; the CSV is always written."""
-    if find_spec("tensorboard") is None:
-        return []
-    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-
-    return [TensorBoardLogger(root_dir=run.path, name="tensorboard", version="")]
 
 
 def _read_rows(run: RunDirectory, epochs: int) -> list[dict[str, Any]]:

@@ -1,0 +1,102 @@
+"""`aalp export`: take a trained classifier out of its run, into what other programs load."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from aalp.commands.console import command_line, print_out
+from aalp.commands.loading import load_model, weights_file
+from aalp.commands.opening import run_config
+from aalp.errors import OptionError
+from aalp.export.export import FORMATS, check_format, export_model
+from aalp.export.subject import Subject
+from aalp.report.collect import read_run
+from aalp.store.checkpoint import is_ours
+from aalp.store.run import free_path
+
+
+def export(
+    path: Path,
+    to: str | None = None,
+    weights: Literal["best", "last"] = "best",
+    out: Path | None = None,
+    model: str | None = None,
+    trust_model_code: bool = False,
+) -> None:
+    """Export a trained classifier, load the export back, and compare the logits.
+
+    The folder gets a model card (README.md) with the figures of the run's evaluation and the verdict of its audit, and
+    says which command makes those that are missing.
+
+    Args:
+        path: a run directory, or a weights file that aalp wrote.
+        to: safetensors, torch-export, onnx (extra `onnx`), hf-folder (extra `hf`), or robustbench.
+        weights: of a run directory, the weights to export.
+        out: folder to make; by default the run's exports/FORMAT-NNN.
+        model: name of the model, where it is your own code.
+        trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
+    """
+    if to is None:
+        raise OptionError(f"to is missing: name a format with --to: {', '.join(FORMATS)}")
+    check_format(to)
+    file = weights_file(path, weights)
+    config = run_config(path, trust_model_code or model is not None)
+    if not path.is_dir() and not is_ours(file):
+        raise OptionError(f"'{file}' was not written by aalp and does not say its labels and threat: export an aalp run")
+    loaded = load_model(file, model or config.get("model"))
+    evaluation, audit = _records(path, config, file.stem, loaded.metadata) if path.is_dir() else (None, None)
+    subject = Subject(
+        # The layout that convolutions prefer is no part of the model, and tracers would bake it in.
+        classifier=loaded.classifier.to(memory_format=torch.contiguous_format),
+        metadata=loaded.metadata | ({"model": model} if model else {}),
+        about=str(path),
+        which=file.stem if path.is_dir() else "best",
+        evaluation=evaluation,
+        audit=audit,
+    )
+    folder = out or free_path((path if path.is_dir() else Path()) / "exports", to)
+    record = export_model(subject, to, folder, {"weights": str(file), "command": command_line()})
+    print_out(report(record, subject))
+
+
+def report(record: Mapping[str, Any], subject: Subject) -> str:
+    """What was written and seen, for the screen."""
+    checked = record["loaded_back"]
+    lines = [
+        f"{record['format']}: {', '.join(record['files'])}",
+        f"loaded back: logits differ by at most {checked['largest_difference']:.2g} (allowed "
+        f"{checked['allowed_difference']:.2g}), {checked['same_predictions']} of {checked['images']} predictions are the same",
+    ]
+    if subject.evaluation is None:
+        lines.append(f"the card has no figures: `aalp evaluate {subject.about}` measures them")
+    if subject.audit is None:
+        lines.append(f"the card has no verdict: `aalp audit {subject.about}` gives one")
+    return "\n".join([*lines, f"export: {record['path']}"])
+
+
+Record = Mapping[str, Any]
+
+
+def _records(path: Path, config: Record, which: str, metadata: Record) -> tuple[Record | None, Record | None]:
+    """The evaluation that speaks for these weights, and the newest audit of them under the same threat."""
+    run = read_run(path, config)
+
+    def of_these(record: Record) -> bool:
+        # Weights that were trained on since have another epoch.
+        same_epoch = record.get("model", {}).get("epoch") == metadata.get("epoch")
+        return Path(record["weights"]).stem == which and same_epoch
+
+    evaluation = next((record for record in run.evaluations if of_these(record)), None)
+    threat = evaluation["threat"] if evaluation else metadata.get("threat") or {}
+
+    def same_threat(record: Record) -> bool:
+        norm, eps = str(threat.get("norm")).lower(), float(threat.get("eps", math.nan))
+        return record["threat"]["norm"].lower() == norm and math.isclose(record["threat"]["eps"], eps)
+
+    audits = [record for record in run.audits if of_these(record) and same_threat(record)]
+    return evaluation, max(audits, key=lambda record: str(record.get("created", "")), default=None)

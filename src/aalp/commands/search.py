@@ -1,0 +1,292 @@
+"""`aalp search`: hyper-parameter search over any option, pruned, parallel, resumable; judged on validation images alone."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aalp.commands.config import (
+    EvaluationOptions,
+    MethodOptions,
+    ThreatOptions,
+    same_options,
+)
+from aalp.commands.console import Display, command_line, print_out
+from aalp.commands.search_space import applied, parse_space
+from aalp.commands.study import PrunedError, Study, Trial, check_search
+from aalp.commands.tables import text_table
+from aalp.commands.train import build_classifier, check, train_run, write_config
+from aalp.data.sources import DataOptions, Source, load_source
+from aalp.errors import AalpError, DataError, InterruptedRunError, OptionError, RunError
+from aalp.method.pgd import AttackOptions
+from aalp.models.catalog import ModelOptions
+from aalp.store.records import write_record
+from aalp.store.run import RunDirectory
+from aalp.training.loop import steps_per_epoch
+from aalp.training.options import CheckpointOptions, TrainingOptions
+
+
+def search(
+    run: Path,
+    space: dict[str, Any] | None = None,
+    trials: int = 20,
+    jobs: int = 1,
+    prune: bool = True,
+    data: str = "digits",
+    model: str = "small-cnn",
+    objective: str = "aalp",
+    seed: int = 0,
+    quiet: bool = False,
+    threat: ThreatOptions = ThreatOptions(),
+    attack: AttackOptions = AttackOptions(),
+    method: MethodOptions = MethodOptions(),
+    training: TrainingOptions = TrainingOptions(),
+    checkpoint: CheckpointOptions = CheckpointOptions(),
+    data_options: DataOptions = DataOptions(),
+    model_options: ModelOptions = ModelOptions(),
+    evaluation: EvaluationOptions = EvaluationOptions(),
+) -> None:
+    """Search options for the highest robust accuracy on validation images; run again, it continues where it stopped.
+
+    Test images are never looked at. Each trial is a run directory, RUN/trials/NNNN. The same command in further
+    terminals, or --jobs, works on the same trials.
+
+    Args:
+        run: directory of the search, new, or begun with the same options.
+        space: options and their values, as YAML: '{training.lr: [0.05, 0.4, log], attack.steps: [5, 10], \
+method.weights.rule: {choices: [uniform, confidence]}}'.
+        trials: how many in all; more than before goes on with a finished search.
+        jobs: processes that work on trials at the same time.
+        prune: stop a trial whose validation robust accuracy falls below the median of the others at its epoch.
+        data: as for `aalp train`.
+        model: as for `aalp train`.
+        objective: as for `aalp train`.
+        seed: of every trial's training, and of the search.
+        quiet: show no progress.
+        threat: what the adversary may do.
+        attack: the attack used in training.
+        method: numbers of the objective.
+        training: how to train.
+        checkpoint: when states are saved.
+        data_options: how the data is read.
+        model_options: how the model is built.
+        evaluation: kept for the winner; a search does not evaluate.
+    """
+    check_search()
+    if trials < 1 or jobs < 1:
+        raise OptionError(f"trials is {trials} and jobs is {jobs}: both have to be at least 1")
+    options: dict[str, Any] = {
+        "data": data,
+        "model": model,
+        "objective": objective,
+        "seed": seed,
+        "threat": threat,
+        "attack": attack,
+        "method": method,
+        "training": training,
+        "checkpoint": checkpoint,
+        "data_options": data_options,
+        "model_options": model_options,
+        "evaluation": evaluation,
+    }
+    dimensions = parse_space(space or {})
+    _check_space(options, space or {})
+    source = load_source(data, data_options)
+    if len(source.validation) == 0:
+        raise DataError(f"'{data}' has no validation images to judge trials by: hold some out with --data_options.validation")
+    build_classifier(options, source)
+    steps_per_epoch(source.train, training.batch_size)
+    _open(run, {**options, "space": space, "prune": prune})
+    # The first quarter of a one-cycle schedule, where the learning rate still rises, tells little of its end.
+    study = Study(run, dimensions, seed, prune, warmup=training.epochs // 4 + 1)
+    _work(study, options, source, trials, jobs, quiet)
+    print_out(_finish(study, options, len(source.validation)))
+
+
+def _check_space(options: Mapping[str, Any], space: Mapping[str, Any]) -> None:
+    """Refuse a space of which a value cannot work, before anything is read or written.
+
+    Raises:
+        OptionError: one cannot.
+    """
+    # Options that only some of the objectives have are searched together with the objective.
+    strict = "objective" not in space
+    for name, dimension in parse_space(space).items():
+        for value in dimension.ends():
+            check(applied(options, {name: value}), strict=strict)
+
+
+def _open(run: Path, shared: Mapping[str, Any]) -> None:
+    """A new folder of a search, or one that was begun with the same options.
+
+    Raises:
+        RunError: it was begun with others, or is something else.
+    """
+    directory = RunDirectory(run)
+    if not directory.begun:
+        RunDirectory.create(run)
+        write_config(directory.config, shared)
+        return
+    RunDirectory.open(run)
+    same_options(run, shared, "choose another --run, or give the same options as then")
+
+
+def _work(study: Study, options: Mapping[str, Any], source: Source, trials: int, jobs: int, quiet: bool) -> None:
+    """Trials until there are enough, in this process and in jobs - 1 others.
+
+    Raises:
+        InterruptedRunError: a signal arrived; what was under way is saved.
+        AalpError: another process failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // jobs)
+    others = [context.Process(target=_other, args=(study, dict(options), trials, threads)) for _ in range(jobs - 1)]
+    for other in others:
+        other.start()
+    if others:
+        torch.set_num_threads(threads)
+    try:
+        _trials(study, options, source, trials, Display(quiet))
+    except BaseException:
+        for other in others:  # SIGTERM: each saves what it does
+            other.terminate()
+        raise
+    finally:
+        for other in others:
+            other.join()
+    if any(other.exitcode for other in others):
+        raise AalpError(f"a process of the search failed: its line is above; go on with `{command_line()}`")
+
+
+def _other(study: Study, options: dict[str, Any], trials: int, threads: int) -> None:
+    """What each of --jobs does, in a process of its own."""
+    torch.set_num_threads(threads)
+    display = Display(quiet=True)
+    try:
+        _trials(study, options, load_source(options["data"], options["data_options"]), trials, display)
+    except AalpError as error:
+        display.warn(str(error))
+        raise SystemExit(error.exit_code) from error
+
+
+def _trials(study: Study, options: Mapping[str, Any], source: Source, count: int, display: Display) -> None:
+    while True:
+        with study.next_trial(count) as trial:
+            if trial is None:
+                return
+            _one(study, trial, options, source, display)
+
+
+def _one(study: Study, trial: Trial, options: Mapping[str, Any], source: Source, display: Display) -> None:
+    """Train one trial to its end, from the start or from where a process that is gone left it."""
+    directory = RunDirectory(_folder(study, trial.number))
+    told = ", ".join(f"{name} {_number(value)}" for name, value in trial.values.items())
+    display.say(f"trial {trial.number}{' goes on' if directory.begun else ''}: {told}")
+    parent = multiprocessing.parent_process()
+
+    def on_epoch(row: Mapping[str, Any]) -> None:
+        trial.report(row["validation_robust"], row["epoch"])
+        if parent is not None and not parent.is_alive():
+            raise InterruptedRunError(15, command_line())
+
+    try:
+        chosen = applied(options, trial.values)
+        check(chosen, strict=False)
+        classifier = build_classifier(chosen, source)
+        begun = directory.begun
+        if not begun:
+            RunDirectory.create(directory.path)
+            write_config(directory.config, chosen)
+        for epoch, robust in _epochs_done(directory):  # of which the process that is gone may not have told
+            trial.report(robust, epoch)
+        progress = train_run(directory, chosen, source, classifier, display, begun, strict=False, on_epoch=on_epoch)
+    except InterruptedRunError as error:
+        raise InterruptedRunError(error.signal_number, command_line()) from error
+    except PrunedError:
+        study.tell(trial, None, "pruned")
+        display.say(f"trial {trial.number} pruned")
+    except RunError:  # a disk that refuses is no fault of the options
+        raise
+    except AalpError as error:
+        study.tell(trial, None, "fail", " ".join(str(error).split()))
+        display.warn(f"trial {trial.number} failed: {error}")
+    else:
+        study.tell(trial, progress.best_robust, "complete")
+        display.say(f"trial {trial.number}: validation robust accuracy {progress.best_robust:.1%}")
+
+
+def _epochs_done(directory: RunDirectory) -> list[tuple[int, float]]:
+    """Epochs that a run has behind it, and its robust accuracy on the validation images after each."""
+    if not directory.metrics.is_file():
+        return []
+    try:
+        with directory.metrics.open(newline="") as file:
+            return [(int(row["epoch"]), float(row["validation_robust"])) for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise RunError(f"'{directory.metrics}' is not a readable table: {error}; remove that trial's folder") from error
+
+
+def _folder(study: Study, number: int) -> Path:
+    return study.folder / "trials" / f"{number:04d}"
+
+
+def _finish(study: Study, options: Mapping[str, Any], images: int) -> str:
+    """Write the record, and the winner's configuration; both as a text for the screen."""
+    rows = study.rows()
+    done = [row for row in rows if row["state"] == "complete"]
+    best = max(done, key=lambda row: (row["value"], -row["number"]), default=None)
+    content: dict[str, Any] = {
+        "command": command_line(),
+        "objective": f"validation robust accuracy (PGD-{options['training'].validation_steps}) of the best epoch",
+        "validation_images": images,
+        "trials": rows,
+        "best": best,
+    }
+    lines = [table(rows)]
+    if best is not None:
+        # As --config takes it, whatever the search does later.
+        file = study.folder / f"best-{best['number']:04d}.yaml"
+        write_config(file, applied(options, best["options"]))
+        content["config"] = str(file)
+        lines.append(
+            f"best: trial {best['number']}, validation robust accuracy {best['value']:.1%}. The highest of {len(done)} is a "
+            "flattering figure: what counts is an evaluation on test images. To train it:\n\n"
+            f"    aalp train --config {file} --run {study.folder / 'best'} --evaluate\n\n"
+            f"or take the trial itself: {_folder(study, best['number'])}"
+        )
+    waiting = sum(row["state"] == "running" for row in rows)
+    if waiting:
+        lines.append(f"{waiting} trials are still under way in other processes: the same command tells their outcome")
+    elif best is None:
+        lines.append("no trial came to its end: see the reasons, and widen or move the space")
+    record = study.folder / "search.json"
+    write_record(record, "search", content)
+    return "\n\n".join([*lines, f"record: {record}"])
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Trials from best to worst, then those that did not come to their end."""
+    names = list(dict.fromkeys(name for row in rows for name in row["options"]))
+    ordered = sorted(rows, key=lambda row: (row["value"] is None, -(row["value"] or 0.0), row["number"]))
+    cells = [
+        [
+            str(row["number"]),
+            "-" if row["value"] is None else f"{row['value']:.1%}",
+            row["state"],
+            str(row["epochs"]),
+            *(_number(row["options"].get(name, "-")) for name in names),
+        ]
+        for row in ordered
+    ]
+    shown = text_table(["trial", "robust", "state", "epochs", *names], cells)
+    failed = [f"trial {row['number']} failed: {row['reason']}" for row in rows if "reason" in row]
+    return "\n".join([shown, *failed])
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

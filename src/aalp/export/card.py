@@ -1,0 +1,233 @@
+"""The model card that goes with every export: what it is, how to load it, what was measured, and what was not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from aalp.export.huggingface import is_native
+from aalp.export.robustbench import dataset_name, fraction
+from aalp.export.source import needs
+from aalp.export.subject import Subject
+
+NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+def card(subject: Subject, name: str, files: Sequence[str], checked: Mapping[str, Any]) -> str:
+    """README.md of an export.
+
+    Args:
+        name: of the format.
+        files: in the folder, besides the card and the record.
+        checked: what loading it back showed (see `compare`).
+    """
+    sections = {
+        f"{_title(subject)}": _what(subject, name),
+        "## Load it": _load(subject, name),
+        "## What goes in and comes out": _interface(subject, name),
+        "## Figures": _figures(subject),
+        "## Audit": _audit(subject),
+        "## Limits": _limits(subject),
+        "## Loaded back": _checked(name, files, checked),
+    }
+    body = "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items())
+    return f"---\n{_front_matter(subject)}---\n\n{body}\n"
+
+
+def _front_matter(subject: Subject) -> str:
+    """What model hubs read."""
+    tags = ["image-classification", "adversarial-robustness", "adversarial-training", "aalp"]
+    library = "timm" if subject.model.startswith("timm:") else "pytorch"
+    content = {"library_name": library, "pipeline_tag": "image-classification", "tags": tags}
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _title(subject: Subject) -> str:
+    return f"# {_line(subject.model)} on {dataset_name(subject)}, trained with {_line(subject.metadata.get('objective', '?'))}"
+
+
+def _what(subject: Subject, name: str) -> str:
+    about = subject.metadata
+    data = about.get("data") or {}
+    parameters = f"{about['parameters']:,} parameters, " if "parameters" in about else ""
+    trained = f"objective {_line(about.get('objective', 'unknown'))} and seed {about.get('seed', 'unknown')}"
+    return (
+        f"An image classifier ({_line(subject.model)}, {parameters}{len(subject.classes)} classes), trained with the {trained} "
+        f"on {_line(data.get('name', 'unknown'))}; weights of epoch {about.get('epoch', 'unknown')} ({subject.which}). "
+        f"Threat model of the training: {_threat(subject)}. Exported by aalp as {name}."
+    )
+
+
+def _threat(subject: Subject) -> str:
+    threat = subject.metadata.get("threat") or {}
+    if "eps" not in threat:
+        return "unknown"
+    norm = NORMS.get(str(threat.get("norm")), str(threat.get("norm")))
+    return f"{norm} ball of radius eps = {fraction(float(threat['eps']))} around images in [0, 1]"
+
+
+USES = {
+    "safetensors": 'import aalp\n\nclassifier = aalp.load("model.safetensors")\nlogits = classifier(images)',
+    "torch-export": 'import torch\n\nprogram = torch.export.load("model.pt2").module()\nlogits = program(images)',
+    "onnx": (
+        'import onnxruntime\n\nsession = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])\n'
+        '(logits,) = session.run(["logits"], {"images": images})'
+    ),
+    "robustbench": (
+        "import torch\n\nfrom model import Model\n\nmodel = Model()\n"
+        'model.load_state_dict(torch.load("model.pt", weights_only=True))\nlogits = model.eval()(images)'
+    ),
+}
+
+
+def _load(subject: Subject, name: str) -> str:
+    if name == "hf-folder":
+        trust = "" if is_native(subject) else ", trust_remote_code=True"
+        code = (
+            "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
+            'processor = AutoImageProcessor.from_pretrained(".")\n'
+            f'model = AutoModelForImageClassification.from_pretrained("."{trust}).eval()\n'
+            'logits = model(**processor(pictures, return_tensors="pt")).logits'
+        )
+    else:
+        code = USES[name]
+    return f"In this folder:\n\n```python\n{code}\n```\n\n{_load_notes(subject, name)}".strip()
+
+
+def _load_notes(subject: Subject, name: str) -> str:
+    packages = needs(subject)
+    if name == "torch-export":
+        return (
+            "`torch.export.load` unpickles what a file asks it to. This file asks for nothing (its weights are raw bytes, its "
+            "graph is JSON), but one from somebody you do not trust may: take safetensors or ONNX from strangers."
+        )
+    if name == "hf-folder" and is_native(subject):
+        return "Needs transformers and timm, and runs no code from this folder."
+    if name in ("hf-folder", "robustbench"):
+        what = f"Needs {' and '.join(packages)}. " if packages else ""
+        own = f"The network is `{_line(subject.model)}`, which has to be importable. " if packages == ["aalp"] else ""
+        return f"{what}{own}Loading runs the Python files of this folder: read them first if they are not yours."
+    if name == "safetensors" and packages == ["aalp"]:
+        return f"The network is built by `{_line(subject.model)}`: build it yourself, and load the tensors into it."
+    return ""
+
+
+def _interface(subject: Subject, name: str) -> str:
+    channels, height, width = subject.image_shape
+    mean, std = subject.normalisation
+    if name == "hf-folder" and is_native(subject):
+        where = (
+            f"The image processor subtracts the mean {_numbers(mean)} and divides by the deviation {_numbers(std)}; the model "
+            "itself takes what comes out."
+        )
+    elif subject.classifier.mean.numel():
+        where = f"The normalisation (mean {_numbers(mean)}, deviation {_numbers(std)}) is inside: do not normalise again."
+    else:
+        where = "There is no normalisation."
+    return (
+        f"Images (N, {channels}, {height}, {width}), float32 in [0, 1], any N. {where}\n\n"
+        f"Logits (N, {len(subject.classes)}), in this order:\n\n```json\n{json.dumps(subject.classes, ensure_ascii=False)}\n```"
+    )
+
+
+def _figures(subject: Subject) -> str:
+    record = subject.evaluation
+    if record is None:
+        return (
+            "Not measured: this model's robustness is unknown. "
+            f"`aalp evaluate {subject.about} --weights {subject.which}` measures it."
+        )
+    data, threat = record["data"], record["threat"]
+    rows = [("clean", record["clean"], record["intervals"]["clean"])]
+    rows += [(attack["name"], attack["accuracy"], None) for attack in record["attacks"]]
+    rows.append(("all of them (worst case)", record["robust"], record["intervals"]["robust"]))
+    lines = ["| attack | accuracy | 95 % interval |", "|---|---:|---:|"]
+    for title, accuracy, interval in rows:
+        between = "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
+        lines.append(f"| {_line(title)} | {accuracy:.1%} | {between} |")
+    whole = data.get("split_images", data.get("test_images"))
+    measured = f"attack seed {record['seed']}; measured {record['created'][:10]} with `{_line(record['command'])}`"
+    where = f"{record['images']} of {whole} {data.get('split', 'test')} images of {_line(data['name'])}"
+    return "\n".join(lines) + (
+        f"\n\nOn {where}, {threat['norm']} eps {fraction(threat['eps'])}, float32, {measured}. Intervals are over images, and "
+        "say nothing about other training seeds."
+    )
+
+
+VERDICTS = {
+    "pass": "passed: no gate found masked gradients",
+    "fail": "FAILED: the robust accuracy above may be an artefact of masked gradients",
+    "inconclusive": "inconclusive: some gates could not decide",
+}
+
+
+def _audit(subject: Subject) -> str:
+    record = subject.audit
+    if record is None:
+        cheap = (subject.evaluation or {}).get("gates") or []
+        failed = [gate["name"] for gate in cheap if gate["passed"] is False]
+        seen = ""
+        if cheap:
+            seen = f" The evaluation's {len(cheap)} cheap gates " + (f"failed: {', '.join(failed)}." if failed else "passed.")
+        return (
+            f"Not audited for masked gradients.{seen} `aalp audit {subject.about} --weights {subject.which}` does it: "
+            "a robust accuracy that no audit vouches for may be an artefact of attacks that fail."
+        )
+    words = VERDICTS.get(record["verdict"], record["verdict"])
+    lines = [
+        f"{words[0].upper()}{words[1:]}. {record['images']} images, {record['threat']['norm']} eps "
+        f"{fraction(record['threat']['eps'])}{', thorough' if record.get('thorough') else ''}; {record['created'][:10]}."
+    ]
+    for gate in record["gates"]:
+        if gate["passed"] is not True:
+            what = "failed" if gate["passed"] is False else "not decided"
+            lines.append(f"- {what}: {gate['name']} ({_line(gate['detail'])})")
+    return "\n".join(lines)
+
+
+def _limits(subject: Subject) -> str:
+    lines = [
+        f"- Robustness is claimed against one threat model alone: {_threat(subject)}. Other norms, larger eps, patches, "
+        "rotations, weather and other cameras are not covered.",
+        "- Attacks give an upper bound of robust accuracy, never a proof: a stronger or adaptive attack may find more.",
+    ]
+    record = subject.evaluation
+    if record is not None:
+        threat = subject.metadata.get("threat") or {}
+        if "eps" in threat and abs(float(threat["eps"]) - record["threat"]["eps"]) > 1e-9:
+            lines.append("- The figures are of another eps than the training's.")
+        if not any(attack["name"] == "autoattack" for attack in record["attacks"]):
+            lines.append(
+                "- AutoAttack has not run: the figures are optimistic. "
+                f"`aalp evaluate {subject.about} --weights {subject.which} --attacks autoattack` runs it."
+            )
+        whole = record["data"].get("split_images", record["data"].get("test_images"))
+        if whole and record["images"] < whole:
+            lines.append(f"- The figures are of {record['images']} of {whole} images: see the intervals.")
+        if record["data"].get("split", "test") != "test":
+            lines.append("- The figures are of validation images, which chose the weights: they are too high.")
+    lines.append("- One training seed: how much another would change is not known (`aalp compare` measures it).")
+    return "\n".join(lines)
+
+
+def _checked(name: str, files: Sequence[str], checked: Mapping[str, Any]) -> str:
+    listed = ", ".join(f"`{file}`" for file in files)
+    sizes = ", ".join(map(str, checked["batch_sizes"]))
+    return (
+        f"{listed}: loaded back as {name} and run on {checked['images']} images in batches of {sizes}, the logits (largest "
+        f"{checked['largest_logit']:.3g}) differ from the model's by at most {checked['largest_difference']:.2g}; "
+        f"{checked['allowed_difference']:.2g} is allowed. {checked['same_predictions']} of {checked['images']} predictions are "
+        "the same."
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _line(value: object) -> str:
+    """Text from a record or a file as it may stand in a line or a table of Markdown."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")

@@ -1,0 +1,194 @@
+"""Export to a folder that Hugging Face transformers loads: AutoModelForImageClassification.from_pretrained(FOLDER).
+
+A timm model becomes transformers' own TimmWrapper, which runs no code from the folder; there the normalisation is the
+image processor's, as is the habit. Any other model comes with its source, and is loaded with trust_remote_code=True.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aalp.export.source import source, timm_arguments
+from aalp.export.subject import Predict, Subject
+
+NETWORK = "aalp_network.py"
+
+CONFIGURATION = '''"""Configuration of an image classifier that aalp exported."""
+
+from transformers import PretrainedConfig
+
+
+class AalpConfig(PretrainedConfig):
+    """Labels are in id2label; `aalp` tells how the model was trained."""
+
+    model_type = "aalp"
+'''
+
+MODELING = '''"""An image classifier that aalp exported. It takes images in [0, 1]: the normalisation is inside."""
+
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from .aalp_network import Model
+from .configuration_aalp import AalpConfig
+
+
+class AalpForImageClassification(PreTrainedModel):
+    """pixel_values (N, channels, height, width) in [0, 1] to logits (N, classes)."""
+
+    config_class = AalpConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = "model"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = Model()
+        self.post_init()
+
+    def _init_weights(self, module):
+        pass
+
+    def forward(self, pixel_values, labels=None, return_dict=None, **kwargs):
+        logits = self.model(pixel_values)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        if return_dict is False:
+            return (logits,) if loss is None else (loss, logits)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+'''
+
+
+def is_native(subject: Subject) -> bool:
+    """Whether transformers loads the export without running code from its folder."""
+    return subject.model.startswith("timm:")
+
+
+def write_hf_folder(subject: Subject, folder: Path) -> None:
+    """config.json, model.safetensors, the image processor's configuration, and the source where it is needed."""
+    if is_native(subject):
+        _write_timm(subject, folder)
+    else:
+        _write_own(subject, folder)
+
+
+def _write_timm(subject: Subject, folder: Path) -> None:
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    channels, height, width = subject.image_shape
+    mean, std = subject.normalisation
+    config = TimmWrapperConfig(
+        architecture=subject.model.removeprefix("timm:"),
+        model_args=timm_arguments(subject),
+        id2label=dict(enumerate(subject.classes)),
+        label2id={name: number for number, name in enumerate(subject.classes)},
+        pretrained_cfg={
+            "input_size": [channels, height, width],
+            "fixed_input_size": True,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+            "mean": mean,
+            "std": std,
+        },
+        aalp=subject.travelling(),
+    )
+    model = TimmWrapperForImageClassification(config)
+    model.timm_model.load_state_dict(subject.classifier.network.state_dict())
+    model.save_pretrained(folder)
+
+
+def _write_own(subject: Subject, folder: Path) -> None:
+    _, height, width = subject.image_shape
+    (folder / NETWORK).write_text(source(subject))
+    (folder / "configuration_aalp.py").write_text(CONFIGURATION)
+    (folder / "modeling_aalp.py").write_text(MODELING)
+    config = {
+        "model_type": "aalp",
+        "architectures": ["AalpForImageClassification"],
+        "auto_map": {
+            "AutoConfig": "configuration_aalp.AalpConfig",
+            "AutoModelForImageClassification": "modeling_aalp.AalpForImageClassification",
+        },
+        "id2label": {str(number): name for number, name in enumerate(subject.classes)},
+        "label2id": {name: number for number, name in enumerate(subject.classes)},
+        "dtype": "float32",
+        "aalp": subject.travelling(),
+    }
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    tensors = {f"model.{name}": value.contiguous().clone() for name, value in subject.classifier.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_hf_folder(subject: Subject, folder: Path) -> Predict:
+    """The model through from_pretrained, behind what its image processor does to images in [0, 1]."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    native = is_native(subject)
+    with _own_module_cache(), _silent():
+        model: Any = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=not native)
+        processor: Any = AutoImageProcessor.from_pretrained(folder)
+    model.eval()
+
+    def predict(images: Tensor) -> Tensor:
+        if native:
+            pixels: Tensor = processor(images)["pixel_values"]
+        else:
+            pixels = torch.as_tensor(processor(list(images), do_rescale=False, return_tensors="pt")["pixel_values"])
+        logits: Tensor = model(pixel_values=pixels).logits
+        return logits
+
+    return predict
+
+
+@contextmanager
+def _own_module_cache() -> Iterator[None]:
+    """transformers copies a folder's code to the user's cache before it runs it: here to a place that goes away again."""
+    from transformers import dynamic_module_utils
+
+    before, path = dynamic_module_utils.HF_MODULES_CACHE, list(sys.path)
+    # What the user has loaded so is found under the same name, and is put back.
+    known = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "transformers_modules"}
+    with tempfile.TemporaryDirectory() as cache:
+        dynamic_module_utils.HF_MODULES_CACHE = cache
+        try:
+            yield
+        finally:
+            dynamic_module_utils.HF_MODULES_CACHE = before
+            sys.path[:] = path
+            for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+                del sys.modules[name]
+            sys.modules.update(known)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No progress bars on stderr."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

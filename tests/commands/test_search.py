@@ -1,0 +1,245 @@
+"""A search draws, prunes, fails, resumes and shares its trials; what it says is what its trials did."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aalp.cli import main
+from aalp.commands import search as searching
+from aalp.commands.search import table
+from aalp.commands.search_space import Dimension, applied, parse_space
+from aalp.commands.study import PrunedError, Study
+from aalp.errors import DivergedError, InterruptedRunError, OptionError
+from aalp.store.records import read_record
+from aalp.training.options import TrainingOptions
+
+SPACE = "{training.lr: [0.01, 0.3, log], training.epochs: [1, 2], method.weights.rule: {choices: [uniform, confidence]}}"
+
+
+@pytest.fixture(scope="module")
+def words(train_words: list[str]) -> list[str]:
+    return ["search", *train_words[1:], "--space", SPACE]
+
+
+@pytest.fixture(scope="module")
+def finished(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search of 3 trials; not to be written to."""
+    run = tmp_path_factory.mktemp("search") / "done"
+    assert main([*words, "--run", str(run), "--trials", "3"]) == 0
+    return run
+
+
+def outcomes(run: Path) -> list[tuple[Any, ...]]:
+    """What matters of each trial: its options, state and value."""
+    rows = read_record(run / "search.json", "search")["trials"]
+    return [(row["number"], row["options"], row["state"], row["value"], row["epochs"]) for row in rows]
+
+
+def test_each_trial_is_a_run_with_its_options_and_its_value_is_of_validation_images(finished: Path) -> None:
+    record = read_record(finished / "search.json", "search")
+    assert record["objective"] == "validation robust accuracy (PGD-2) of the best epoch"
+    assert record["validation_images"] == 7
+    assert [row["number"] for row in record["trials"]] == [0, 1, 2]
+    for row in record["trials"]:
+        run = finished / "trials" / f"{row['number']:04d}"
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        chosen = row["options"]
+        assert 0.01 <= chosen["training.lr"] <= 0.3
+        assert config["training"]["lr"] == chosen["training.lr"]
+        assert config["training"]["epochs"] == chosen["training.epochs"] == row["epochs"]
+        assert config["method"]["weights"]["rule"] == chosen["method.weights.rule"]
+        rows = (run / "metrics.csv").read_text().splitlines()
+        column = rows[0].split(",").index("validation_robust")
+        assert row["value"] == max(float(line.split(",")[column]) for line in rows[1:])
+        assert not (run / "evaluations").exists()
+    best = record["best"]
+    assert best["value"] == max(row["value"] for row in record["trials"])
+    assert Path(record["config"]) == finished / f"best-{best['number']:04d}.yaml"
+
+
+def test_the_winner_s_configuration_trains_what_the_trial_was(finished: Path, tmp_path: Path) -> None:
+    record = read_record(finished / "search.json", "search")
+    assert main(["train", "--config", record["config"], "--run", str(tmp_path / "again"), "--quiet"]) == 0
+    trial = finished / "trials" / f"{record['best']['number']:04d}"
+    files = [run / "weights" / "best.safetensors" for run in (trial, tmp_path / "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_finished_search_says_the_same_again_goes_on_with_more_trials_and_refuses_another_space(
+    finished: Path, words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "more"))
+    assert main([*words, "--run", str(run), "--trials", "3"]) == 0
+    assert outcomes(run) == outcomes(finished)
+    assert main([*words, "--run", str(run), "--trials", "4"]) == 0
+    assert outcomes(run)[:3] == outcomes(finished)
+    assert len(outcomes(run)) == 4
+    out = capfd.readouterr().out
+    assert f"aalp train --config {run}/best-" in out
+    other = [word if word != SPACE else "{training.lr: [0.01, 0.3, log]}" for word in words]
+    assert main([*other, "--run", str(run)]) == 2
+    assert "was begun with another space" in capfd.readouterr().err
+
+
+def test_a_stopped_trial_is_gone_on_with_and_the_search_ends_as_undisturbed(
+    finished: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    honest, calls = searching.train_run, []
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+
+            def stop(row: Any) -> None:
+                raise InterruptedRunError(15, "nothing")
+
+            return honest(*arguments, **{**options, "on_epoch": stop})
+        return honest(*arguments, **options)
+
+    monkeypatch.setattr(searching, "train_run", stopped)
+    run = tmp_path / "stopped"
+    command = [*words, "--run", str(run), "--trials", "3"]
+    assert main(command) == 143
+    assert "continue with `aalp search" in capfd.readouterr().err
+    assert not (run / "search.json").exists()
+    assert main(command) == 0
+    assert outcomes(run) == outcomes(finished)
+
+
+def test_a_trial_that_fails_is_told_and_the_others_go_on(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def diverges(*arguments: Any, **options: Any) -> Any:
+        raise DivergedError("the loss is nan")
+
+    monkeypatch.setattr(searching, "train_run", diverges)
+    assert main([*words, "--run", str(tmp_path / "bad"), "--trials", "2"]) == 0
+    out, err = capfd.readouterr()
+    assert "trial 1 failed: the loss is nan" in out
+    assert "no trial came to its end" in out
+    assert "trial 0 failed: the loss is nan" in err
+    assert [(row[2], row[3]) for row in outcomes(tmp_path / "bad")] == [("fail", None)] * 2
+
+
+def study(folder: Path, **changes: Any) -> Study:
+    folder.mkdir(exist_ok=True)
+    options = {"space": {"x": Dimension(0.0, 1.0)}, "seed": 0, "prune": True, "warmup": 2, **changes}
+    return Study(folder, **options)
+
+
+def run_trial(one: Study, curve: list[float], count: int = 99) -> str:
+    with one.next_trial(count) as trial:
+        assert trial is not None
+        try:
+            for epoch, value in enumerate(curve, start=1):
+                trial.report(value, epoch)
+        except PrunedError:
+            one.tell(trial, None, "pruned")
+            return f"pruned after {epoch}"
+        one.tell(trial, curve[-1], "complete")
+        return "complete"
+
+
+def test_a_trial_below_the_median_of_four_others_is_pruned_after_the_warmup(tmp_path: Path) -> None:
+    one = study(tmp_path / "s")
+    # While four have not come to their end, none is pruned, however bad.
+    assert [run_trial(one, [level] * 4) for level in (0.4, 0.1, 0.2, 0.3)] == ["complete"] * 4
+    # The median of 0.1, 0.2, 0.3, 0.4 is 0.25.
+    assert run_trial(one, [0.26, 0.26, 0.26, 0.26]) == "complete"
+    assert run_trial(one, [0.0, 0.24, 0.24, 0.24]) == "pruned after 2"
+    assert run_trial(study(tmp_path / "s", prune=False), [0.0, 0.0, 0.0, 0.0]) == "complete"
+    assert one.rows()[5]["value"] is None
+
+
+def test_two_processes_share_trials_and_never_draw_the_same(tmp_path: Path) -> None:
+    one, other = study(tmp_path / "s"), study(tmp_path / "s")
+    with one.next_trial(2) as first, other.next_trial(2) as second:
+        assert first is not None
+        assert second is not None
+        assert (first.number, second.number) == (0, 1)
+        assert first.values != second.values
+        # Both are at work: there is nothing to take over and nothing more to begin.
+        with study(tmp_path / "s").next_trial(2) as third:
+            assert third is None
+    with one.next_trial(2) as orphan:  # nobody told how it ended: it is begun and its process gone
+        assert orphan is not None
+        assert (orphan.number, orphan.begun, orphan.values) == (0, True, first.values)
+
+
+def test_a_line_that_a_loss_of_power_tore_is_cut_off(tmp_path: Path) -> None:
+    one = study(tmp_path / "s")
+    assert run_trial(one, [0.5]) == "complete"
+    journal = tmp_path / "s" / "journal.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code": 4, "tri')
+    assert one.rows()[0]["value"] == 0.5
+    assert journal.read_bytes().startswith(whole)
+    assert b'"tri' not in journal.read_bytes()[len(whole) :].replace(b'"trial', b"")
+    assert all(json.loads(line) for line in journal.read_bytes().splitlines())
+
+
+def test_spaces_are_ranges_and_choices() -> None:
+    space = parse_space(
+        {"training.lr": [0.1, 1, "log"], "attack.steps": [1, 9], "model": {"choices": ["small-cnn", "thin-resnet"]}}
+    )
+    assert space == {
+        "training.lr": Dimension(0.1, 1, log=True),
+        "attack.steps": Dimension(1, 9),
+        "model": Dimension(choices=("small-cnn", "thin-resnet")),
+    }
+    assert space["model"].ends() == ("small-cnn", "thin-resnet")
+    assert space["attack.steps"].ends() == (1, 9)
+
+
+@pytest.mark.parametrize(
+    "values", [[1], [1, 2, 3], [2, 1], ["a", "b"], {"choices": ["a"]}, {"choice": [1, 2]}, 3, [0, 1, "log"]]
+)
+def test_what_is_neither_is_refused(values: Any) -> None:
+    with pytest.raises(OptionError, match=r"training\.lr"):
+        parse_space({"training.lr": values})
+
+
+def test_values_are_laid_over_options_by_dotted_name() -> None:
+    from aalp.commands.config import MethodOptions
+    from aalp.method.pgd import AttackOptions
+    from aalp.models.catalog import ModelOptions
+
+    options = {
+        "model": "small-cnn",
+        "objective": "aalp",
+        "attack": AttackOptions(),
+        "method": MethodOptions(),
+        "training": TrainingOptions(lr=0.3),
+        "model_options": ModelOptions(),
+        "seed": 4,
+    }
+    changed = applied(options, {"training.epochs": 7, "method.weights.gamma": 2.5, "objective": "alp"})
+    assert (changed["training"].epochs, changed["training"].lr) == (7, 0.3)
+    assert changed["method"].weights.gamma == 2.5
+    assert (changed["objective"], changed["model"], changed["seed"]) == ("alp", "small-cnn", 4)
+    with pytest.raises(OptionError, match="space: training epochs is 0"):
+        applied(options, {"training.epochs": 0})
+
+
+def test_the_table_goes_from_best_to_worst_then_what_did_not_end() -> None:
+    rows = [
+        {"number": 0, "state": "complete", "value": 0.25, "epochs": 3, "options": {"training.lr": 0.1}},
+        {"number": 1, "state": "pruned", "value": None, "epochs": 1, "options": {"training.lr": 0.0123412}},
+        {"number": 2, "state": "complete", "value": 0.5, "epochs": 3, "options": {"training.lr": 0.2}},
+        {"number": 3, "state": "fail", "value": None, "epochs": 0, "options": {}, "reason": "the loss is nan"},
+    ]
+    assert table(rows).splitlines() == [
+        "trial  robust     state  epochs  training.lr",
+        "-----  ------  --------  ------  -----------",
+        "2       50.0%  complete       3          0.2",
+        "0       25.0%  complete       3          0.1",
+        "1           -    pruned       1      0.01234",
+        "3           -      fail       0            -",
+        "trial 3 failed: the loss is nan",
+    ]
