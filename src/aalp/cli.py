@@ -32,6 +32,9 @@ PATHS = {"evaluate": "RUN_OR_WEIGHTS", "audit": "RUN_OR_WEIGHTS", "analyze": "RU
 
 SWITCHES = ("--quiet", "--evaluate", "--thorough", "--audit", "--trust_model_code")
 
+SPELLINGS = {"--trust-model-code": "--trust_model_code", "--init-from": "--model_options.init_from"}
+"""Options by another spelling than their full name."""
+
 EXIT_OK = 0
 
 
@@ -131,8 +134,9 @@ def _parse(verb: str, words: list[str]) -> dict[str, Any]:
 
 
 def _with_switches(words: list[str]) -> list[str]:
-    """`--quiet` for `--quiet=true`, whatever word follows it; a switch may be spelled with - or _."""
-    words = [word.replace("--trust-model-code", "--trust_model_code", 1) for word in words]
+    """`--quiet` for `--quiet=true`, whatever word follows it; some options have another spelling."""
+    for short, name in SPELLINGS.items():
+        words = [name + word.removeprefix(short) if word.partition("=")[0] == short else word for word in words]
     following = [*words[1:], ""][: len(words)]
     return [
         f"{word}=true" if word in SWITCHES and after not in ("true", "false") else word

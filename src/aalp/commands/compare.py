@@ -90,7 +90,7 @@ def compare(
     source = load_source(data, data_options)
     # Whatever can fail on bad input does so before anything is written.
     for options in rows.values():
-        build_classifier({**options, "seed": numbers[0]}, source)
+        build_classifier({**options, "seed": numbers[0]}, source, display.warn)
         steps_per_epoch(source.train, options["training"].batch_size)
     _open(run, shared)
     cells = [
@@ -156,7 +156,7 @@ def _cell(path: Path, name: str, options: dict[str, Any], source: Source, displa
             path.mkdir(exist_ok=True)
             write_config(directory.config, options)
         display.say(describe(options, source, path))
-        classifier = build_classifier(options, source)
+        classifier = build_classifier(options, source, begun=begun)
         try:
             train_run(directory, options, source, classifier, display, resuming=begun, strict=False)
             evaluate_run(directory, options, source, display)

@@ -17,8 +17,17 @@ from aalp.commands.config import (
     split_names,
 )
 from aalp.commands.console import Display, command_line, print_out
-from aalp.commands.loading import LoadedModel, weights_file
-from aalp.commands.opening import chosen_images, run_config, stored_model, stored_source, stored_threat, whole_split
+from aalp.commands.loading import LoadedModel
+from aalp.commands.opening import (
+    chosen_images,
+    model_named,
+    opened_weights,
+    run_config,
+    stored_model,
+    stored_source,
+    stored_threat,
+    whole_split,
+)
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import Split, as_float
@@ -60,7 +69,8 @@ def evaluate(
     Everything that is not given is taken from the run's own configuration.
 
     Args:
-        path: a run directory, or a weights file (.safetensors, or a state dict of tensors; then --model, --data and --eps too).
+        path: a run directory; a weights file (.safetensors, or a state dict of tensors; then --model, --data and --eps too); \
+or a published model, hf:FOLDER_OR_NAME, timm:NAME or torchvision:NAME (then --data and --eps too).
         weights: of a run directory, the weights to evaluate.
         attacks: separated by commas: clean, fgsm, pgd-K, cw-K, autoattack, apgd-ce, apgd-t, fab-t, square.
         split: test, or the validation images that were held out of the training split.
@@ -78,10 +88,10 @@ def evaluate(
         trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
     """
     display = Display(quiet)
-    file = weights_file(path, weights)
+    file = opened_weights(path, weights)
     config = run_config(path, trust_model_code or model is not None)
     source = stored_source(data or config.get("data"), data_options, config)
-    loaded = stored_model(file, path, model, model_options, source, config)
+    loaded = stored_model(file, path, model, model_options, source, config, display.warn)
     threat_options = stored_threat(norm, eps, loaded, config)
     wanted = config.get("evaluation", {})
     names = split_names(attacks or wanted.get("attacks") or list(DEFAULT_ATTACKS))
@@ -97,7 +107,7 @@ def evaluate(
         batch_size,
         seed,
         free_path(folder, file.stem, ".json"),
-        {"weights": str(file), "command": command_line()},
+        {"weights": model_named(path) or str(file), "command": command_line()},
         display,
     )
     print_out(report(record))

@@ -20,14 +20,16 @@ from aalp.commands.config import (
 )
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.evaluate import evaluate_model, report
+from aalp.commands.fine_tuning import start_from
 from aalp.commands.loading import load_model, verify_on
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import channel_statistics
 from aalp.errors import InterruptedRunError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.method.pgd import AttackOptions
-from aalp.models.catalog import ModelOptions, build, is_own_code
+from aalp.models.catalog import ModelOptions, architecture, build, is_own_code
 from aalp.models.classifier import Classifier
+from aalp.models.published import Tell
 from aalp.seeding import derive_seed, seed_global_generators
 from aalp.store.files import write_atomically
 from aalp.store.records import read_record
@@ -61,8 +63,10 @@ def train(
     Without --config and --data this trains on scikit-learn's digits with the preset `digits`.
 
     Args:
-        data: digits, npz:FILE, folder:DIR, or torchvision:NAME (MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN).
-        model: small-cnn, thin-resnet, preact-resnet18, wide-resnet28-10, wide-resnet34-10, timm:NAME, package.module:factory.
+        data: digits, npz:FILE, folder:DIR, csv:FILE, hf:FOLDER_OR_NAME, or torchvision:NAME (MNIST, FashionMNIST, CIFAR10, \
+CIFAR100, SVHN).
+        model: small-cnn, thin-resnet, preact-resnet18, wide-resnet28-10, wide-resnet34-10, timm:NAME, torchvision:NAME, \
+hf:FOLDER_OR_NAME, package.module:factory.
         objective: standard, at, alp, clp, trades, mart, aalp, aalp-no-dropout or aalp-no-weights.
         seed: of the start weights, the data order and the attacks.
         run: directory to make; by default the next free runs/OBJECTIVE-DATA-NNN.
@@ -106,7 +110,7 @@ started if there is none yet, so that one command both starts and continues a ru
         same_options(resume, options, f"go on with `{resume_command(resume, options)}` alone, or start another --run")
     source = load_source(data, options["data_options"])
     # Whatever can fail on bad input does so before anything is written.
-    classifier = build_classifier(options, source)
+    classifier = build_classifier(options, source, display.warn, begun)
     steps_per_epoch(source.train, training.batch_size)
     if resume is not None and begun:
         directory = RunDirectory(resume)
@@ -164,6 +168,7 @@ def train_run(
         "threat": {"norm": options["threat"].norm, "eps": threat.eps},
         "data": {"name": source.name, "digest": source.digest},
         "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
+        "architecture": architecture(classifier, options["model_options"]),
     }
     plan = Fit(
         classifier=classifier,
@@ -194,7 +199,7 @@ def evaluate_run(directory: RunDirectory, options: Mapping[str, Any], source: So
     if record_path.is_file():
         return {**read_record(record_path, "evaluation"), "path": str(record_path)}
     return evaluate_model(
-        load_model(weights, options["model"]),
+        load_model(weights, options["model"], options["model_options"]),
         source,
         options["threat"],
         split_names(wanted.attacks),
@@ -208,17 +213,29 @@ def evaluate_run(directory: RunDirectory, options: Mapping[str, Any], source: So
     )
 
 
-def build_classifier(options: Mapping[str, Any], source: Source) -> Classifier:
-    """The classifier, with start weights that depend on the seed alone, seen to run on the training images."""
+def build_classifier(
+    options: Mapping[str, Any], source: Source, tell: Tell = lambda line: None, begun: bool = False
+) -> Classifier:
+    """The classifier, with start weights that depend on the seed and the options alone, seen to run on the training images.
+
+    Args:
+        tell: called with a line on what a user should know of the start weights.
+        begun: whether a state will be loaded over it, so that start weights are not read.
+    """
+    wanted: ModelOptions = options["model_options"]
     seed_global_generators(derive_seed("start", options["seed"]))
     classifier = build(
         options["model"],
         len(source.classes),
         source.image_shape,
-        options["model_options"],
+        wanted,
         channel_statistics(source.train),
+        source.classes,
+        tell=tell,
     )
-    if options["model_options"].channels_last:
+    if wanted.init_from is not None and not begun:
+        start_from(classifier, wanted.init_from, wanted.mean is None, source.classes, tell)
+    if wanted.channels_last:
         classifier.to(memory_format=torch.channels_last)
     verify_on(classifier, source.train, options["model"])
     return classifier
