@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 VERBS = {
+    "data": "check a data source: counts, sizes, duplicates across splits, a contact sheet",
     "train": "train a classifier",
     "evaluate": "attack a trained classifier, report its clean and robust accuracy",
     "audit": "look for masked gradients: does the robustness that attacks report hold?",
@@ -27,7 +28,7 @@ VERBS = {
 }
 """Verbs and what they do; each lives in the module of its name in `aalp.commands`, imported when it is called."""
 
-PATHS = {"evaluate": "RUN_OR_WEIGHTS", "audit": "RUN_OR_WEIGHTS", "analyze": "RUN...", "report": "RUN..."}
+PATHS = {"data": "SOURCE", "evaluate": "RUN_OR_WEIGHTS", "audit": "RUN_OR_WEIGHTS", "analyze": "RUN...", "report": "RUN..."}
 """Verbs that take paths instead of --config, as their usage shows them; with dots, several of them."""
 
 SWITCHES = ("--quiet", "--evaluate", "--thorough", "--audit", "--trust_model_code")
@@ -45,8 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `aalp`; by default those of the process.
 
     Returns:
-        The exit code: 0 done, 1 training diverged, 2 bad input or a disk that refuses, 3 the audit failed, 4 it was
-        inconclusive, 130, 138 and 143 stopped by SIGINT, SIGUSR1 and SIGTERM, and saved.
+        The exit code: 0 done, 1 training diverged, 2 bad input or a disk that refuses, 3 the audit failed or the data check
+        found what spoils figures, 4 the audit was inconclusive, 130, 138 and 143 stopped by SIGINT, SIGUSR1 and SIGTERM,
+        and saved.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv[1:] = words  # what records tell as their command, also when called from Python

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from aalp.data.folder import FileSplit, decode, open_folder
+from aalp.data.folder import open_folder
+from aalp.data.images import Decoding, Layout, decode
 from aalp.data.sources import DataOptions, load_source
 from aalp.data.split import ResidentSplit
+from aalp.data.stored import FileSplit
 from aalp.errors import DataError
 
 COLOURS = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)  # height 8, width 6
@@ -24,7 +26,7 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 
 
 def test_train_and_test_folders_become_the_splits_with_classes_in_alphabetical_order(image_folder: Path) -> None:
-    folder = open_folder(image_folder, size=None, test_share=0.5, seed=0)
+    folder = open_folder(image_folder, Layout(), test_share=0.5, seed=0)
     assert folder.classes == ("cat", "dog")
     assert folder.train.labels.tolist() == [0] * 20 + [1] * 20
     assert folder.test.labels.tolist() == [0] * 4 + [1] * 4
@@ -38,7 +40,7 @@ def test_train_and_test_folders_become_the_splits_with_classes_in_alphabetical_o
 def test_one_folder_is_split_class_by_class_so_that_both_splits_have_all(
     share: float, in_test: int, image_folder: Path
 ) -> None:
-    folder = open_folder(image_folder / "train", size=None, test_share=share, seed=0)
+    folder = open_folder(image_folder / "train", Layout(), test_share=share, seed=0)
     assert torch.bincount(folder.test.labels).tolist() == [in_test, in_test]
     assert torch.bincount(folder.train.labels).tolist() == [20 - in_test, 20 - in_test]
     together = [*folder.train.paths, *folder.test.paths]
@@ -46,7 +48,7 @@ def test_one_folder_is_split_class_by_class_so_that_both_splits_have_all(
 
 
 def test_the_split_depends_on_its_seed_alone(image_folder: Path) -> None:
-    splits = [open_folder(image_folder / "train", None, 0.3, seed).test.paths for seed in (0, 0, 1)]
+    splits = [open_folder(image_folder / "train", Layout(), 0.3, seed).test.paths for seed in (0, 0, 1)]
     assert splits[0] == splits[1]
     assert splits[0] != splits[2]
 
@@ -85,7 +87,7 @@ def test_every_kind_of_image_comes_out_as_bytes_with_channels_first(
     for label in ("a", "b"):
         for number in (0, 1):
             save(tmp_path / label / f"{number}{suffix}", stored)
-    folder = open_folder(tmp_path, None, 0.5, 0)
+    folder = open_folder(tmp_path, Layout(), 0.5, 0)
     pixels = folder.train.decode().pixels.numpy()
     if suffix == ".gif":  # stored with a palette, so it comes as colours that happen to be grey
         wanted = np.repeat(wanted, 3, 0)
@@ -99,7 +101,7 @@ def test_images_are_found_below_a_class_folder_and_other_files_and_hidden_folder
         save(tmp_path / name, COLOURS)
     (tmp_path / "b" / "notes.txt").write_text("not an image")
     (tmp_path / "README").write_text("not a class")
-    folder = open_folder(tmp_path, None, 0.5, 0)
+    folder = open_folder(tmp_path, Layout(), 0.5, 0)
     assert folder.classes == ("a", "b")
     assert len(folder.train) + len(folder.test) == 4
 
@@ -107,7 +109,7 @@ def test_images_are_found_below_a_class_folder_and_other_files_and_hidden_folder
 def test_resizing_makes_all_images_square_and_keeps_flat_ones_flat(tmp_path: Path) -> None:
     for number, (height, width) in enumerate([(8, 6), (20, 5), (3, 9), (10, 10)]):
         save(tmp_path / "ab"[number % 2] / f"{number}.png", np.full((height, width, 3), 10 * number, np.uint8))
-    folder = open_folder(tmp_path, 10, 0.5, 0)
+    folder = open_folder(tmp_path, Layout(10), 0.5, 0)
     assert folder.train.image_shape == (3, 10, 10)
     for split in (folder.train, folder.test):
         for path, image in zip(split.paths, split.decode().pixels, strict=True):
@@ -116,14 +118,14 @@ def test_resizing_makes_all_images_square_and_keeps_flat_ones_flat(tmp_path: Pat
 
 def test_images_of_another_size_are_refused_by_name_unless_resized(tmp_path: Path) -> None:
     path = save(tmp_path / "0.png", COLOURS)
-    assert decode(path, (3, 8, 6), resize=False).shape == (3, 8, 6)
+    assert decode(path, "0.png", Decoding((3, 8, 6), None)).shape == (3, 8, 6)
     with pytest.raises(DataError, match=r"0\.png' is 6x8 pixels and the first image is 8x6: give --data_options.size"):
-        decode(path, (3, 6, 8), resize=False)
-    assert decode(path, (3, 6, 8), resize=True).shape == (3, 6, 8)
+        decode(path, "0.png", Decoding((3, 6, 8), None))
+    assert decode(path, "0.png", Decoding((3, 6, 8), "stretch")).shape == (3, 6, 8)
 
 
 def test_a_subset_holds_the_chosen_images_in_the_given_order(image_folder: Path) -> None:
-    split = open_folder(image_folder, None, 0.5, 0).train
+    split = open_folder(image_folder, Layout(), 0.5, 0).train
     chosen = torch.tensor([30, 2, 7])
     subset = split.subset(chosen)
     assert torch.equal(subset.read(torch.arange(3)), split.read(chosen))

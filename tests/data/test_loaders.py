@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aalp.data.folder import open_folder
+from aalp.data.images import Layout
 from aalp.data.loaders import Loader, epoch_order
 from aalp.data.split import ResidentSplit
 from aalp.errors import DataError
@@ -46,7 +47,7 @@ def test_batches_follow_the_order_that_is_given() -> None:
 
 @pytest.mark.parametrize("workers", [None, 0, 1])
 def test_a_pass_can_start_at_any_batch(workers: int | None, image_folder: Path) -> None:
-    split = open_folder(image_folder, None, 0.5, 0).train
+    split = open_folder(image_folder, Layout(), 0.5, 0).train
     loader = Loader(split.decode() if workers is None else split, 12, CPU, workers or 0)
     order = epoch_order(len(split), 0, 0)
     whole = list(loader.batches(order))
@@ -60,7 +61,7 @@ def test_a_pass_can_start_at_any_batch(workers: int | None, image_folder: Path) 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_on_disk_come_as_those_in_memory_do(workers: int, image_folder: Path) -> None:
-    split = open_folder(image_folder, None, 0.5, 0).train
+    split = open_folder(image_folder, Layout(), 0.5, 0).train
     order = epoch_order(len(split), 3, 1)
     on_disk = list(Loader(split, 7, CPU, workers).batches(order))
     in_memory = list(Loader(split.decode(), 7, CPU).batches(order))
@@ -71,7 +72,7 @@ def test_images_on_disk_come_as_those_in_memory_do(workers: int, image_folder: P
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_loading_leaves_the_global_random_state_alone(on_disk: bool, image_folder: Path) -> None:
-    split = open_folder(image_folder, None, 0.5, 0).train
+    split = open_folder(image_folder, Layout(), 0.5, 0).train
     state = torch.get_rng_state()
     list(Loader(split if on_disk else split.decode(), 10, CPU).batches(epoch_order(len(split), 0, 0)))
     assert torch.equal(torch.get_rng_state(), state)
@@ -80,7 +81,7 @@ def test_loading_leaves_the_global_random_state_alone(on_disk: bool, image_folde
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_named_in_one_line_whoever_reads_it(workers: int, image_folder: Path) -> None:
     path = image_folder / "train" / "dog" / "003.png"
-    split = open_folder(image_folder, None, 0.5, 0).train
+    split = open_folder(image_folder, Layout(), 0.5, 0).train
     path.write_bytes(b"no picture")
     with pytest.raises(DataError) as caught:
         list(Loader(split, 10, CPU, workers).batches())

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from aalp.data.arrays import check_images
 from aalp.data.loaders import Tick, read_rows, row_batches
-from aalp.data.sources import check_images
 from aalp.data.split import ResidentSplit, Split
 from aalp.errors import OptionError
 from aalp.evaluation.attacks import Attack, attack_by_name, run_attack

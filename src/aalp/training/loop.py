@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from aalp.data.augment import augment
-from aalp.data.loaders import Loader, epoch_order
+from aalp.data.loaders import Loader, balanced_order, epoch_order
 from aalp.data.split import Split
 from aalp.errors import DataError, DivergedError, InterruptedRunError, RunError
 from aalp.method.objectives import Objective
@@ -137,7 +137,7 @@ class _Trainer:
             self._save()  # a full disk or a folder that cannot be written to shows now, not after an epoch
         for epoch in range(self.progress.step // per_epoch, options.epochs):
             self.clock = self.saved_at = time.perf_counter()
-            order = epoch_order(len(plan.train), plan.seed, epoch)[: per_epoch * options.batch_size]
+            order = self._order(epoch)[: per_epoch * options.batch_size]
             for images, labels in loader.batches(order, start=self.progress.step - epoch * per_epoch):
                 self._one_step(images, labels, per_epoch * options.epochs)
                 if self.progress.step % per_epoch != 0 and (received or self._is_due()):
@@ -152,6 +152,11 @@ class _Trainer:
             self.fabric.log_dict({k: v for k, v in rows[-1].items() if isinstance(v, float)}, step=epoch + 1)
             if epoch + 1 < options.epochs:
                 self._stop_if(received)
+
+    def _order(self, epoch: int) -> Tensor:
+        if self.plan.options.balance == "classes":
+            return balanced_order(self.plan.train.labels, self.plan.seed, epoch)
+        return epoch_order(len(self.plan.train), self.plan.seed, epoch)
 
     def _stop_if(self, received: list[int]) -> None:
         if received:
