@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -182,3 +183,42 @@ def test_cifar10_has_its_own_classes_in_its_own_order(shared_data: Path, tmp_pat
 
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def test_val_is_the_test_split_of_a_folder_without_one_and_the_validation_split_of_one_with(image_folder: Path) -> None:
+    (image_folder / "test").rename(image_folder / "val")
+    source = load_source(f"folder:{image_folder}", DataOptions(validation=4))
+    assert [len(split) for split in (source.train, source.validation, source.test)] == [36, 4, 8]
+    shutil.copytree(image_folder / "val", image_folder / "test")
+    source = load_source(f"folder:{image_folder}")
+    assert [len(split) for split in (source.train, source.validation, source.test)] == [40, 8, 8]
+    assert len(load_source(f"folder:{image_folder}", DataOptions(validation=3)).validation) == 3
+
+
+def test_cropping_keeps_proportions_where_stretching_does_not(tmp_path: Path) -> None:
+    # 12 wide, 6 high; the middle 6 columns are white.
+    pixels = np.zeros((6, 12, 3), np.uint8)
+    pixels[:, 3:9] = 255
+    path = save(tmp_path / "0.png", pixels)
+    cropped = decode(path, "0.png", Decoding((3, 6, 6), "crop"))
+    stretched = decode(path, "0.png", Decoding((3, 6, 6), "stretch"))
+    assert (cropped == 255).all()
+    assert (stretched[0, 0, [0, 5]] == 0).all()
+    assert abs(float(stretched.mean()) - 127.5) < 2
+
+
+def test_a_large_jpeg_that_is_made_small_looks_the_same_as_its_png(tmp_path: Path) -> None:
+    blobs = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3)).astype(np.uint8)).resize((640, 480))
+    blobs.save(tmp_path / "0.jpg", quality=95)
+    blobs.save(tmp_path / "0.png")
+    jpeg, png = (decode(tmp_path / name, name, Decoding((3, 32, 32), "stretch")).astype(int) for name in ("0.jpg", "0.png"))
+    assert abs(jpeg - png).max() <= 6
+
+
+def test_channels_and_fewer_images_may_be_asked_for(image_folder: Path) -> None:
+    grey = load_source(f"folder:{image_folder}", DataOptions(channels=1, images=10, validation=2))
+    assert grey.image_shape == (1, 8, 8)
+    assert [len(split) for split in (grey.train, grey.validation, grey.test)] == [8, 2, 8]
+    colour = load_source("digits", DataOptions(channels=3)).train.read(torch.arange(5))
+    plain = load_source("digits").train.read(torch.arange(5))
+    assert torch.equal(colour, plain.expand(-1, 3, -1, -1))
