@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from aalp.data.loaders import Loader
 from aalp.data.sources import DataOptions, load_source
@@ -138,8 +139,11 @@ def test_an_image_that_lies_elsewhere_is_neither_read_nor_fetched(tmp_path: Path
     for name in ("secret.png", "own.png"):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
     made = outside(tmp_path, tmp_path / "secret.png")
+    (tmp_path / "set").mkdir()
+    for split in ("train", "test"):  # not by the library, which would put the file's content in
+        parquet.write_table(made.data.table, tmp_path / "set" / f"{split}-0.parquet")
     with pytest.raises(DataError, match=r"is the file '.*secret\.png', which does not lie in the data set"):
-        load_source(saved(tmp_path / "set", train=made, test=made))
+        load_source(f"hf:{tmp_path / 'set'}")
     for path in ("https://example.org/secret.png", str(tmp_path / "set/../secret.png")):
         for root in (None, tmp_path / "set"):
             with pytest.raises(DataError, match="which does not lie in the data set"):

@@ -6,6 +6,8 @@ none is fetched from elsewhere.
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +80,7 @@ def stream(
     """The splits by name, and the classes, decoded into memory as they come in; nothing is written to the disk.
 
     Args:
-        most: images of each split, drawn from a moving window of 1,000; by default all.
+        most: images of each split, drawn from the first ones (1,000 more than are wanted); by default all.
         limit: bytes that the decoded images may take.
 
     Raises:
@@ -93,7 +95,7 @@ def stream(
         rows = table.splits[split]
         images, values = [], []
         try:
-            for number, row in enumerate(rows.shuffle(seed=seed, buffer_size=1000).take(most) if most else rows):
+            for number, row in enumerate(_sample(rows, most, seed) if most else rows):
                 file, called = stored_image(row[table.image], f"{name} {split} row {number}", table.root)
                 decoding = decoding or decoding_like(file, called, layout)
                 images.append(decode(file, called, decoding))
@@ -116,11 +118,17 @@ def stream(
     return splits, classes
 
 
+def _sample(rows: Any, most: int, seed: int) -> list[Any]:
+    """Rows by chance: those of one class may come one after the other."""
+    first = list(itertools.islice(rows, most + 1000))
+    return random.Random(seed).sample(first, min(most, len(first)))
+
+
 def _open(name: str, label_column: str | None, streaming: bool) -> Table:
-    datasets = _datasets()
     place = Path(name).expanduser()
     if name.startswith((".", "/", "~")) and not place.is_dir():
         raise DataError(f"there is no folder '{name}': name one that save_to_disk made, or a data set on the hub")
+    datasets = _datasets()
     with _quiet(datasets):
         try:
             if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():

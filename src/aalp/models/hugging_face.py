@@ -64,13 +64,15 @@ def pretrained(name: str, classes: Sequence[str] | None, num_classes: int, image
     Raises:
         ModelError: it cannot be loaded, is no image classifier, or its weights do not fit its configuration.
     """
-    transformers = _transformers()
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise ModelError(f"there is no folder '{name}': name one that save_pretrained made, or a model on the hub")
+    transformers = _transformers()
     place = str(Path(name).expanduser())
     with _quiet(transformers):
         try:
             content = transformers.PreTrainedConfig.get_config_dict(place)[0]
+            if "model_type" not in content:
+                raise ValueError("its config.json is missing or names no model_type")
             own = _labels(content)
             config = _config(transformers, name, content)
             published = int(config.num_labels)
