@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 VERBS = {
+    "data": "check a data source: counts, sizes, duplicates across splits, a contact sheet",
     "train": "train a classifier",
     "evaluate": "attack a trained classifier, report its clean and robust accuracy",
     "audit": "look for masked gradients: does the robustness that attacks report hold?",
@@ -32,6 +33,7 @@ VERBS = {
 """Verbs and what they do; each lives in the module of its name in `aalp.commands`, imported when it is called."""
 
 PATHS = {
+    "data": "SOURCE",
     "evaluate": "RUN_OR_WEIGHTS",
     "audit": "RUN_OR_WEIGHTS",
     "analyze": "RUN...",
@@ -41,6 +43,9 @@ PATHS = {
 """Verbs that take paths instead of --config, as their usage shows them; with dots, several of them."""
 
 SWITCHES = ("--quiet", "--evaluate", "--thorough", "--audit", "--prune", "--trust_model_code")
+
+SPELLINGS = {"--trust-model-code": "--trust_model_code", "--init-from": "--model_options.init_from"}
+"""Options by another spelling than their full name."""
 
 EXIT_OK = 0
 
@@ -52,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `aalp`; by default those of the process.
 
     Returns:
-        The exit code: 0 done, 1 training diverged, 2 bad input or a disk that refuses, 3 the audit failed, 4 it was
-        inconclusive, 5 another of several processes ended, 130, 138 and 143 stopped by SIGINT, SIGUSR1 and SIGTERM, and saved.
+        The exit code: 0 done, 1 training diverged, 2 bad input or a disk that refuses, 3 the audit failed or the data check
+        found what spoils figures, 4 the audit was inconclusive, 5 another of several processes ended, 130, 138 and 143
+        stopped by SIGINT, SIGUSR1 and SIGTERM, and saved.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv[1:] = words  # what records tell as their command, also when called from Python
@@ -170,8 +176,9 @@ def _parse(verb: str, words: list[str]) -> dict[str, Any]:
 
 
 def _with_switches(words: list[str]) -> list[str]:
-    """`--quiet` for `--quiet=true`, whatever word follows it; a switch may be spelled with - or _."""
-    words = [word.replace("--trust-model-code", "--trust_model_code", 1) for word in words]
+    """`--quiet` for `--quiet=true`, whatever word follows it; some options have another spelling."""
+    for short, name in SPELLINGS.items():
+        words = [name + word.removeprefix(short) if word.partition("=")[0] == short else word for word in words]
     following = [*words[1:], ""][: len(words)]
     return [
         f"{word}=true" if word in SWITCHES and after not in ("true", "false") else word

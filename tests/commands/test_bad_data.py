@@ -10,6 +10,7 @@ from bad_input import TRAIN, Case, Creates, arrays_with, both, empty_folder, flo
 
 ON_CHANGED = TRAIN + "--data npz:changed.npz"
 FROM_FOLDER = TRAIN + "--data folder:pictures"
+FROM_CSV = TRAIN + "--data csv:list.csv"
 
 BAD_DATA: dict[str, Case] = {
     "a missing npz": (None, TRAIN + "--data npz:other.npz", ("'other.npz'", "x_train")),
@@ -117,6 +118,45 @@ BAD_DATA: dict[str, Case] = {
         images("pictures/cat", "pictures/dog*"),
         FROM_FOLDER,
         ("9x8", "8x8", "--data_options.size"),
+    ),
+    "a missing CSV": (None, FROM_CSV, ("no file 'list.csv'", "path and label")),
+    "a CSV without labels": (
+        text_file("list.csv", "path,kind\na.png,cat\n"),
+        FROM_CSV,
+        ("path, kind", "column label is needed"),
+    ),
+    "a CSV that names a missing file": (
+        text_file("list.csv", "path,label\na.png,cat\nb.png,dog\n"),
+        FROM_CSV,
+        ("'list.csv' line 2 names 'a.png'", "no such file", "--data_options.root"),
+    ),
+    "a CSV with an image without label": (
+        both(images("cat"), text_file("list.csv", "path,label\ncat/0.png,cat\ncat/1.png,\n")),
+        FROM_CSV,
+        ("'list.csv' line 3 has no label",),
+    ),
+    "a CSV with a split of its own invention": (
+        both(images("cat"), text_file("list.csv", "path,label,split\ncat/0.png,cat,dev\ncat/1.png,dog,test\n")),
+        FROM_CSV,
+        ("line 2 has 'dev' as split", "train, test or validation"),
+    ),
+    "a missing Hugging Face data set": (None, TRAIN + "--data hf:./missing", ("no folder './missing'", "save_to_disk")),
+    "a Hugging Face folder without data": (
+        empty_folder("empty"),
+        TRAIN + "--data hf:./empty",
+        ("'./empty' cannot be loaded", "save_to_disk"),
+    ),
+    "a stream of something else": (
+        None,
+        TRAIN + "--data npz:tiny.npz --data_options.streaming true",
+        ("'npz:tiny.npz' is no Hugging Face data set",),
+    ),
+    "one image of each split": (None, TRAIN + "--data npz:tiny.npz --data_options.images 1", ("images is 1", "at least 2")),
+    "a check of a missing source": (None, "data folder:missing", ("no folder 'missing'", "train/ and test/")),
+    "a check into an existing folder": (
+        images("pictures/cat", "pictures/dog"),
+        "data folder:pictures --out done",
+        ("'done' exists already", "choose another --out"),
     ),
     "a size of nothing": (
         images("pictures/cat", "pictures/dog"),

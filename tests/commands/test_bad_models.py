@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bad_input import COMPARE, ON_TINY, Case, refused, text_file
+from bad_input import COMPARE, ON_TINY, Case, empty_folder, evil_pickle, refused, small_weights, text_file
 
 BAD_MODELS: dict[str, Case] = {
     "a model that returns probabilities": (
@@ -39,6 +39,62 @@ BAD_MODELS: dict[str, Case] = {
         None,
         ON_TINY + "--model bad_factories:nothing",
         ("nothing", "package.module:factory"),
+    ),
+    "a factory with arguments that it does not take": (
+        None,
+        ON_TINY + "--model bad_factories:net --model_options.arguments.depth 3",
+        ("'bad_factories:net' does not build", "'depth'"),
+    ),
+    "arguments for a model that takes none": (
+        None,
+        ON_TINY + "--model_options.arguments.hidden 3",
+        ("'small-cnn' takes no arguments",),
+    ),
+    "arguments that read files": (
+        None,
+        ON_TINY + "--model timm:test_vit --model_options.arguments.checkpoint_path evil.pt",
+        ("has checkpoint_path", "--init-from"),
+    ),
+    "a head that is none": (
+        None,
+        ON_TINY + "--model_options.head convolutions.1",
+        ("head 'convolutions.1' is a ReLU", "torch.nn.Linear"),
+    ),
+    "unknown torchvision model": (
+        None,
+        ON_TINY + "--model torchvision:resnet81",
+        ("torchvision model 'resnet81'", "did you mean 'resnet"),
+    ),
+    "published weights of a model without any": (
+        None,
+        ON_TINY + "--model_options.pretrained true",
+        ("'small-cnn' has no published weights", "--init-from"),
+    ),
+    "a missing Hugging Face model": (None, ON_TINY + "--model hf:./missing", ("no folder './missing'", "save_pretrained")),
+    "a Hugging Face folder without a model": (
+        empty_folder("empty"),
+        ON_TINY + "--model hf:./empty",
+        ("'./empty' cannot be loaded", "model.safetensors"),
+    ),
+    "missing start weights": (
+        None,
+        ON_TINY + "--init-from other",
+        ("'other' does not exist", "run directory or a weights file"),
+    ),
+    "start weights of another model": (
+        small_weights,
+        ON_TINY + "--model thin-resnet --init-from foreign.safetensors",
+        ("'foreign.safetensors' do not fit the model", "size mismatch"),
+    ),
+    "start weights that are a pickle": (
+        evil_pickle,
+        ON_TINY + "--init-from evil.pt",
+        ("'evil.pt' is not a plain state dict", "state_dict() as safetensors"),
+    ),
+    "start weights to judge": (
+        None,
+        "evaluate done --init-from done --attacks fgsm",
+        ("init_from is 'done'", "name weights to judge"),
     ),
     "a module that is missing": (None, ON_TINY + "--model no_module:net", ("no_module", "package.module:factory")),
     "a module that is not Python": (

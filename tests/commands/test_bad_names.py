@@ -8,21 +8,9 @@ import pytest
 from bad_input import COMPARE, ON_TINY, TRAIN, Case, refused
 
 BAD_NAMES: dict[str, Case] = {
-    "unknown verb": (
-        None,
-        "trian",
-        ("verb 'trian'", "did you mean 'train'?", "report, search, train"),
-    ),
-    "unknown verb like none": (
-        None,
-        "xyzzy",
-        ("verb 'xyzzy'", "known are analyze, audit, compare, evaluate, export"),
-    ),
-    "a flag without verb": (
-        None,
-        "--quiet",
-        ("'--quiet'", "known are analyze, audit, compare, evaluate, export"),
-    ),
+    "unknown verb": (None, "trian", ("verb 'trian'", "did you mean 'train'?", "report, search, train")),
+    "unknown verb like none": (None, "xyzzy", ("verb 'xyzzy'", "known are analyze, audit, compare, data, evaluate, export")),
+    "a flag without verb": (None, "--quiet", ("'--quiet'", "known are analyze, audit, compare, data, evaluate, export")),
     "unknown objective": (None, ON_TINY + "--objective aapl", ("objective 'aapl'", "did you mean 'aalp'?")),
     "unknown objective to compare": (None, COMPARE + "--objectives at,tardes", ("'tardes'", "did you mean 'trades'?")),
     "unknown model": (None, ON_TINY + "--model smal-cnn", ("model 'smal-cnn'", "did you mean 'small-cnn'?")),

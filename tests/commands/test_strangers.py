@@ -81,6 +81,32 @@ def postscript(folder: Path) -> None:
     (picture_folder(folder) / "cat" / "0.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
 
 
+def csv_outside(folder: Path) -> None:
+    (folder.parent / "secret.png").write_bytes(png(8, 8))
+    picture_folder(folder)
+    (folder / "pictures" / "list.csv").write_text("path,label\ncat/0.png,cat\n../../secret.png,dog\n")
+
+
+def csv_link(folder: Path) -> None:
+    linked_image(folder)
+    (folder / "pictures" / "list.csv").write_text("path,label\ncat/0.png,cat\ndog/9.png,dog\n")
+
+
+def csv_bomb(folder: Path) -> None:
+    bomb(folder)
+    rows = [f"{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(3)]
+    (folder / "pictures" / "list.csv").write_text("\n".join(["path,label", *rows]))
+
+
+def hub_folder_of_code(folder: Path) -> None:
+    """A data set or a model that comes with a script of its name, as old ones did."""
+    (folder / "strange").mkdir()
+    code = f"import pathlib\npathlib.Path({str(folder / 'executed')!r}).touch()\n"
+    (folder / "strange" / "strange.py").write_text(code)
+    about = {"model_type": "vit", "auto_map": {"AutoModelForImageClassification": "strange.Model"}}
+    (folder / "strange" / "config.json").write_text(json.dumps(about))
+
+
 def object_npz(folder: Path) -> None:
     images, labels = np.zeros((8, 8, 8), np.uint8), np.array([Creates(folder / "executed")] * 8, dtype=object)
     np.savez(folder / "evil.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
@@ -120,6 +146,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 CONFIG = "train --run run --config evil.yaml"
 FOLDER = TRAIN + "--data folder:pictures"
+CSV = TRAIN + "--data csv:pictures/list.csv"
 NPZ = TRAIN + "--data npz:evil.npz"
 
 STRANGERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
@@ -128,6 +155,15 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "an image that is PostScript": (postscript, FOLDER, "is not a readable image"),
     "a link to an image outside": (linked_image, FOLDER, "dog/9.png' is a link that leads out of 'pictures'"),
     "a link to a folder outside": (linked_class, FOLDER, "pictures/dog' is a link that leads out of 'pictures'"),
+    "a CSV with a path that leads outside": (csv_outside, CSV, "names '../../secret.png', which leads out of 'pictures'"),
+    "a CSV with a link that leads outside": (csv_link, CSV, "names 'dog/9.png', which leads out of 'pictures'"),
+    "a CSV with an image that claims 81 million pixels": (csv_bomb, CSV, "claims to be 9000x9000 pixels"),
+    "a Hugging Face data set with a script": (hub_folder_of_code, TRAIN + "--data hf:./strange", "cannot be loaded"),
+    "a Hugging Face model with code": (
+        hub_folder_of_code,
+        TRAIN + "--data digits --model hf:./strange",
+        "has auto_map in its configuration",
+    ),
     "an npz of objects": (object_npz, NPZ, "is not a readable .npz of plain arrays"),
     "an npz with paths that lead outside": (traversal_npz, NPZ, "lacks x_train, y_train, x_test, y_test"),
     "an npz that unpacks to a gigabyte": (npz_bomb, NPZ, "unpacks 'x_train.npy' to 1.1 GB"),

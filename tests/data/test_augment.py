@@ -75,3 +75,22 @@ def test_bytes_stay_bytes_and_are_moved_as_floats_are(kind: Augmentation) -> Non
     as_bytes = augment(images.byte(), kind, torch.Generator().manual_seed(0))
     assert as_bytes.dtype == torch.uint8
     assert torch.equal(as_bytes.float(), augment(images, kind, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("kind", ["resized-crop", "resized-crop+flip"])
+def test_a_resized_crop_shows_a_part_of_the_image_at_its_whole_size(kind) -> None:
+    # The pixel's value is its column: a box is a stretch of them, in order, that spans as much as its share of the width.
+    images = torch.linspace(0, 1, 32).expand(500, 3, 24, 32).contiguous()
+    changed = augment(images, kind, torch.Generator().manual_seed(0))
+    assert changed.shape == images.shape
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    rows = changed[:, 0, 12]
+    span = (rows.amax(1) - rows.amin(1)) * 32 / 31
+    rising = (rows[:, -1] > rows[:, 0]).float().mean()
+    assert rising == 1 if kind == "resized-crop" else 0.4 < rising < 0.6
+    # Areas of 8 to 100 % in boxes of 3:4 to 4:3 of 24x32 pixels: widths from 21 % to the whole.
+    assert 0.15 < span.min() < 0.3
+    assert span.max() > 0.95
+    again = augment(images, kind, torch.Generator().manual_seed(0))
+    assert torch.equal(changed, again)

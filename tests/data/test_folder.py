@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from aalp.data.folder import FileSplit, decode, open_folder
+from aalp.data.folder import open_folder
+from aalp.data.images import Decoding, Layout, decode
 from aalp.data.sources import DataOptions, load_source
 from aalp.data.split import ResidentSplit
+from aalp.data.stored import FileSplit
 from aalp.errors import DataError
 
 COLOURS = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)  # height 8, width 6
@@ -24,7 +27,7 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 
 
 def test_train_and_test_folders_become_the_splits_with_classes_in_alphabetical_order(image_folder: Path) -> None:
-    folder = open_folder(image_folder, size=None, test_share=0.5, seed=0)
+    folder = open_folder(image_folder, Layout(), test_share=0.5, seed=0)
     assert folder.classes == ("cat", "dog")
     assert folder.train.labels.tolist() == [0] * 20 + [1] * 20
     assert folder.test.labels.tolist() == [0] * 4 + [1] * 4
@@ -38,7 +41,7 @@ def test_train_and_test_folders_become_the_splits_with_classes_in_alphabetical_o
 def test_one_folder_is_split_class_by_class_so_that_both_splits_have_all(
     share: float, in_test: int, image_folder: Path
 ) -> None:
-    folder = open_folder(image_folder / "train", size=None, test_share=share, seed=0)
+    folder = open_folder(image_folder / "train", Layout(), test_share=share, seed=0)
     assert torch.bincount(folder.test.labels).tolist() == [in_test, in_test]
     assert torch.bincount(folder.train.labels).tolist() == [20 - in_test, 20 - in_test]
     together = [*folder.train.paths, *folder.test.paths]
@@ -46,7 +49,7 @@ def test_one_folder_is_split_class_by_class_so_that_both_splits_have_all(
 
 
 def test_the_split_depends_on_its_seed_alone(image_folder: Path) -> None:
-    splits = [open_folder(image_folder / "train", None, 0.3, seed).test.paths for seed in (0, 0, 1)]
+    splits = [open_folder(image_folder / "train", Layout(), 0.3, seed).test.paths for seed in (0, 0, 1)]
     assert splits[0] == splits[1]
     assert splits[0] != splits[2]
 
@@ -85,7 +88,7 @@ def test_every_kind_of_image_comes_out_as_bytes_with_channels_first(
     for label in ("a", "b"):
         for number in (0, 1):
             save(tmp_path / label / f"{number}{suffix}", stored)
-    folder = open_folder(tmp_path, None, 0.5, 0)
+    folder = open_folder(tmp_path, Layout(), 0.5, 0)
     pixels = folder.train.decode().pixels.numpy()
     if suffix == ".gif":  # stored with a palette, so it comes as colours that happen to be grey
         wanted = np.repeat(wanted, 3, 0)
@@ -99,7 +102,7 @@ def test_images_are_found_below_a_class_folder_and_other_files_and_hidden_folder
         save(tmp_path / name, COLOURS)
     (tmp_path / "b" / "notes.txt").write_text("not an image")
     (tmp_path / "README").write_text("not a class")
-    folder = open_folder(tmp_path, None, 0.5, 0)
+    folder = open_folder(tmp_path, Layout(), 0.5, 0)
     assert folder.classes == ("a", "b")
     assert len(folder.train) + len(folder.test) == 4
 
@@ -107,7 +110,7 @@ def test_images_are_found_below_a_class_folder_and_other_files_and_hidden_folder
 def test_resizing_makes_all_images_square_and_keeps_flat_ones_flat(tmp_path: Path) -> None:
     for number, (height, width) in enumerate([(8, 6), (20, 5), (3, 9), (10, 10)]):
         save(tmp_path / "ab"[number % 2] / f"{number}.png", np.full((height, width, 3), 10 * number, np.uint8))
-    folder = open_folder(tmp_path, 10, 0.5, 0)
+    folder = open_folder(tmp_path, Layout(10), 0.5, 0)
     assert folder.train.image_shape == (3, 10, 10)
     for split in (folder.train, folder.test):
         for path, image in zip(split.paths, split.decode().pixels, strict=True):
@@ -116,14 +119,14 @@ def test_resizing_makes_all_images_square_and_keeps_flat_ones_flat(tmp_path: Pat
 
 def test_images_of_another_size_are_refused_by_name_unless_resized(tmp_path: Path) -> None:
     path = save(tmp_path / "0.png", COLOURS)
-    assert decode(path, (3, 8, 6), resize=False).shape == (3, 8, 6)
+    assert decode(path, "0.png", Decoding((3, 8, 6), None)).shape == (3, 8, 6)
     with pytest.raises(DataError, match=r"0\.png' is 6x8 pixels and the first image is 8x6: give --data_options.size"):
-        decode(path, (3, 6, 8), resize=False)
-    assert decode(path, (3, 6, 8), resize=True).shape == (3, 6, 8)
+        decode(path, "0.png", Decoding((3, 6, 8), None))
+    assert decode(path, "0.png", Decoding((3, 6, 8), "stretch")).shape == (3, 6, 8)
 
 
 def test_a_subset_holds_the_chosen_images_in_the_given_order(image_folder: Path) -> None:
-    split = open_folder(image_folder, None, 0.5, 0).train
+    split = open_folder(image_folder, Layout(), 0.5, 0).train
     chosen = torch.tensor([30, 2, 7])
     subset = split.subset(chosen)
     assert torch.equal(subset.read(torch.arange(3)), split.read(chosen))
@@ -180,3 +183,42 @@ def test_cifar10_has_its_own_classes_in_its_own_order(shared_data: Path, tmp_pat
 
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def test_val_is_the_test_split_of_a_folder_without_one_and_the_validation_split_of_one_with(image_folder: Path) -> None:
+    (image_folder / "test").rename(image_folder / "val")
+    source = load_source(f"folder:{image_folder}", DataOptions(validation=4))
+    assert [len(split) for split in (source.train, source.validation, source.test)] == [36, 4, 8]
+    shutil.copytree(image_folder / "val", image_folder / "test")
+    source = load_source(f"folder:{image_folder}")
+    assert [len(split) for split in (source.train, source.validation, source.test)] == [40, 8, 8]
+    assert len(load_source(f"folder:{image_folder}", DataOptions(validation=3)).validation) == 3
+
+
+def test_cropping_keeps_proportions_where_stretching_does_not(tmp_path: Path) -> None:
+    # 12 wide, 6 high; the middle 6 columns are white.
+    pixels = np.zeros((6, 12, 3), np.uint8)
+    pixels[:, 3:9] = 255
+    path = save(tmp_path / "0.png", pixels)
+    cropped = decode(path, "0.png", Decoding((3, 6, 6), "crop"))
+    stretched = decode(path, "0.png", Decoding((3, 6, 6), "stretch"))
+    assert (cropped == 255).all()
+    assert (stretched[0, 0, [0, 5]] == 0).all()
+    assert abs(float(stretched.mean()) - 127.5) < 2
+
+
+def test_a_large_jpeg_that_is_made_small_looks_the_same_as_its_png(tmp_path: Path) -> None:
+    blobs = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3)).astype(np.uint8)).resize((640, 480))
+    blobs.save(tmp_path / "0.jpg", quality=95)
+    blobs.save(tmp_path / "0.png")
+    jpeg, png = (decode(tmp_path / name, name, Decoding((3, 32, 32), "stretch")).astype(int) for name in ("0.jpg", "0.png"))
+    assert abs(jpeg - png).max() <= 6
+
+
+def test_channels_and_fewer_images_may_be_asked_for(image_folder: Path) -> None:
+    grey = load_source(f"folder:{image_folder}", DataOptions(channels=1, images=10, validation=2))
+    assert grey.image_shape == (1, 8, 8)
+    assert [len(split) for split in (grey.train, grey.validation, grey.test)] == [8, 2, 8]
+    colour = load_source("digits", DataOptions(channels=3)).train.read(torch.arange(5))
+    plain = load_source("digits").train.read(torch.arange(5))
+    assert torch.equal(colour, plain.expand(-1, 3, -1, -1))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from aalp.data.folder import open_folder
-from aalp.data.loaders import Loader, epoch_order
+from aalp.data.images import Layout
+from aalp.data.loaders import Loader, balanced_order, epoch_order
 from aalp.data.split import ResidentSplit
 from aalp.errors import DataError
 
@@ -46,7 +47,7 @@ def test_batches_follow_the_order_that_is_given() -> None:
 
 @pytest.mark.parametrize("workers", [None, 0, 1])
 def test_a_pass_can_start_at_any_batch(workers: int | None, image_folder: Path) -> None:
-    split = open_folder(image_folder, None, 0.5, 0).train
+    split = open_folder(image_folder, Layout(), 0.5, 0).train
     loader = Loader(split.decode() if workers is None else split, 12, CPU, workers or 0)
     order = epoch_order(len(split), 0, 0)
     whole = list(loader.batches(order))
@@ -60,7 +61,7 @@ def test_a_pass_can_start_at_any_batch(workers: int | None, image_folder: Path) 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_on_disk_come_as_those_in_memory_do(workers: int, image_folder: Path) -> None:
-    split = open_folder(image_folder, None, 0.5, 0).train
+    split = open_folder(image_folder, Layout(), 0.5, 0).train
     order = epoch_order(len(split), 3, 1)
     on_disk = list(Loader(split, 7, CPU, workers).batches(order))
     in_memory = list(Loader(split.decode(), 7, CPU).batches(order))
@@ -71,7 +72,7 @@ def test_images_on_disk_come_as_those_in_memory_do(workers: int, image_folder: P
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_loading_leaves_the_global_random_state_alone(on_disk: bool, image_folder: Path) -> None:
-    split = open_folder(image_folder, None, 0.5, 0).train
+    split = open_folder(image_folder, Layout(), 0.5, 0).train
     state = torch.get_rng_state()
     list(Loader(split if on_disk else split.decode(), 10, CPU).batches(epoch_order(len(split), 0, 0)))
     assert torch.equal(torch.get_rng_state(), state)
@@ -80,9 +81,33 @@ def test_loading_leaves_the_global_random_state_alone(on_disk: bool, image_folde
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_named_in_one_line_whoever_reads_it(workers: int, image_folder: Path) -> None:
     path = image_folder / "train" / "dog" / "003.png"
-    split = open_folder(image_folder, None, 0.5, 0).train
+    split = open_folder(image_folder, Layout(), 0.5, 0).train
     path.write_bytes(b"no picture")
     with pytest.raises(DataError) as caught:
         list(Loader(split, 10, CPU, workers).batches())
     assert str(caught.value).startswith(f"'{path}' is not a readable image")
     assert "\n" not in str(caught.value)
+
+
+def test_a_balanced_order_draws_every_class_equally_often_and_no_image_twice_before_all_once() -> None:
+    labels = torch.tensor([0] * 20 + [2] * 3 + [3] * 7)
+    order = balanced_order(labels, seed=0, epoch=0)
+    assert order.shape == (30,)
+    drawn = torch.bincount(labels[order], minlength=4).tolist()
+    assert drawn == [10, 0, 10, 10]
+    times = torch.bincount(order, minlength=30)
+    assert times[:20].max() == 1
+    assert sorted(times[20:23].tolist()) == [3, 3, 4]
+    assert sorted(times[23:].tolist()) == [1, 1, 1, 1, 2, 2, 2]
+    # A function of seed and epoch alone; other epochs show other images of the large class, and are mixed.
+    assert torch.equal(order, balanced_order(labels, seed=0, epoch=0))
+    later = balanced_order(labels, seed=0, epoch=1)
+    assert set(later[later < 20].tolist()) != set(order[order < 20].tolist())
+    assert labels[order].tolist() != sorted(labels[order].tolist())
+
+
+def test_a_count_that_does_not_divide_is_shared_out_by_chance() -> None:
+    labels = torch.tensor([0] * 5 + [1] * 1 + [2] * 4)
+    counts = [torch.bincount(labels[balanced_order(labels, 0, epoch)], minlength=3).tolist() for epoch in range(30)]
+    assert all(sorted(count) == [3, 3, 4] for count in counts)
+    assert {count.index(4) for count in counts} == {0, 1, 2}

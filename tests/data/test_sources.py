@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from aalp.data.sources import TORCHVISION, DataOptions, Source, check_images, load_source
+from aalp.data.arrays import check_images
+from aalp.data.sources import TORCHVISION, DataOptions, Source, load_source
 from aalp.data.split import ResidentSplit, as_float
 from aalp.errors import DataError, OptionError
 

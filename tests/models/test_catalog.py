@@ -39,7 +39,7 @@ def array(num_classes, image_shape):
     return torch.zeros(num_classes)
 
 def headless(num_classes, image_shape):
-    return nn.Conv2d(image_shape[0], num_classes, 1)
+    return nn.Conv2d(image_shape[0], num_classes, 3)
 
 def positional(classes):
     return nn.Linear(1, classes)

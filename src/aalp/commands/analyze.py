@@ -19,7 +19,7 @@ from aalp.analysis.robustness_curves import attack_overlap
 from aalp.commands.config import ThreatOptions, device, read_yaml
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.loading import load_model, verify_on, weights_file
-from aalp.commands.opening import run_config, sample_positions, stored_source
+from aalp.commands.opening import run_config, sample_positions, stored_options, stored_source
 from aalp.commands.tables import text_table
 from aalp.data.sources import Source
 from aalp.errors import AalpError, OptionError, RunError
@@ -146,7 +146,7 @@ def _analysis(
     if key not in sources:
         sources[key] = stored_source(config.get("data"), None, dict(config))
     source = sources[key]
-    loaded = load_model(file, config.get("model"))
+    loaded = load_model(file, config.get("model"), stored_options(config))
     if loaded.classifier.num_classes != len(source.classes):
         raise AalpError(
             f"the model of '{path}' has {loaded.classifier.num_classes} classes and '{source.name}' has "

@@ -11,8 +11,16 @@ import torch
 
 from aalp.commands.config import device
 from aalp.commands.console import Display, command_line
-from aalp.commands.loading import LoadedModel, load_model, weights_file
-from aalp.commands.opening import chosen_images, run_config, stored_model, stored_source, stored_threat
+from aalp.commands.loading import LoadedModel, load_model
+from aalp.commands.opening import (
+    chosen_images,
+    model_named,
+    opened_weights,
+    run_config,
+    stored_model,
+    stored_source,
+    stored_threat,
+)
 from aalp.commands.resuming import journal_of, stopping
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source
@@ -60,7 +68,8 @@ def audit(
     Everything that is not given is taken from the run's own configuration.
 
     Args:
-        path: a run directory, or a weights file (.safetensors, or a state dict of tensors; then --model, --data and --eps too).
+        path: a run directory; a weights file (.safetensors, or a state dict of tensors; then --model, --data and --eps too); \
+or a published model, hf:FOLDER_OR_NAME, timm:NAME or torchvision:NAME (then --data and --eps too).
         weights: of a run directory, the weights to audit.
         thorough: attack with more steps and queries, for papers: takes an hour where the default takes minutes.
         reference: run directory of an `at` model of the same recipe; both need an evaluation with pgd-20 and autoattack.
@@ -84,10 +93,10 @@ def audit(
     """
     ranks = joined(devices, nodes)
     display = Display(quiet, ranks)
-    file = weights_file(path, weights)
+    file = opened_weights(path, weights)
     config = run_config(path, trust_model_code or model is not None)
     source = ranks.first_of_machine(lambda: stored_source(data or config.get("data"), data_options, config))
-    loaded = stored_model(file, path, model, model_options, source, config)
+    loaded = stored_model(file, path, model, model_options, source, config, display.warn)
     threat = stored_threat(norm, eps, loaded, config).build()
     folder = out or (RunDirectory(path).audits if path.is_dir() else Path("audits"))
     drops: Drops = (None, None)
@@ -102,7 +111,11 @@ def audit(
         batch_size,
         seed,
         ranks.from_main(lambda: free_path(folder, file.stem, ".json")),
-        {"weights": str(file), "command": command_line(), "reference": None if reference is None else str(reference)},
+        {
+            "weights": model_named(path) or str(file),
+            "command": command_line(),
+            "reference": None if reference is None else str(reference),
+        },
         display,
         drops,
         ranks,
@@ -197,7 +210,7 @@ def audit_once(
         if reference is not None:
             drops = _drops(directory.path, reference, wanted.weights, threat)
         about = {"weights": str(weights), "command": command_line(), "reference": None if reference is None else str(reference)}
-        loaded = load_model(weights, options["model"])
+        loaded = load_model(weights, options["model"], options["model_options"])
         audit_model(loaded, source, threat, False, None, wanted.batch_size, wanted.seed, path, about, display, drops, ranks)
 
 

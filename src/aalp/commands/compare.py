@@ -98,7 +98,7 @@ def compare(
     source = ranks.first_of_machine(lambda: load_source(data, data_options))
     # Whatever can fail on bad input does so before anything is written.
     for options in rows.values():
-        build_classifier({**options, "seed": numbers[0]}, source)
+        build_classifier({**options, "seed": numbers[0]}, source, display.warn)
         steps_per_epoch(source.train, options["training"].batch_size)
     ranks.from_main(lambda: _open(run, shared))
     paths = {(name, seed): run / f"{name}-seed{seed}" for seed in numbers for name in rows}
@@ -171,7 +171,7 @@ def _work_on_cell(path: Path, options: dict[str, Any], source: Source, display: 
     if done:
         return
     display.say(describe(options, source, path))
-    classifier = build_classifier(options, source)
+    classifier = build_classifier(options, source, begun=begun)
     try:
         with tracking(directory, None, to_plain(options), ranks) as loggers:
             train_run(directory, options, source, classifier, display, begun, strict=False, ranks=ranks, loggers=loggers)

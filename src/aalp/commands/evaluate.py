@@ -16,8 +16,17 @@ from aalp.commands.config import (
     split_names,
 )
 from aalp.commands.console import Display, command_line
-from aalp.commands.loading import LoadedModel, weights_file
-from aalp.commands.opening import chosen_images, run_config, stored_model, stored_source, stored_threat, whole_split
+from aalp.commands.loading import LoadedModel
+from aalp.commands.opening import (
+    chosen_images,
+    model_named,
+    opened_weights,
+    run_config,
+    stored_model,
+    stored_source,
+    stored_threat,
+    whole_split,
+)
 from aalp.commands.resuming import journal_of, stopping
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source
@@ -65,7 +74,8 @@ def evaluate(
     Everything that is not given is taken from the run's own configuration.
 
     Args:
-        path: a run directory, or a weights file (.safetensors, or a state dict of tensors; then --model, --data and --eps too).
+        path: a run directory; a weights file (.safetensors, or a state dict of tensors; then --model, --data and --eps too); \
+or a published model, hf:FOLDER_OR_NAME, timm:NAME or torchvision:NAME (then --data and --eps too).
         weights: of a run directory, the weights to evaluate.
         attacks: separated by commas: clean, fgsm, pgd-K, cw-K, autoattack, apgd-ce, apgd-t, fab-t, square, \
 package.module:function, foolbox:NAME, art:NAME.
@@ -90,12 +100,12 @@ package.module:function, foolbox:NAME, art:NAME.
     ranks = joined(devices, nodes)
     display = Display(quiet, ranks)
     check_tracker(tracker)
-    file = weights_file(path, weights)
+    file = opened_weights(path, weights)
     config = run_config(path, trust_model_code or model is not None)
     if attacks is None:
         check_attack_trust(path, config.get("evaluation", {}).get("attacks", ""), trust_model_code)
     source = ranks.first_of_machine(lambda: stored_source(data or config.get("data"), data_options, config))
-    loaded = stored_model(file, path, model, model_options, source, config)
+    loaded = stored_model(file, path, model, model_options, source, config, display.warn)
     threat_options = stored_threat(norm, eps, loaded, config)
     wanted = config.get("evaluation", {})
     names = split_names(attacks or wanted.get("attacks") or list(DEFAULT_ATTACKS))
@@ -111,7 +121,7 @@ package.module:function, foolbox:NAME, art:NAME.
         batch_size,
         seed,
         ranks.from_main(lambda: free_path(folder, file.stem, ".json")),
-        {"weights": str(file), "command": command_line()},
+        {"weights": model_named(path) or str(file), "command": command_line()},
         display,
         ranks,
         exact,

@@ -11,7 +11,7 @@ import torch
 
 from aalp.commands.console import command_line, print_out
 from aalp.commands.loading import load_model, weights_file
-from aalp.commands.opening import run_config
+from aalp.commands.opening import run_config, stored_options
 from aalp.errors import OptionError
 from aalp.export.export import FORMATS, check_format, export_model
 from aalp.export.subject import Subject
@@ -48,7 +48,7 @@ def export(
     config = run_config(path, trust_model_code or model is not None)
     if not path.is_dir() and not is_ours(file):
         raise OptionError(f"'{file}' was not written by aalp and does not say its labels and threat: export an aalp run")
-    loaded = load_model(file, model or config.get("model"))
+    loaded = load_model(file, model or config.get("model"), stored_options(config))
     evaluation, audit = _records(path, config, file.stem, loaded.metadata) if path.is_dir() else (None, None)
     subject = Subject(
         # The layout that convolutions prefer is no part of the model, and tracers would bake it in.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from aalp.data.split import Split, as_float
 from aalp.errors import AalpError, ModelError, RunError
-from aalp.models.catalog import BUILT_IN, build
+from aalp.models.catalog import ModelOptions, build, is_own_code
 from aalp.models.classifier import Classifier
 from aalp.store.checkpoint import read_foreign_tensors, read_tensors
 from aalp.store.run import RunDirectory
@@ -47,11 +49,12 @@ def load(path: str | Path, weights: str = "best") -> Classifier:
     return load_model(weights_file(Path(path), weights)).classifier
 
 
-def load_model(path: Path, model: str | None = None) -> LoadedModel:
+def load_model(path: Path, model: str | None = None, options: ModelOptions | None = None) -> LoadedModel:
     """The classifier of a weights file that aalp wrote.
 
     Args:
         model: the model's name, if not the one in the file.
+        options: how it was built, if not as the file says; code of one's own takes its arguments from here alone.
     """
     tensors, metadata = read_tensors(path)
     try:
@@ -66,29 +69,58 @@ def load_model(path: Path, model: str | None = None) -> LoadedModel:
             raise ValueError(f"{num_classes} classes of images of {shape}")
     except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
         raise RunError(f"'{path}' does not say which model it holds: name a weights file, not a training state") from error
-    if model is None and not (name in BUILT_IN or name.startswith("timm:")):
+    if model is None and is_own_code(name):
         raise ModelError(f"'{path}' was trained with your own model '{name}': say so with --model {name} to run its code")
-    if name in BUILT_IN:
-        _check_size(path, name, num_classes, image_shape, tensors)
-    # The file's own mean and std, below, take the place of these.
-    channels = len(tensors.get("mean", ()))
-    classifier = build(name, num_classes, image_shape, None, ((0.0,) * channels, (1.0,) * channels) if channels else None)
+    stored = _architecture(path, metadata)
+    if options is None:
+        if is_own_code(name) and stored.get("arguments"):
+            raise ModelError(
+                f"'{path}' asks to build '{name}' with the arguments {stored['arguments']}: if they are right, give them "
+                "with --model_options.arguments"
+            )
+        options = ModelOptions(head=stored.get("head"), arguments=stored.get("arguments", {}))
+    options = dataclasses.replace(options, mean=None, std=None, pretrained=False)
+
+    def make() -> Classifier:
+        classifier = build(name, num_classes, image_shape, options, stored=stored)
+        for buffer in ("mean", "std"):
+            value = tensors.get(buffer)
+            if value is not None and value.dim() == 1:  # the file's own, of however many channels
+                setattr(classifier, buffer, torch.empty_like(value))
+        return classifier
+
+    if not is_own_code(name):
+        _check_size(path, name, make, tensors)
+    classifier = make()
     load_weights(classifier, tensors, str(path))
-    return LoadedModel(_ready(classifier), metadata)
+    return LoadedModel(ready(classifier), metadata)
+
+
+def _architecture(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    """What the file says on how its model is built.
+
+    Raises:
+        RunError: it is not what `architecture` writes.
+    """
+    stored = metadata.get("architecture", {})
+    kinds = {"head": str, "arguments": dict, "config": dict}
+    if not isinstance(stored, dict) or not all(isinstance(value, kinds.get(key, ())) for key, value in stored.items()):
+        raise RunError(f"'{path}' does not say how its model is built: {stored!r}; use another checkpoint")
+    return dict(stored)
 
 
 LARGEST = 4096
 """Channels, rows or columns that an image may have."""
 
 
-def _check_size(path: Path, name: str, num_classes: int, shape: tuple[int, int, int], tensors: dict[str, Tensor]) -> None:
+def _check_size(path: Path, name: str, make: Callable[[], Classifier], tensors: dict[str, Tensor]) -> None:
     """Refuse a file whose few bytes ask for a model that fills the memory, before it is built.
 
     Raises:
         ModelError: the model that the file names is larger than the file's tensors.
     """
     with torch.device("meta"):
-        wanted = sum(parameter.numel() for parameter in BUILT_IN[name](num_classes, shape).parameters())
+        wanted = sum(parameter.numel() for parameter in make().parameters())
     held = sum(tensor.numel() for tensor in tensors.values())
     if wanted > held:
         raise ModelError(f"the weights in '{path}' do not fit the model: '{name}' has {wanted:,} and the file {held:,} numbers")
@@ -97,28 +129,46 @@ def _check_size(path: Path, name: str, num_classes: int, shape: tuple[int, int, 
 def load_foreign(path: Path, classifier: Classifier) -> LoadedModel:
     """Weights that another program wrote (safetensors, or a state dict of tensors only) in a classifier built by name."""
     load_weights(classifier, read_foreign_tensors(path), str(path))
-    return LoadedModel(_ready(classifier), {})
+    return LoadedModel(ready(classifier), {})
 
 
-def _ready(classifier: Classifier) -> Classifier:
+def ready(classifier: Classifier) -> Classifier:
     """In evaluation mode, frozen, and in the layout in which convolutions are fastest (the logits are the same)."""
     classifier.eval().requires_grad_(False)
     return classifier.to(memory_format=torch.channels_last)
 
 
 def load_weights(classifier: Classifier, tensors: dict[str, Tensor], what: str) -> None:
-    """Put tensors into a classifier, whether they are named as in it, as in its network, or behind `module.`.
+    """Put tensors into a classifier, however the program that wrote them named them (see `own_names`).
 
     Raises:
         ModelError: names or shapes differ.
     """
-    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    target = classifier if any(name.startswith("network.") for name in tensors) else classifier.network
+    target, named = own_names(classifier, tensors)
     try:
-        target.load_state_dict(tensors)
+        target.load_state_dict(named)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"the weights in '{what}' do not fit the model: {reason[:300]}") from error
+
+
+WRAPPERS = ("", "module.", "_orig_mod.", "model.", "network.", "model._orig_mod.")
+"""What data parallelism, torch.compile and trainers put in front of every name."""
+
+
+def own_names(classifier: Classifier, tensors: dict[str, Tensor]) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    """The tensors under the names of the classifier or of its network, whichever they fit, and that module."""
+    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    if "mean" in tensors and any(name.startswith("network.") for name in tensors):
+        return classifier, tensors
+    own = classifier.network.state_dict().keys()
+    stripped = (
+        {name.removeprefix(prefix): value for name, value in tensors.items()}
+        for prefix in WRAPPERS
+        if all(name.startswith(prefix) for name in tensors)
+    )
+    best = max(stripped, key=lambda named: len(own & named.keys()), default=tensors)
+    return classifier.network, best
 
 
 def weights_file(path: Path, which: str) -> Path:

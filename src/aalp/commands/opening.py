@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,21 @@ from aalp.commands.config import (
     read_yaml,
     to_plain,
 )
-from aalp.commands.loading import LoadedModel, load_foreign, load_model, verify_on
+from aalp.commands.loading import LoadedModel, load_foreign, load_model, ready, verify_on, weights_file
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import Split, channel_statistics
 from aalp.errors import AalpError, DataError, OptionError, RunError
-from aalp.models.catalog import ModelOptions, build
+from aalp.models.catalog import COLLECTIONS, ModelOptions, architecture, build, is_own_code
+from aalp.models.published import Tell
 from aalp.seeding import derive_seed
 from aalp.store.checkpoint import is_ours
 
-STORED: dict[str, Any] = {"threat": ThreatOptions(), "evaluation": EvaluationOptions(), "data_options": DataOptions()}
+STORED: dict[str, Any] = {
+    "threat": ThreatOptions(),
+    "evaluation": EvaluationOptions(),
+    "data_options": DataOptions(),
+    "model_options": ModelOptions(),
+}
 """The groups of a run's options that later verbs read."""
 
 
@@ -52,24 +59,79 @@ def stored_source(name: str | None, options: DataOptions | None, config: dict[st
     """The data that was asked for, or what the run was trained on, read as the run read it."""
     if name is None:
         raise OptionError("data is missing: a weights file does not know its test images; name them with --data")
-    stored = dict(config.get("data_options", {}))
-    if "cache" in stored:
-        stored["cache"] = Path(stored["cache"])
-    return load_source(name, options or DataOptions(**stored))
+    stored: DataOptions = _group(DataOptions(), config.get("data_options", {}))
+    return load_source(name, options or stored)
+
+
+def _group(default: Any, stored: Mapping[str, Any]) -> Any:
+    """A group of options from its plain values."""
+    return override({"stored": default}, {"stored": stored}, "the run's options")["stored"]
+
+
+def model_named(path: Path) -> str | None:
+    """The model that a word means which is no path: a published one, or code of the user's own; None for a path."""
+    name = str(path)
+    kind, _, rest = name.partition(":")
+    if path.exists() or not rest or "/" in kind:
+        return None
+    return name if kind in (*COLLECTIONS, "hf") or is_own_code(name) else None
+
+
+def opened_weights(path: Path, which: str) -> Path:
+    """The weights file that a path stands for; the word itself where it is a model's name.
+
+    Raises:
+        RunError: see `weights_file`.
+    """
+    return Path(str(path).replace("/", "-").replace(":", "-")) if model_named(path) else weights_file(path, which)
 
 
 def stored_model(
-    file: Path, path: Path, model: str | None, options: ModelOptions | None, source: Source, config: dict[str, Any]
+    file: Path,
+    path: Path,
+    model: str | None,
+    options: ModelOptions | None,
+    source: Source,
+    config: dict[str, Any],
+    tell: Tell = lambda line: None,
 ) -> LoadedModel:
-    """The classifier with these weights: of a run, of a file that aalp wrote, or of another program's file."""
+    """The classifier with these weights: of a run, of a file, ours or another program's, or a published model as it is."""
+    if options is not None and options.init_from is not None:
+        raise OptionError(f"init_from is '{options.init_from}': it starts a training; name weights to judge in its place")
+    named = model_named(path)
     # What a run directory's configuration names has been seen to be trusted; what a lone file says is not run.
     name = model or config.get("model")
-    if path.is_dir() or is_ours(file):
-        return load_model(file, name)
-    if name is None:
+    if named is None and (path.is_dir() or is_ours(file)):
+        return load_model(file, name, options or stored_options(config))
+    if named is None and name is None:
         raise OptionError(f"model is missing: '{file}' does not say which model it is; name it with --model")
+    if named is not None and model is not None:
+        raise OptionError(f"model is '{model}' and the weights are those of '{named}': name one of them")
+    name, options = named or str(name), options or ModelOptions()
+    if named is not None and named.partition(":")[0] in COLLECTIONS:
+        options = dataclasses.replace(options, pretrained=True)
     statistics = channel_statistics(source.train)
-    return load_foreign(file, build(name, len(source.classes), source.image_shape, options, statistics))
+    classifier = build(
+        name,
+        len(source.classes),
+        source.image_shape,
+        options,
+        statistics,
+        source.classes,
+        tell=tell,
+        keep_head=named is not None,
+    )
+    if named is None:
+        return load_foreign(file, classifier)
+    about = {"model": named, "parameters": sum(parameter.numel() for parameter in classifier.parameters())}
+    return LoadedModel(ready(classifier), about | {"architecture": architecture(classifier, options)})
+
+
+def stored_options(config: Mapping[str, Any]) -> ModelOptions | None:
+    """How a run's model was built, as its configuration says (and as it was seen to be right); None for a lone file."""
+    stored = config.get("model_options")
+    options: ModelOptions | None = None if stored is None else _group(ModelOptions(), stored)
+    return options
 
 
 def stored_threat(norm: str | None, eps: float | str | None, loaded: LoadedModel, config: dict[str, Any]) -> ThreatOptions:

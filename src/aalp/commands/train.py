@@ -21,6 +21,7 @@ from aalp.commands.config import (
 )
 from aalp.commands.console import Display, command_line
 from aalp.commands.evaluate import evaluate_model, report
+from aalp.commands.fine_tuning import start_from
 from aalp.commands.loading import load_model, verify_on
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import as_float, channel_statistics, resident_bytes
@@ -28,8 +29,9 @@ from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import InterruptedRunError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.method.pgd import AttackOptions, perturb
-from aalp.models.catalog import ModelOptions, build, is_own_code
+from aalp.models.catalog import ModelOptions, architecture, build, is_own_code
 from aalp.models.classifier import Classifier
+from aalp.models.published import Tell
 from aalp.seeding import derive_seed, seed_global_generators
 from aalp.store.files import write_atomically
 from aalp.store.records import read_record
@@ -67,8 +69,10 @@ def train(
     Without --config and --data this trains on scikit-learn's digits with the preset `digits`.
 
     Args:
-        data: digits, npz:FILE, folder:DIR, or torchvision:NAME (MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN).
-        model: small-cnn, thin-resnet, preact-resnet18, wide-resnet28-10, wide-resnet34-10, timm:NAME, package.module:factory.
+        data: digits, npz:FILE, folder:DIR, csv:FILE, hf:FOLDER_OR_NAME, or torchvision:NAME (MNIST, FashionMNIST, CIFAR10, \
+CIFAR100, SVHN).
+        model: small-cnn, thin-resnet, preact-resnet18, wide-resnet28-10, wide-resnet34-10, timm:NAME, torchvision:NAME, \
+hf:FOLDER_OR_NAME, package.module:factory.
         objective: standard, at, alp, clp, trades, mart, aalp, aalp-no-dropout or aalp-no-weights.
         seed: of the start weights, the data order and the attacks.
         run: directory to make; by default the next free runs/OBJECTIVE-DATA-NNN.
@@ -118,7 +122,7 @@ goes on in its own entry.
     display = Display(quiet, ranks)
     source = ranks.first_of_machine(lambda: load_source(data, options["data_options"]))
     # Whatever can fail on bad input does so before anything is written.
-    classifier = build_classifier(options, source)
+    classifier = build_classifier(options, source, display.warn, begun)
     steps_per_epoch(source.train, training.batch_size)
     if resume is not None and begun:
         directory = RunDirectory(resume)
@@ -128,6 +132,7 @@ goes on in its own entry.
         stem = f"{objective}-{Path(short).stem.lower()}"
         directory = ranks.from_main(lambda: _start(resume or run or free_path(Path("runs"), stem), options))
     display.say(describe(options, source, directory.path))
+    display.say(about_classes(source, training.balance))
     try:
         with tracking(directory, tracker, to_plain(options), ranks) as loggers:
             train_run(directory, options, source, classifier, display, resuming=begun, ranks=ranks, loggers=loggers)
@@ -190,6 +195,7 @@ def train_run(
         "threat": {"norm": options["threat"].norm, "eps": threat.eps},
         "data": {"name": source.name, "digest": source.digest},
         "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
+        "architecture": architecture(classifier, options["model_options"]),
     }
 
     def report_epoch(row: Mapping[str, Any]) -> None:
@@ -229,7 +235,7 @@ def evaluate_run(
     if ranks.from_main(record_path.is_file):
         return {**read_record(record_path, "evaluation"), "path": str(record_path)}
     return evaluate_model(
-        load_model(weights, options["model"]),
+        load_model(weights, options["model"], options["model_options"]),
         source,
         options["threat"],
         split_names(wanted.attacks),
@@ -256,7 +262,7 @@ def log_adversarial(loggers: Sequence[Logger], directory: RunDirectory, options:
         return
     rows = torch.arange(min(PICTURES, len(split)))
     clean, labels = as_float(split.read(rows)), split.labels[rows]
-    loaded = load_model(directory.weights("best"), options["model"])
+    loaded = load_model(directory.weights("best"), options["model"], options["model_options"])
     threat, attack = options["threat"].build(), options["attack"]
     generator = torch.Generator().manual_seed(derive_seed("pictures", options["seed"]))
     adversarial = perturb(loaded.classifier, clean, labels, threat, attack.steps, generator=generator)
@@ -272,20 +278,50 @@ def log_adversarial(loggers: Sequence[Logger], directory: RunDirectory, options:
     log_pictures(loggers, "adversarial", pictures, caption, epoch)
 
 
-def build_classifier(options: Mapping[str, Any], source: Source) -> Classifier:
-    """The classifier, with start weights that depend on the seed alone, seen to run on the training images."""
+def build_classifier(
+    options: Mapping[str, Any], source: Source, tell: Tell = lambda line: None, begun: bool = False
+) -> Classifier:
+    """The classifier, with start weights that depend on the seed and the options alone, seen to run on the training images.
+
+    Args:
+        tell: called with a line on what a user should know of the start weights.
+        begun: whether a state will be loaded over it, so that start weights are not read.
+    """
+    wanted: ModelOptions = options["model_options"]
     seed_global_generators(derive_seed("start", options["seed"]))
     classifier = build(
         options["model"],
         len(source.classes),
         source.image_shape,
-        options["model_options"],
+        wanted,
         channel_statistics(source.train),
+        source.classes,
+        tell=tell,
     )
-    if options["model_options"].channels_last:
+    if wanted.init_from is not None and not begun:
+        start_from(classifier, wanted.init_from, wanted.mean is None, source.classes, tell)
+    if wanted.channels_last:
         classifier.to(memory_format=torch.channels_last)
     verify_on(classifier, source.train, options["model"])
     return classifier
+
+
+def about_classes(source: Source, balance: str) -> str:
+    """One line on how the classes differ in size, and what balancing does or would do about it."""
+    counts = torch.bincount(source.train.labels, minlength=len(source.classes))
+    few, many = int(counts.argmin()), int(counts.argmax())
+    line = (
+        f"{len(source.classes)} classes of {counts[few]} ('{source.classes[few]}') to {counts[many]} "
+        f"('{source.classes[many]}') training images"
+    )
+    if balance == "classes":
+        return f"{line}, each drawn equally often"
+    unequal = counts[many] >= UNEQUAL * counts[few]
+    return f"{line}; --training.balance classes would draw each equally often" if unequal else line
+
+
+UNEQUAL = 3
+"""Times as many images from which on classes are called out for their size."""
 
 
 def write_config(path: Path, options: Mapping[str, Any]) -> None:

@@ -28,6 +28,29 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
+def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """An order (N,) of as many images in which every class occurs as often as any other, to within one.
+
+    A class of few images shows each of them several times in an epoch, as evenly as it can; one of many shows
+    others of them in other epochs.
+
+    Args:
+        labels: (N,) int64.
+    """
+    generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
+    present = torch.bincount(labels).nonzero()[:, 0]
+    # Which classes get one image more, where the count does not divide, is drawn as well.
+    present = present[torch.randperm(len(present), generator=generator)]
+    share, more = divmod(len(labels), len(present))
+    chosen = []
+    for place, label in enumerate(present.tolist()):
+        rows, wanted = (labels == label).nonzero()[:, 0], share + (place < more)
+        passes = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(-(-wanted // len(rows)))]
+        chosen.append(torch.cat(passes)[:wanted] if passes else rows[:0])
+    everything = torch.cat(chosen)
+    return everything[torch.randperm(len(everything), generator=generator)]
+
+
 def row_batches(rows: Tensor, batch_size: int, name: str, tick: Tick) -> Iterator[Tensor]:
     """These rows in pieces of at most `batch_size`; `tick` is called with the name before each and after the last."""
     done = 0
@@ -52,7 +75,7 @@ class Loader:
         split: the images.
         batch_size: images a batch; the last batch of a pass is smaller if the count asks for it.
         device: where the batches go; a resident split is moved there once, as uint8.
-        workers: processes that read images from disk.
+        workers: processes that read images from disk, each two batches ahead.
         ranks: with several, the images are those of this rank's shard of each batch, the labels those of the whole batch.
     """
 

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from aalp.data.arrays import check_images
 from aalp.data.loaders import Tick
-from aalp.data.sources import check_images
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
 from aalp.evaluation import gates as g

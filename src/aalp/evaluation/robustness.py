@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from aalp.data.arrays import check_images
 from aalp.data.loaders import Tick, read_rows
-from aalp.data.sources import check_images
 from aalp.data.split import ResidentSplit, Split
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError

@@ -1,23 +1,24 @@
-"""Models by name: the built-in ones, `timm:NAME`, and `package.module:factory` of the user's own code."""
+"""Models by name: the built-in ones, timm's, torchvision's, Hugging Face's, and the user's own code."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from aalp.errors import ModelError, unknown_name
+from aalp.models import hugging_face
 from aalp.models.classifier import Classifier
+from aalp.models.heads import class_order, reorder_head
 from aalp.models.preact_resnet import preact_resnet18, thin_resnet, wide_resnet
+from aalp.models.published import ImageShape, Published, Tell, timm_model, torchvision_model
 from aalp.models.small_cnn import SmallCNN
-
-ImageShape = tuple[int, int, int]
 
 BUILT_IN: dict[str, Callable[[int, ImageShape], nn.Module]] = {
     "small-cnn": SmallCNN,
@@ -29,9 +30,15 @@ BUILT_IN: dict[str, Callable[[int, ImageShape], nn.Module]] = {
 """Built-in models: (number of classes, image shape) -> network."""
 
 
+COLLECTIONS: dict[str, Callable[..., Published]] = {"timm": timm_model, "torchvision": torchvision_model}
+"""Other libraries' models, by the word before the colon."""
+
+KNOWN = ("timm:NAME", "torchvision:NAME", "hf:FOLDER_OR_NAME", "package.module:factory")
+
+
 def is_own_code(name: str) -> bool:
-    """Whether building this model runs code that is neither ours nor timm's."""
-    return name not in BUILT_IN and not name.startswith("timm:") and ":" in name
+    """Whether building this model runs code that is neither ours nor of timm, torchvision or transformers."""
+    return ":" in name and name.partition(":")[0] not in (*COLLECTIONS, "hf")
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,24 @@ class ModelOptions:
     """Options of the model besides its name."""
 
     mean: tuple[float, ...] | None = None
-    """Per-channel mean that the classifier subtracts; by default that of the training images (timm: of its own data config)."""
+    """Per-channel mean that the classifier subtracts; by default that which a published model was made with, else that of \
+the training images."""
 
     std: tuple[float, ...] | None = None
     """Per-channel deviation that the classifier divides by; by default as for mean."""
 
     pretrained: bool = False
-    """Start a timm model from its published weights (downloads them)."""
+    """Start a timm or torchvision model from its published weights (downloads them); hf models always have theirs."""
+
+    init_from: Path | None = None
+    """Start from these weights (also --init-from): a run directory, a safetensors file, or a state dict of tensors; a head \
+for other classes is replaced."""
+
+    head: str | None = None
+    """Name of the layer that gives the logits, a Linear or a 1x1 convolution, such as classifier.3; by default the last one."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Further arguments by name for the factory, or for timm's or torchvision's model: --model_options.arguments.width 2."""
 
     channels_last: bool = True
     """Lay image tensors out as channels last, which convolutions prefer."""
@@ -57,73 +75,111 @@ def build(
     image_shape: ImageShape,
     options: ModelOptions | None = None,
     default_normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+    classes: Sequence[str] | None = None,
+    stored: Mapping[str, Any] | None = None,
+    tell: Tell = lambda line: None,
+    keep_head: bool = False,
 ) -> Classifier:
     """A Classifier by name.
 
     Args:
-        name: a key of `BUILT_IN`, `timm:NAME`, or `package.module:factory`, called as
-            `factory(num_classes=..., image_shape=(channels, height, width))` and returning a module.
+        name: a key of `BUILT_IN`; `timm:NAME` or `torchvision:NAME`; `hf:FOLDER_OR_NAME`, with its weights; or
+            `package.module:factory`, called as `factory(num_classes=..., image_shape=(channels, height, width))` with
+            the options' arguments and returning a module.
         num_classes: C of the data.
         image_shape: (channels, height, width) of the data.
         default_normalisation: (mean, std) for a model that neither brings its own nor has one in the options.
+        classes: names of the data's classes; the logits of a published model that knows the same are put in their order.
+        stored: what `architecture` told of a classifier that is built again, whose weights are loaded afterwards.
+        tell: called with a line on what a user should know, such as a head that is replaced.
+        keep_head: refuse a published model with another number of classes instead of replacing its head.
 
     Raises:
         ModelError: the name is unknown, the model does not build, or it has another number of classes.
     """
     options = options or ModelOptions()
-    normalisation = default_normalisation
-    if name in BUILT_IN:
-        network = BUILT_IN[name](num_classes, image_shape)
-    elif name.startswith("timm:"):
-        network, own = _timm(name.removeprefix("timm:"), num_classes, image_shape, options.pretrained)
-        # Published for three channels; a model made for grey images has none of its own.
-        normalisation = own if len(own[0]) == image_shape[0] else default_normalisation
-    elif ":" in name:
-        network = _from_factory(name, num_classes, image_shape)
-    else:
-        raise ModelError(unknown_name("model", name, [*BUILT_IN, "timm:NAME", "package.module:factory"]))
-    mean, std = normalisation or (None, None)
     if (options.mean is None) != (options.std is None):
         raise ModelError(f"mean is {options.mean} and std is {options.std}: give both, with one number for each channel")
-    if isinstance(network, Classifier):
-        if options.mean is not None:
-            raise ModelError(f"model '{name}' is a Classifier with a normalisation of its own: leave out mean and std")
-        classifier = network
+    found = _network(name, num_classes, image_shape, options, classes, stored)
+    if found.fresh_head is not None and keep_head:
+        raise ModelError(
+            f"model '{name}' has {found.fresh_head} classes and the data has {num_classes}: use data of its classes"
+        )
+    if found.fresh_head is not None and stored is None:
+        before = f"{found.fresh_head} classes" if found.fresh_head != num_classes else "no fitting weights"
+        tell(
+            f"the published head of '{name}' has {before} and the data has {num_classes} classes: it is replaced by a fresh one"
+        )
+    if isinstance(found.network, Classifier):
+        if options.mean is not None or options.head is not None:
+            raise ModelError(
+                f"model '{name}' is a Classifier with a normalisation of its own: leave out mean and std, and head"
+            )
+        classifier = found.network
     else:
-        classifier = Classifier(network, options.mean or mean, options.std or std)
+        own = found.normalisation
+        # Published for three channels; a model made for grey images has none of its own.
+        fits = own is not None and len(own[0]) in (1, image_shape[0])
+        mean, std = (own if fits else default_normalisation) or (None, None)
+        classifier = Classifier(found.network, options.mean or mean, options.std or std, options.head)
     if classifier.num_classes != num_classes:
         raise ModelError(
             f"model '{name}' has {classifier.num_classes} classes and the data has {num_classes}: build it for {num_classes}"
         )
+    if classes is not None and found.classes is not None:
+        order_classes(classifier, found.classes, classes, f"model '{name}'", tell)
     return classifier
 
 
-def _timm(
-    name: str, num_classes: int, image_shape: ImageShape, pretrained: bool
-) -> tuple[nn.Module, tuple[Sequence[float], Sequence[float]]]:
-    import timm  # takes a second to import: only when asked for
-
-    if name not in timm.list_models():
-        raise ModelError(unknown_name("timm model", name, _near(name, timm.list_models())))
-    arguments: dict[str, Any] = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": image_shape[0]}
-    try:
-        try:
-            network = timm.create_model(name, img_size=image_shape[1:], **arguments)
-        except TypeError:
-            # Convolutional models take any size and have no such argument.
-            network = timm.create_model(name, **arguments)
-    except Exception as error:
-        raise ModelError(f"timm model '{name}' does not build for images of {image_shape}: {error}") from error
-    config: Any = network.pretrained_cfg  # what the architecture was published with
-    return network, (config["mean"], config["std"])
+def order_classes(classifier: Classifier, own: Sequence[str], wanted: Sequence[str], what: str, tell: Tell) -> None:
+    """Put a classifier's logits in the order of the data's classes, where both name the same ones; tell what happens."""
+    order = class_order(own, wanted)
+    if order is None:
+        pair = next(((one, other) for one, other in zip(own, wanted, strict=False) if one != other), ("", ""))
+        tell(f"{what} names other classes than the data ('{pair[0]}' where it has '{pair[1]}'): logit k is taken as class k")
+    elif order != sorted(order):
+        reorder_head(classifier.linear, order)
+        tell(f"{what} has the data's classes in another order: its logits are put in the data's")
 
 
-def _near(name: str, known: Sequence[str]) -> list[str]:
-    """A few of timm's thousand names, so that the error stays readable."""
-    return difflib.get_close_matches(name, known, n=5, cutoff=0.3) or list(known[:5])
+def architecture(classifier: Classifier, options: ModelOptions) -> dict[str, Any]:
+    """What `build` needs besides the name to build this classifier again, as plain JSON; `{}` where that is nothing."""
+    network = classifier.network
+    config = network.config if isinstance(network, hugging_face.HuggingFaceNetwork) else None
+    told = {"head": options.head, "arguments": options.arguments, "config": config}
+    return {key: value for key, value in told.items() if value}
 
 
-def _from_factory(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
+def _network(
+    name: str,
+    num_classes: int,
+    image_shape: ImageShape,
+    options: ModelOptions,
+    classes: Sequence[str] | None,
+    stored: Mapping[str, Any] | None,
+) -> Published:
+    collection, _, rest = name.partition(":")
+    if options.pretrained and collection not in (*COLLECTIONS, "hf"):
+        raise ModelError(f"model '{name}' has no published weights: leave out pretrained, or start with --init-from")
+    if (options.arguments and not rest) or (options.arguments and collection == "hf"):
+        raise ModelError(f"model '{name}' takes no arguments: leave out --model_options.arguments")
+    if name in BUILT_IN:
+        return Published(BUILT_IN[name](num_classes, image_shape), None)
+    if collection in COLLECTIONS and rest:
+        return COLLECTIONS[collection](rest, num_classes, image_shape, options.pretrained and stored is None, options.arguments)
+    if collection == "hf" and rest:
+        if stored is not None:
+            config = stored.get("config")
+            if not isinstance(config, Mapping):
+                raise ModelError(f"the weights of '{name}' do not say how it is built: train it anew")
+            return Published(hugging_face.from_config(config, num_classes, image_shape), None)
+        return hugging_face.pretrained(rest, classes, num_classes, image_shape)
+    if ":" in name and collection not in (*COLLECTIONS, "hf"):
+        return Published(_from_factory(name, num_classes, image_shape, options.arguments), None)
+    raise ModelError(unknown_name("model", name, [*BUILT_IN, *KNOWN]))
+
+
+def _from_factory(name: str, num_classes: int, image_shape: ImageShape, arguments: Mapping[str, Any]) -> nn.Module:
     module_name, _, function_name = name.partition(":")
     if os.getcwd() not in sys.path:
         # An installed command does not look in the user's folder by itself; last, so that nothing is shadowed.
@@ -134,7 +190,7 @@ def _from_factory(name: str, num_classes: int, image_shape: ImageShape) -> nn.Mo
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(f"model '{name}': {reason}; name it as package.module:factory, importable from here") from error
     try:
-        network = factory(num_classes=num_classes, image_shape=image_shape)
+        network = factory(num_classes=num_classes, image_shape=image_shape, **arguments)
     except Exception as error:
         raise ModelError(f"model '{name}' does not build: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from aalp.errors import DataError, ModelError
+from aalp.models.heads import Head, find_head, head_layer
 
 
 class Classifier(nn.Module):
     """Any network whose logits end in a `torch.nn.Linear`, with normalisation inside.
+
+    A 1x1 convolution on pooled features is the same, and serves as well. In front of that layer anything may come:
+    its input is what contributions are taken of and Guided Dropout acts on.
 
     The images that go in are in [0, 1], so eps means the same for every model. The network is
     used as it is, not copied: its parameters are the classifier's.
@@ -21,7 +25,8 @@ class Classifier(nn.Module):
         network: maps normalised images (N, ...) to logits (N, C).
         mean: per-channel mean to subtract; none by default.
         std: per-channel deviation to divide by; none by default.
-        head: name of the final Linear in `network.named_modules()`; by default the last one defined.
+        head: name of the final Linear in `network.named_modules()`; by default the last one defined, or where there is
+            none the last 1x1 convolution.
 
     Attributes:
         num_classes: C.
@@ -44,35 +49,30 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.head_name: str = head if head is not None else _last_linear(network)
-        linear = dict(network.named_modules()).get(self.head_name)
-        if not isinstance(linear, nn.Linear):
-            found = "no layer of that name" if linear is None else f"a {type(linear).__name__}"
-            raise ModelError(f"head '{self.head_name}' is {found}: name the torch.nn.Linear that gives the logits")
+        self.head_name: str = head if head is not None else find_head(network)
+        head_layer(network, self.head_name)
         mean_values, std_values = _normalisation(mean, std)
         self.register_buffer("mean", mean_values)
         self.register_buffer("std", std_values)
         self._verified = False
 
     @property
-    def linear(self) -> nn.Linear:
-        """The final Linear layer."""
-        module = self.network.get_submodule(self.head_name)
-        assert isinstance(module, nn.Linear)
-        return module
+    def linear(self) -> Head:
+        """The final layer."""
+        return head_layer(self.network, self.head_name)
 
     @property
     def num_classes(self) -> int:
-        return self.linear.out_features
+        return self.linear.weight.shape[0]
 
     @property
     def num_features(self) -> int:
-        return self.linear.in_features
+        return self.linear.weight.shape[1]
 
     @property
     def head_weight(self) -> Tensor:
         """The head's weight (C, D)."""
-        return self.linear.weight
+        return self.linear.weight.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C) of images (N, ...) in [0, 1]."""
@@ -89,7 +89,9 @@ class Classifier(nn.Module):
 
     def head(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (N, C) of features (N, D), each multiplied by its factor in `mask` (N, D) if one is given."""
-        logits: Tensor = self.linear(features if mask is None else features * mask.to(features.dtype))
+        kept = features if mask is None else features * mask.to(features.dtype)
+        layer = self.linear
+        logits: Tensor = layer(kept[:, :, None, None]).flatten(1) if isinstance(layer, nn.Conv2d) else layer(kept)
         return logits
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -119,13 +121,13 @@ class Classifier(nn.Module):
         finally:
             for module, mode in modes:
                 module.training = mode
-        name = f"the network's last Linear '{self.head_name}'"
+        name = f"the network's last {type(self.linear).__name__} '{self.head_name}'"
         if not isinstance(output, Tensor):
             raise ModelError(f"the network returns a {type(output).__name__}: it has to return one tensor of logits (N, C)")
         if output.shape != from_head.shape or not _equal(output, from_head):
             raise ModelError(
                 f"the network's output is not what {name} gives: it has to return that layer's logits as they "
-                "are (no softmax or other step after it); name another final layer with head=..."
+                "are (no softmax or other step after it); name another final layer with head=... (--model_options.head)"
             )
         if features.dim() != 2:
             raise ModelError(f"{name} takes features of shape {tuple(features.shape)}: one row (N, D) an image is needed")
@@ -137,7 +139,7 @@ class Classifier(nn.Module):
 
         def look(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             # A copy, since a step in place after the head would change what it gave as well.
-            seen.append((inputs[0], output.detach().clone()))
+            seen.append((_row(inputs[0]), _row(output.detach()).clone()))
 
         handle = self.linear.register_forward_hook(look)
         try:
@@ -146,7 +148,8 @@ class Classifier(nn.Module):
             handle.remove()
         if not seen:
             raise ModelError(
-                f"the network's last Linear '{self.head_name}' does not run in its forward: name one that does with head=..."
+                f"the network's last {type(self.linear).__name__} '{self.head_name}' does not run in its forward: "
+                "name one that does with head=... (--model_options.head)"
             )
         return *seen[-1], output
 
@@ -156,14 +159,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
-def _last_linear(network: nn.Module) -> str:
-    names: list[str] = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
-        raise ModelError(
-            f"{type(network).__name__} has no torch.nn.Linear: a classifier's logits have to end in one "
-            "(a last 1x1 convolution can be rewritten as a Linear after pooling)"
-        )
-    return names[-1]
+def _row(pooled: Tensor) -> Tensor:
+    """(N, D) of (N, D, 1, 1), as a convolution has it; anything else as it is."""
+    return pooled.flatten(1) if pooled.dim() == 4 and pooled.shape[2:] == (1, 1) else pooled
 
 
 def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from lightning_fabric.loggers.logger import Logger
 from torch import Tensor
 
 from aalp.data.augment import augment
-from aalp.data.loaders import Loader, epoch_order
+from aalp.data.loaders import Loader, balanced_order, epoch_order
 from aalp.data.split import Split
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import DataError, DivergedError, InterruptedRunError, RunError
@@ -152,7 +152,7 @@ class _Trainer:
             self._save()  # a full disk or a folder that cannot be written to shows now, not after an epoch
         for epoch in range(self.progress.step // per_epoch, options.epochs):
             self.clock = self.saved_at = time.perf_counter()
-            order = epoch_order(len(plan.train), plan.seed, epoch)[: per_epoch * options.batch_size]
+            order = self._order(epoch)[: per_epoch * options.batch_size]
             for images, labels in loader.batches(order, start=self.progress.step - epoch * per_epoch):
                 self._one_step(images, labels, per_epoch * options.epochs)
                 stop, due = self._agreed(received)
@@ -170,6 +170,11 @@ class _Trainer:
             self.fabric.log_dict({k: v for k, v in rows[-1].items() if isinstance(v, float)}, step=epoch + 1)
             if epoch + 1 < options.epochs:
                 self._stop_if(self._agreed(received)[0])
+
+    def _order(self, epoch: int) -> Tensor:
+        if self.plan.options.balance == "classes":
+            return balanced_order(self.plan.train.labels, self.plan.seed, epoch)
+        return epoch_order(len(self.plan.train), self.plan.seed, epoch)
 
     def _agreed(self, received: list[int]) -> tuple[int, bool]:
         """The signal that any rank got (0 for none), and whether the main one's clock says that a state is due."""

@@ -49,7 +49,10 @@ class TrainingOptions:
     """Share of the training after which weight perturbation begins."""
 
     augment: Augmentation = "none"
-    """Random shifts (crop), mirroring (flip), both, or none."""
+    """Random shifts (crop), mirroring (flip), both, or none; resized-crop, for photographs, cuts out 8 to 100 % of the area."""
+
+    balance: Literal["none", "classes"] = "none"
+    """classes: draw every class equally often in each epoch, repeating images of rare ones; the losses weigh nothing else."""
 
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bf16 mixed precision where the hardware computes it, float32 elsewhere."""

@@ -1,0 +1,80 @@
+"""`--init-from`: start weights of a training from a run, from one of our weights files, or from another program's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aalp.commands.loading import own_names, weights_file
+from aalp.errors import ModelError
+from aalp.models.catalog import order_classes
+from aalp.models.classifier import Classifier
+from aalp.models.published import Tell
+from aalp.store.checkpoint import is_ours, read_foreign_tensors, read_tensors
+
+
+def start_from(classifier: Classifier, path: Path, keep_normalisation: bool, classes: Sequence[str], tell: Tell) -> None:
+    """Put start weights into a classifier; its own head stays where the file's is for other classes.
+
+    Args:
+        path: a run directory (its best weights), a safetensors file, or a state dict of tensors; nothing in it is executed.
+        keep_normalisation: take mean and deviation of a file of ours as well, which its weights were trained with.
+        classes: of the data; the head of a file of ours that names the same ones is put in their order.
+        tell: called with a line on what was taken and what was not.
+
+    Raises:
+        RunError: there is no such file, or it is none of these.
+        ModelError: its weights do not fit the model, but for the head.
+    """
+    file = weights_file(path, "best")
+    tensors, own_classes = read_foreign_tensors(file), None
+    if is_ours(file):
+        tensors, metadata = read_tensors(file)
+        if metadata.get("kind") == "weights" and isinstance(metadata.get("classes"), list):
+            own_classes = [str(name) for name in metadata["classes"]]
+    target, named = own_names(classifier, tensors)
+    if target is classifier:
+        normalisation: dict[str, Tensor] = {name: named.pop(name) for name in ("mean", "std") if name in named}
+        named = {name.removeprefix("network."): value for name, value in named.items()}
+        if keep_normalisation:
+            _take_normalisation(classifier, normalisation)
+    network = classifier.network
+    fresh = _head_of_other_classes(classifier, named)
+    rest = {name: value for name, value in named.items() if name not in fresh}
+    try:
+        missing, foreign = network.load_state_dict(rest, strict=False)
+    except RuntimeError as error:
+        raise ModelError(f"the weights in '{file}' do not fit the model: {' '.join(str(error).split())[:300]}") from error
+    missing = [name for name in missing if name not in fresh]
+    if missing or foreign:
+        word, name = ("lack", missing[0]) if missing else ("have", foreign[0])
+        raise ModelError(f"the weights in '{file}' do not fit the model: they {word} '{name}'; name their own --model")
+    if fresh:
+        before = next(iter(fresh.values())).shape[0]
+        tell(
+            f"start weights from {file}: its head has {before} classes and the data has {classifier.num_classes}, "
+            "so a fresh head takes its place"
+        )
+        return
+    tell(f"start weights from {file}, its head included")
+    if own_classes is not None:
+        order_classes(classifier, own_classes, classes, f"'{file}'", tell)
+
+
+def _head_of_other_classes(classifier: Classifier, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the head, where they are for another number of classes but for the same features."""
+    prefix = f"{classifier.head_name}." if classifier.head_name else ""
+    names = (f"{prefix}weight", f"{prefix}bias")
+    weight, own = tensors.get(names[0]), classifier.linear.weight
+    if weight is None or weight.shape == own.shape or weight.shape[1:] != own.shape[1:]:
+        return {}
+    return {name: tensors[name] for name in names if name in tensors}
+
+
+def _take_normalisation(classifier: Classifier, tensors: dict[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if value.dim() == 1 and value.numel() in (1, getattr(classifier, name).numel()) and torch.isfinite(value).all():
+            setattr(classifier, name, value.to(getattr(classifier, name)))

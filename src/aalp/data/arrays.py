@@ -1,0 +1,116 @@
+"""Arrays of images and labels, as .npz archives and data sets hold them: their layouts, and what is refused."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aalp.data.split import ResidentSplit
+from aalp.errors import DataError
+
+
+def check_images(images: Tensor, labels: Tensor, num_classes: int, what: str) -> None:
+    """Refuse images and labels that no classifier can be trained or judged on.
+
+    Raises:
+        DataError: naming the first thing that is wrong.
+    """
+    if len(images) != len(labels):
+        raise DataError(f"{what} has {len(images)} images and {len(labels)} labels: there has to be one label an image")
+    if len(images) == 0:
+        raise DataError(f"{what} has no images: name a source with at least one")
+    if images.dim() != 4:
+        raise DataError(f"{what} has images of shape {tuple(images.shape)}: they have to be (N, channels, height, width)")
+    if images.is_floating_point():
+        if not torch.isfinite(images).all():
+            position = int((~torch.isfinite(images).flatten(1).all(1)).nonzero()[0])
+            raise DataError(f"{what} image {position} has a value that is not finite: clean the data first")
+        low, high = float(images.min()), float(images.max())
+        if low < 0 or high > 1:
+            raise DataError(f"{what} has pixel values in [{low:g}, {high:g}]: scale them to [0, 1] or pass uint8")
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.dim() != 1:
+        raise DataError(f"{what} has labels of type {labels.dtype} and shape {tuple(labels.shape)}: one integer an image")
+    low_label, high_label = int(labels.min()), int(labels.max())
+    if low_label < 0 or high_label >= num_classes:
+        wrong = low_label if low_label < 0 else high_label
+        raise DataError(f"{what} has the label {wrong}: labels have to be 0..{num_classes - 1}")
+
+
+def open_npz(path: Path) -> tuple[ResidentSplit, ResidentSplit, tuple[str, ...]]:
+    """Training split, test split and class names of an archive.
+
+    Raises:
+        DataError: there is none, or its arrays are not images and labels.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no file '{path}': name an .npz with x_train, y_train, x_test and y_test")
+    keys = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        _refuse_bomb(path)
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in keys if key not in archive.files]
+            if missing:
+                raise DataError(f"'{path}' lacks {', '.join(missing)}: it has {', '.join(archive.files) or 'nothing'}")
+            arrays = {key: archive[key] for key in keys}
+    except DataError:
+        raise
+    except Exception as error:  # numpy raises many kinds for a broken archive
+        raise DataError(f"'{path}' is not a readable .npz of plain arrays: {error}") from error
+    splits: list[ResidentSplit] = []
+    num_classes = 1 + _largest_label(arrays["y_train"])
+    for split in ("train", "test"):
+        what = f"'{path}' {split}"
+        images, labels = as_images(arrays[f"x_{split}"], what), _labels(arrays[f"y_{split}"], what)
+        check_images(images, labels, num_classes, what)
+        splits.append(ResidentSplit(images, labels))
+    if splits[0].image_shape != splits[1].image_shape:
+        raise DataError(
+            f"'{path}' has training images of {splits[0].image_shape} and test images of {splits[1].image_shape}: "
+            "they have to agree"
+        )
+    if num_classes < 2:
+        raise DataError(f"'{path}' has training labels of 1 class: at least 2 classes are needed")
+    return splits[0], splits[1], tuple(str(label) for label in range(num_classes))
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Images shrink to a tenth at best; what shrinks to a thousandth was made to fill the memory.
+
+    Raises:
+        DataError: a member of the archive is small, and huge once unpacked.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.file_size > max(1e9, 200 * member.compress_size):
+                size = f"{member.file_size / 1e9:.1f} GB out of {member.compress_size / 1e6:.1f} MB"
+                raise DataError(f"'{path}' unpacks '{member.filename}' to {size}: save it anew if that is no mistake")
+
+
+def _largest_label(labels: np.ndarray) -> int:
+    return int(labels.max()) if labels.size and np.issubdtype(labels.dtype, np.integer) else 0
+
+
+def as_images(array: np.ndarray, what: str) -> Tensor:
+    """An array of images, of whatever layout, as (N, channels, height, width)."""
+    if array.dtype == np.uint8:
+        images = torch.from_numpy(array)
+    elif np.issubdtype(array.dtype, np.floating):
+        images = torch.from_numpy(array.astype(np.float32))
+    else:
+        raise DataError(f"{what} has pixels of type {array.dtype}: give uint8, or floats in [0, 1]")
+    if images.dim() == 3:  # (N, H, W), grey
+        images = images[:, None]
+    elif images.dim() == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
+        images = images.permute(0, 3, 1, 2)  # (N, H, W, channels), as Keras stores it
+    return images.contiguous()
+
+
+def _labels(array: np.ndarray, what: str) -> Tensor:
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DataError(f"{what} has labels of type {array.dtype}: give integers 0..C-1")
+    labels = torch.from_numpy(array.astype(np.int64))
+    return labels[:, 0] if labels.dim() == 2 and labels.shape[1] == 1 else labels  # (N, 1), as Keras stores CIFAR's

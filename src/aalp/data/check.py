@@ -1,0 +1,227 @@
+"""A look at a data source before it is trained on: counts, sizes, ranges, unreadable images, duplicates across splits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from aalp.data.images import eight_bit, unreadable
+from aalp.data.loaders import Tick
+from aalp.data.sources import Loaded
+from aalp.data.split import Split, as_float
+from aalp.data.stored import StoredSplit
+from aalp.errors import DataError
+
+SIDE = 16
+"""Height and width of the grey thumbnails that near duplicates are looked for in."""
+
+NEAR = 0.995
+"""Correlation of two thumbnails from which on they count as near duplicates: a copy saved anew or resized is above it."""
+
+MOST_PAIRS = 4_000_000_000
+"""Pairs of images up to which near duplicates are looked for: half a minute on two cores."""
+
+THUMBNAIL = 64
+"""Longest side of the images on the contact sheet."""
+
+
+@dataclass
+class Seen:
+    """What was seen of each image of a split; lists have an entry an image.
+
+    Attributes:
+        labels: the class of each.
+        names: file or row.
+        sizes: (width, height) as stored, (0, 0) for an unreadable image.
+        modes: Pillow's word for the kind of pixels.
+        hashes: sha256 of the decoded pixels, "" for an unreadable image: equal for equal images, whatever the file format.
+        errors: why an image is unreadable, by position.
+        thumbnails: (N, 16 * 16) grey in [0, 1].
+        low, high, total, squares, pixels: of the values of all pixels in [0, 1].
+        flat: images of one colour.
+        small: a few images of each class for the contact sheet.
+    """
+
+    labels: list[int]
+    names: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    modes: list[str] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
+    thumbnails: Tensor = field(default_factory=lambda: torch.empty(0, SIDE * SIDE))
+    low: float = 1.0
+    high: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    pixels: int = 0
+    flat: list[int] = field(default_factory=list)
+    small: dict[int, list[Image.Image]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Images that occur more than once.
+
+    Attributes:
+        across: (split, position, other split, position) of equal images in two splits, the first of each only.
+        within: how many images of each split repeat another one of it.
+        contradictions: (split, position, other split, position) of equal images with different labels.
+        near: (split, position, other split, position) of images that all but equal one of another split.
+        near_skipped: whether there were too many pairs to look for those.
+    """
+
+    across: list[tuple[str, int, str, int]]
+    within: dict[str, int]
+    contradictions: list[tuple[str, int, str, int]]
+    near: list[tuple[str, int, str, int]]
+    near_skipped: bool
+
+
+def look(loaded: Loaded, each: int, tick: Tick) -> dict[str, Seen]:
+    """See every image of a source, split by split; an unreadable one is noted, and no reason to stop.
+
+    Args:
+        each: images of each class to keep for the contact sheet.
+        tick: called with the split's name and how many images are done.
+    """
+    return {name: _look_at(name, split, each, tick) for name, split in loaded.splits.items()}
+
+
+def _look_at(name: str, split: Split, each: int, tick: Tick) -> Seen:
+    seen = Seen(split.labels.tolist())
+    kept: Counter[int] = Counter()
+    thumbnails: list[np.ndarray] = []
+
+    def one(index: int) -> tuple[str, Image.Image | DataError]:
+        try:
+            return _image(split, index)
+        except DataError as error:
+            return f"{name} image {index}", error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(split), 256):
+            tick(name, start, len(split))
+            rows = range(start, min(start + 256, len(split)))
+            for index, (called, image) in zip(rows, pool.map(one, rows), strict=True):
+                seen.names.append(called)
+                thumbnails.append(_note(seen, index, image))
+                label = seen.labels[index]
+                if isinstance(image, Image.Image) and kept[label] < each:
+                    kept[label] += 1
+                    small = image.convert("RGB")
+                    small.thumbnail((THUMBNAIL, THUMBNAIL))
+                    seen.small.setdefault(label, []).append(small)
+    tick(name, len(split), len(split))
+    seen.thumbnails = torch.from_numpy(np.stack(thumbnails)) if thumbnails else seen.thumbnails
+    return seen
+
+
+def _image(split: Split, index: int) -> tuple[str, Image.Image]:
+    """An image of its own size, decoded, and its name; where the file's mode counts, as `image.info["mode"]`."""
+    if not isinstance(split, StoredSplit):
+        pixels = (as_float(split.read(torch.tensor([index])))[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] != 3 else pixels)
+        image.info = {"mode": image.mode}
+        return str(index), image
+    name = split.encoded(index)[1]
+    with split.original(index) as stored:
+        mode = stored.mode
+        try:
+            image = eight_bit(stored)
+            image = image.convert("L" if image.mode in ("1", "L") else "RGB")
+        except Exception as error:  # the pixels are read here, and break in many ways
+            raise unreadable(name, error) from error
+    image.info = {"mode": mode}
+    return name, image
+
+
+def _note(seen: Seen, index: int, image: Image.Image | DataError) -> np.ndarray:
+    """Add an image to what is seen; its thumbnail (256,) in [0, 1]."""
+    if isinstance(image, DataError):
+        seen.errors[index] = str(image)
+        seen.sizes.append((0, 0))
+        seen.modes.append("unreadable")
+        seen.hashes.append("")
+        return np.zeros(SIDE * SIDE, np.float32)
+    pixels = np.asarray(image)
+    seen.sizes.append(image.size)
+    seen.modes.append(str(image.info["mode"]))
+    # Grey stored as colour is the same image.
+    colours = np.asarray(image.convert("RGB"))
+    seen.hashes.append(hashlib.sha256(repr(image.size).encode() + colours.tobytes()).hexdigest())
+    low, high = int(pixels.min()), int(pixels.max())
+    seen.low, seen.high = min(seen.low, low / 255), max(seen.high, high / 255)
+    values = pixels.astype(np.float64) / 255
+    seen.total, seen.squares, seen.pixels = (
+        seen.total + values.sum(),
+        seen.squares + (values**2).sum(),
+        seen.pixels + values.size,
+    )
+    if low == high:
+        seen.flat.append(index)
+    thumbnail = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(thumbnail, np.float32).reshape(-1) / 255
+
+
+def duplicates(seen: dict[str, Seen]) -> Found:
+    """Images that occur in two splits, or more than once in one, by the hash of their pixels; near ones by thumbnails."""
+    first: dict[str, tuple[str, int]] = {}
+    across, contradictions = [], []
+    within: Counter[str] = Counter()
+    for split, images in seen.items():
+        here: set[str] = set()
+        for position, digest in enumerate(images.hashes):
+            if digest == "":
+                continue
+            within[split] += digest in here
+            before = first.setdefault(digest, (split, position))
+            if before[0] != split and digest not in here:
+                across.append((*before, split, position))
+            if seen[before[0]].labels[before[1]] != images.labels[position]:
+                contradictions.append((*before, split, position))
+            here.add(digest)
+    near, skipped = _near(seen)
+    return Found(across, {split: within[split] for split in seen}, contradictions, near, skipped)
+
+
+def _near(seen: dict[str, Seen]) -> tuple[list[tuple[str, int, str, int]], bool]:
+    """The pairs of images of different splits that all but equal each other, and whether there were too many to look."""
+    names = list(seen)
+    pairs = [(one, other) for at, one in enumerate(names) for other in names[at + 1 :]]
+    if sum(len(seen[one].hashes) * len(seen[other].hashes) for one, other in pairs) > MOST_PAIRS:
+        return [], True
+    # Tiny images say too little in a thumbnail: digits of 8x8 would all but equal each other.
+    units = {name: _units(images) for name, images in seen.items()}
+    found = []
+    for one, other in pairs:
+        for start in range(0, len(units[other]), 512):
+            correlation, nearest = (units[other][start : start + 512] @ units[one].T).max(1)
+            for row in (correlation >= NEAR).nonzero()[:, 0].tolist():
+                place, position = int(nearest[row]), start + row
+                if seen[one].hashes[place] != seen[other].hashes[position]:
+                    found.append((one, place, other, position))
+    return found, False
+
+
+def _units(images: Seen) -> Tensor:
+    """Thumbnails with their mean taken off, of length 1; zero for those too small or too flat to tell from others."""
+    centred = images.thumbnails - images.thumbnails.mean(1, keepdim=True)
+    large = torch.tensor([min(size) >= 2 * SIDE for size in images.sizes])[:, None]
+    contrast = centred.square().mean(1, keepdim=True).sqrt() >= 0.02
+    return F.normalize(centred, dim=1) * (large & contrast)
+
+
+def imbalance(labels: Sequence[int], classes: int) -> float:
+    """Images of the largest class for each of the smallest that has any."""
+    counts = [count for count in np.bincount(labels, minlength=classes).tolist() if count]
+    return max(counts) / min(counts) if counts else 1.0

@@ -1,0 +1,98 @@
+"""CSV files of image paths and labels, with a column `split` or without."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from aalp.data.folder import VALIDATION, Opened, opened, split_files
+from aalp.data.images import Layout
+from aalp.errors import DataError
+
+PATH_COLUMNS = ("path", "image", "file", "file_name", "filename")
+"""How the column of the paths may be called; the labels' column is `label` unless the options name another."""
+
+
+def open_csv(file: Path, root: Path | None, label_column: str, layout: Layout, test_share: float, seed: int) -> Opened:
+    """The images that a CSV lists: a header with path, label and maybe split (train, test, validation), a row an image.
+
+    Classes are the different labels in alphabetical order, or by number where all are whole numbers.
+
+    Args:
+        root: folder that the paths are relative to, and that none may lead out of; by default the CSV's own.
+        label_column: name of the labels' column.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, names a file that is missing or lies outside, or has one class.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines, strict=True)
+            rows, header = list(reader), list(reader.fieldnames or ())
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file '{file}': name a CSV with the columns path and label") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"'{file}' is not a readable CSV: {error}; save it as UTF-8 text") from error
+    path_column = next((name for name in PATH_COLUMNS if name in header), None)
+    if path_column is None or label_column not in header:
+        lacking = "path" if path_column is None else label_column
+        raise DataError(f"'{file}' has the columns {', '.join(header) or 'of nothing'}: a column {lacking} is needed")
+    if any(row[label_column] in (None, "") for row in rows):
+        number = 2 + next(at for at, row in enumerate(rows) if row[label_column] in (None, ""))
+        raise DataError(f"'{file}' line {number} has no {label_column}: give every image one")
+    names = sorted({row[label_column] for row in rows}, key=_by_number if _all_numbers(rows, label_column) else None)
+    if len(names) < 2:
+        raise DataError(f"'{file}' has {len(names)} classes: at least 2 are needed")
+    places = {name: label for label, name in enumerate(names)}
+    folder = (file.parent if root is None else root).expanduser()
+    inside = folder.resolve()
+    paths = [_inside(folder, inside, row[path_column], f"'{file}' line {number}") for number, row in enumerate(rows, 2)]
+    labels = [places[row[label_column]] for row in rows]
+    if "split" not in header:
+        return split_files(paths, labels, tuple(names), layout, test_share, seed, str(file))
+    files = _by_split(file, [str(row["split"]).strip().lower() for row in rows], paths, labels)
+    return opened(files, tuple(names), layout)
+
+
+def _by_split(file: Path, splits: list[str], paths: list[Path], labels: list[int]) -> dict[str, tuple[list[Path], list[int]]]:
+    files: dict[str, tuple[list[Path], list[int]]] = {}
+    for number, (split, path, label) in enumerate(zip(splits, paths, labels, strict=True), 2):
+        name = "validation" if split in VALIDATION else split
+        if name not in ("train", "test", "validation"):
+            raise DataError(f"'{file}' line {number} has '{split}' as split: train, test or validation is needed")
+        of_split = files.setdefault(name, ([], []))
+        of_split[0].append(path)
+        of_split[1].append(label)
+    if "test" not in files and "validation" in files:
+        files["test"] = files.pop("validation")
+    if not {"train", "test"} <= files.keys():
+        raise DataError(f"'{file}' has no {'train' if 'train' not in files else 'test'} images in its column split: give some")
+    lacking = sorted(set(labels) - set(files["train"][1]))
+    if lacking:
+        raise DataError(f"'{file}' has a class without training images, the {lacking[0]}th: give it some")
+    return files
+
+
+def _inside(folder: Path, inside: Path, name: str | None, where: str) -> Path:
+    if not name:
+        raise DataError(f"{where} has no path: give every image one")
+    path = folder / name
+    try:
+        leads_out = not path.resolve().is_relative_to(inside)
+    except (OSError, ValueError) as error:  # links in a circle, characters that no path has
+        raise DataError(f"{where} names {name!r}, which is no path: {error}; correct it") from error
+    if leads_out:
+        raise DataError(f"{where} names '{name}', which leads out of '{folder}': put it there, or give --data_options.root")
+    if not path.is_file():
+        raise DataError(
+            f"{where} names '{name}', and there is no such file in '{folder}': correct it, or give --data_options.root"
+        )
+    return path
+
+
+def _all_numbers(rows: list[dict[str, str]], column: str) -> bool:
+    return all(row[column].strip().isdecimal() for row in rows)
+
+
+def _by_number(label: str) -> tuple[int, str]:
+    return int(label), label

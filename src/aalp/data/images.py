@@ -1,0 +1,140 @@
+"""Image files: opening them with the guards that strangers' files need, and decoding them to one shape."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from aalp.errors import DataError
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file is read as, whatever its name says: other formats of Pillow's call other programs (EPS runs Ghostscript)."""
+
+MOST_PIXELS = 50_000_000
+"""More than any photograph: a small file can claim a size that fills the memory when it is decoded."""
+
+# Pillow warns, in two lines, from a limit on that is above ours.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+Resizing = Literal["stretch", "crop"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How images are decoded.
+
+    Attributes:
+        size: height and width to resize to; by default all images have to be of one size.
+        channels: 1 for grey, 3 for colour; by default as the first image is.
+        resizing: stretch to the size, or scale the shorter side to it and crop the middle.
+    """
+
+    size: int | None = None
+    channels: int | None = None
+    resizing: Resizing = "stretch"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The shape that every image of a source is decoded to.
+
+    Attributes:
+        image_shape: (channels, height, width).
+        resizing: how images of another size come to it; None refuses them.
+    """
+
+    image_shape: tuple[int, int, int]
+    resizing: Resizing | None
+
+
+def decoding_like(first: Path | bytes, name: str, layout: Layout) -> Decoding:
+    """How to decode a source whose first image is this one.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with open_image(first, name) as image:
+        grey = image.mode in ("1", "L") or image.mode.startswith("I;16")
+        width, height = image.size
+    channels = layout.channels or (1 if grey else 3)
+    if layout.size is None:
+        return Decoding((channels, height, width), None)
+    return Decoding((channels, layout.size, layout.size), layout.resizing)
+
+
+def open_image(file: Path | bytes, name: str) -> Image.Image:
+    """The image with its pixels still in the file; not more of them than an image has.
+
+    Args:
+        file: a path, or the content of a file.
+        name: what errors call it.
+
+    Raises:
+        DataError: it is none, or it claims to be larger.
+    """
+    try:
+        image = Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=FORMATS)
+    except Exception as error:  # Pillow raises many kinds, a decompression bomb among them
+        raise unreadable(name, error) from error
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        image.close()
+        raise DataError(f"'{name}' claims to be {width}x{height} pixels, more than {MOST_PIXELS:,}: remove or shrink it")
+    return image
+
+
+def unreadable(name: str, error: Exception) -> DataError:
+    """The error for an image that Pillow stumbles over."""
+    # What is read from memory has no name, and Pillow tells the object instead.
+    reason = "cannot identify image file" if "BytesIO" in str(error) else error
+    return DataError(f"'{name}' is not a readable image: {reason}; remove or replace it")
+
+
+def decode(file: Path | bytes, name: str, decoding: Decoding) -> np.ndarray:
+    """One image as (channels, height, width) uint8.
+
+    Raises:
+        DataError: the file cannot be read, or has another size and may not be resized.
+    """
+    channels, height, width = decoding.image_shape
+    with open_image(file, name) as image:
+        try:
+            if decoding.resizing is not None:
+                # JPEG decodes to a half, quarter or eighth at a fraction of the cost; twice the size keeps the quality.
+                image.draft(None, (2 * width, 2 * height))
+            converted = eight_bit(image).convert("L" if channels == 1 else "RGB")
+        except Exception as error:  # as in open_image: here the pixels are read
+            raise unreadable(name, error) from error
+    if converted.size != (width, height):
+        if decoding.resizing is None:
+            raise DataError(
+                f"'{name}' is {converted.width}x{converted.height} pixels and the first image is {width}x{height}: "
+                "give --data_options.size to resize all"
+            )
+        box = _middle(converted.size, width / height) if decoding.resizing == "crop" else None
+        converted = converted.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    array = np.asarray(converted, dtype=np.uint8)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits; Pillow's own conversion would cut everything above 255 to white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
+
+
+def _middle(size: tuple[int, int], ratio: float) -> tuple[float, float, float, float]:
+    """The largest box (left, upper, right, lower) of this width to height in the middle of an image."""
+    width, height = size
+    inner_width, inner_height = (height * ratio, float(height)) if width > height * ratio else (float(width), width / ratio)
+    left, upper = (width - inner_width) / 2, (height - inner_height) / 2
+    return left, upper, left + inner_width, upper + inner_height

@@ -1,0 +1,81 @@
+"""`aalp data`: what it prints, writes and exits with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from aalp.cli import main
+from aalp.store.records import read_record, read_table
+
+
+@pytest.fixture
+def animals(tmp_path: Path, write_images: Callable[..., Path]) -> Path:
+    """train/ and test/ with 6 and 4 cats, 20 and 4 dogs, none of them twice."""
+    for tone, name, count in ((0, "cat", 6), (180, "dog", 20)):
+        write_images(tmp_path / "animals" / "train" / name, count, tone=tone)
+        write_images(tmp_path / "animals" / "test" / name, 4, tone=tone + 7)
+    return tmp_path / "animals"
+
+
+def test_data_in_order_get_a_table_a_record_a_sheet_and_exit_code_0(
+    animals: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "check"
+    assert main(["data", f"folder:{animals}", "--out", str(out), "--quiet"]) == 0
+    text = capfd.readouterr().out
+    lines = text.splitlines()
+    assert ["cat", "6", "4"] in [line.split() for line in lines]
+    assert ["dog", "20", "4"] in [line.split() for line in lines]
+    assert "in two splits: none" in lines
+    assert (
+        "the largest class has 3.3 times the images of the smallest: --training.balance classes draws all equally often"
+        in lines
+    )
+    record = read_record(out / "check.json", "data")
+    assert record["splits"]["train"]["per_class"] == [6, 20]
+    assert record["splits"]["train"]["width"] == {"least": 8, "median": 8, "most": 8}
+    assert record["splits"]["test"]["modes"] == {"RGB": 8}
+    assert record["spoiled"] is False
+    table = read_table(out / "images.parquet")
+    assert table["split"] == ["train"] * 26 + ["test"] * 8
+    assert len(set(table["sha256"])) == 34
+    with Image.open(out / "contact-sheet.png") as sheet:
+        assert sheet.format == "PNG"
+
+
+def test_data_that_spoil_figures_are_named_and_exit_with_3(
+    animals: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = (animals / "train" / "cat" / "000.png").read_bytes()
+    (animals / "test" / "cat" / "copied.png").write_bytes(content)
+    (animals / "train" / "dog" / "003.png").write_text("no picture")
+    out = tmp_path / "check"
+    assert main(["data", f"folder:{animals}", "--out", str(out), "--quiet"]) == 3
+    text = capfd.readouterr().out
+    assert "in two splits: 1" in text
+    assert f"train {animals}/train/cat/000.png (cat) = test {animals}/test/cat/copied.png (cat)" in text
+    assert "unreadable: 1" in text
+    assert json.loads((out / "check.json").read_text())["unreadable"][0]["split"] == "train"
+    # Nothing is overwritten.
+    assert main(["data", f"folder:{animals}", "--out", str(out), "--quiet"]) == 2
+    assert "exists already: choose another --out" in capfd.readouterr().err
+
+
+def test_of_many_classes_the_smallest_and_the_largest_are_listed(
+    tmp_path: Path, write_images: Callable[..., Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(24):
+        write_images(tmp_path / "many" / f"class{number:02d}", 2 + number % 12, size=(8, 8 + number % 3), tone=8 * number)
+    assert main(["data", "folder:many", "--quiet"]) in (0, 3)
+    text = capfd.readouterr().out
+    assert "... 4 classes between" in text
+    assert "sizes differ: train with --data_options.size" in text
+    assert Path("data-checks/many-001/check.json").is_file()
+    assert main(["data", "digits", "--quiet", "--data_options.images", "50"]) == 0
+    assert Path("data-checks/digits-001/contact-sheet.png").is_file()

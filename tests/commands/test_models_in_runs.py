@@ -1,0 +1,138 @@
+"""Models of every origin through the verbs: trained, loaded back, evaluated; and published ones judged by name alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from aalp.cli import main
+from aalp.commands.loading import load
+from aalp.store.checkpoint import read_metadata, read_tensors, write_tensors
+
+FACTORY = """
+from torch import nn
+
+def net(num_classes, image_shape, width=4, deep=False):
+    inputs, hidden = image_shape[1] * image_shape[2], [nn.Linear(width, width), nn.ReLU()] * deep
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), *hidden, nn.Linear(width, num_classes))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_nets_with_arguments.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+MODEL = "own_nets_with_arguments:net"
+
+
+def trained(words: list[str], run: Path, *more: str) -> dict[str, Any]:
+    assert main([*words, "--run", str(run), *more]) == 0
+    return dict(read_metadata(run / "weights" / "last.safetensors")["architecture"])
+
+
+def test_a_factory_gets_its_arguments_and_so_does_every_later_verb(own, tmp_path, train_words, capfd) -> None:
+    run = tmp_path / "run"
+    arguments = ["--model_options.arguments.width", "6", "--model_options.arguments.deep", "true"]
+    told = trained(train_words, run, "--model", MODEL, *arguments)
+    assert told == {"arguments": {"width": 6, "deep": True}}
+    assert read_tensors(run / "weights" / "last.safetensors")[0]["network.1.weight"].shape[0] == 6
+    assert main(["evaluate", str(run), "--attacks", "fgsm", "--quiet", "--trust-model-code"]) == 0
+    # A lone file may be anybody's: what it would hand to one's own code has to be said.
+    lone = tmp_path / "lone.safetensors"
+    lone.write_bytes((run / "weights" / "last.safetensors").read_bytes())
+    words = ["evaluate", str(lone), "--model", MODEL, "--data", train_words[2], "--attacks", "fgsm", "--quiet"]
+    capfd.readouterr()
+    assert main(words) == 2
+    assert "asks to build" in capfd.readouterr().err
+    assert main([*words, *arguments]) == 0
+
+
+def test_a_named_head_is_found_again(own, tmp_path, train_words) -> None:
+    run = tmp_path / "run"
+    assert trained(train_words, run, "--model", MODEL, "--model_options.head", "3") == {"head": "3"}
+    assert main(["evaluate", str(run), "--attacks", "fgsm", "--quiet", "--trust-model-code"]) == 0
+
+
+def test_a_timm_model_with_arguments_loads_from_its_file_alone(tmp_path, train_words) -> None:
+    run = tmp_path / "run"
+    arguments = ["--model_options.arguments", '{"depth": 1, "patch_size": 4}']
+    more = ["--model", "timm:test_vit", *arguments, "--training.epochs", "1", "--training.clip", "1"]
+    assert trained(train_words, run, *more) == {"arguments": {"depth": 1, "patch_size": 4}}
+    lone = tmp_path / "lone.safetensors"
+    lone.write_bytes((run / "weights" / "last.safetensors").read_bytes())
+    assert len(load(lone).network.blocks) == 1
+
+
+def test_a_strangers_file_asks_for_no_pickle_and_for_no_more_memory_than_it_fills(tmp_path, tiny_npz, capfd) -> None:
+    about = {"classes": ["0", "1", "2"], "image_shape": [3, 32, 32]}
+    cases = {
+        "timm:vit_base_patch16_224": ({}, "numbers"),
+        "torchvision:vgg19": ({}, "numbers"),
+        "timm:test_vit": ({"arguments": {"checkpoint_path": "evil.pt"}}, "has checkpoint_path"),
+        "hf:anything": ({"config": {"model_type": "vit", "hidden_size": 10**9, "num_attention_heads": 1}}, ""),
+        "hf:other": ({"config": {"model_type": "vit", "auto_map": {"AutoModel": "evil"}}}, "has auto_map"),
+        "small-cnn": ({"arguments": [1]}, "does not say how its model is built"),
+    }
+    for number, (name, (architecture, needle)) in enumerate(cases.items()):
+        path = tmp_path / f"{number}.safetensors"
+        write_tensors(path, {"w": torch.ones(1)}, {**about, "model": name, "architecture": architecture})
+        capfd.readouterr()
+        assert main(["evaluate", str(path), "--data", f"npz:{tiny_npz}", "--eps", "0.1", "--attacks", "fgsm"]) == 2
+        err = capfd.readouterr().err
+        assert err.count("\n") == 1
+        assert needle in err
+
+
+def test_a_hugging_face_model_is_judged_by_its_folder_tuned_and_loaded_without_it(
+    tmp_path, train_words, tiny_npz, capfd
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=3, id2label={0: "2", 1: "0", 2: "1"}, num_channels=1
+    )
+    transformers.ResNetForImageClassification(config).eval().save_pretrained(tmp_path / "theirs")
+    words = [f"hf:{tmp_path / 'theirs'}", "--data", f"npz:{tiny_npz}", "--eps", "0.1", "--quiet"]
+    capfd.readouterr()
+    assert main(["evaluate", *words, "--attacks", "fgsm,pgd-2", "--out", str(tmp_path / "evaluations")]) == 0
+    assert "in another order: its logits are put in the data's" in capfd.readouterr().err
+    (record,) = (tmp_path / "evaluations").glob("*.json")
+    content = json.loads(record.read_text())
+    assert content["weights"] == content["model"]["model"] == f"hf:{tmp_path / 'theirs'}"
+    run = tmp_path / "run"
+    told = trained(train_words, run, "--model", f"hf:{tmp_path / 'theirs'}", "--training.epochs", "1")
+    assert told["config"]["model_type"] == "resnet"
+    (tmp_path / "theirs").rename(tmp_path / "gone")
+    assert main(["evaluate", str(run), "--attacks", "fgsm", "--quiet"]) == 0
+    assert load(run).num_classes == 3
+
+
+def test_a_published_model_for_other_classes_is_not_judged(tiny_npz, capfd, monkeypatch) -> None:
+    import timm
+
+    published = timm.create_model("test_convnext", num_classes=1000).state_dict()
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", lambda *_, **__: published)
+    assert main(["evaluate", "timm:test_convnext", "--data", f"npz:{tiny_npz}", "--eps", "0.1"]) == 2
+    assert "has 1000 classes and the data has 3: use data of its classes" in capfd.readouterr().err
+
+
+def test_classes_of_different_sizes_are_shown_and_may_be_drawn_equally(tmp_path, tiny_arrays, capfd, train_words) -> None:
+    arrays = tiny_arrays(train=90)
+    keep = np.flatnonzero((arrays["y_train"] != 2) | (np.arange(90) < 24))
+    np.savez(tmp_path / "uneven.npz", **{**arrays, "x_train": arrays["x_train"][keep], "y_train": arrays["y_train"][keep]})
+    words = [word for word in train_words if not word.startswith("--quiet")]
+    words = [word.replace(words[2], f"npz:{tmp_path / 'uneven.npz'}") for word in words]
+    more = ["--data_options.validation", "0", "--training.epochs", "1"]
+    assert main([*words, *more, "--run", str(tmp_path / "plain")]) == 0
+    line = "3 classes of 8 ('2') to 30 ('0') training images"
+    assert f"{line}; --training.balance classes would draw each equally often" in capfd.readouterr().err
+    assert main([*words, *more, "--run", str(tmp_path / "even"), "--training.balance", "classes"]) == 0
+    assert f"{line}, each drawn equally often" in capfd.readouterr().err
