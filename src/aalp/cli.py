@@ -8,11 +8,12 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module, metadata, resources
+from dataclasses import dataclass
+from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aalp.errors import AalpError, unknown_name
+from aalp.errors import AalpError, OptionError, unknown_name
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -30,8 +31,6 @@ VERBS = {
 PATHS = {"evaluate": "RUN_OR_WEIGHTS", "audit": "RUN_OR_WEIGHTS", "analyze": "RUN...", "report": "RUN..."}
 """Verbs that take paths instead of --config, as their usage shows them; with dots, several of them."""
 
-SWITCHES = ("--quiet", "--evaluate", "--thorough", "--audit", "--trust_model_code")
-
 EXIT_OK = 0
 
 
@@ -42,41 +41,82 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `aalp`; by default those of the process.
 
     Returns:
-        The exit code: 0 done, 1 training diverged, 2 bad input or a disk that refuses, 3 the audit failed, 4 it was
-        inconclusive, 130, 138 and 143 stopped by SIGINT, SIGUSR1 and SIGTERM, and saved.
+        The exit code, see `aalp.manual.screens.EXIT_CODES`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv[1:] = words  # what records tell as their command, also when called from Python
-    if words[:1] in ([], ["-h"], ["--help"]):
-        print(_overview())
-        return EXIT_OK
-    if words[0] == "--version":
-        print(f"aalp {metadata.version('aalp')}")
-        return EXIT_OK
+    if "--json" in words[1:]:
+        return _run_as_json(words)
+    end = _run(words)
+    if end.line:
+        print(f"aalp: {end.line}", file=sys.stderr)
+    return end.code
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a command ended: its exit code, and for an error one line and its kind."""
+
+    code: int = EXIT_OK
+    line: str = ""
+    kind: str = ""
+
+
+def _run(words: list[str]) -> _End:
     try:
-        if words[0] not in VERBS:
-            raise AalpError(unknown_name("verb", words[0], VERBS))
+        text = _told(words)
+        if text is not None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            return _End()
         code = _function(words[0])(**_parse(words[0], words[1:]))
     except AalpError as error:
-        print(f"aalp: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
+        return _End(error.exit_code, " ".join(str(error).split()), type(error).__name__)
     except KeyboardInterrupt:
-        print("aalp: stopped", file=sys.stderr)
-        return 130
+        return _End(130, "stopped", "KeyboardInterrupt")
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         sys.stderr.close()
-        return EXIT_OK
+        return _End()
     except OSError as error:  # a disk or a folder that refuses, wherever it was met
-        print(f"aalp: {error.strerror or error}: {error.filename or 'the disk'}; free space or choose another", file=sys.stderr)
-        return AalpError.exit_code
-    return EXIT_OK if code is None else code
+        where = error.filename or "the disk"
+        return _End(AalpError.exit_code, f"{error.strerror or error}: {where}; free space or choose another", "OSError")
+    return _End(EXIT_OK if code is None else code)
 
 
-def _overview() -> str:
-    lines = ["usage: aalp VERB ...", "", "Adversarially robust image classifiers: train, attack, compare, report.", ""]
-    lines += [f"  {name:<10}{purpose}" for name, purpose in VERBS.items()]
-    lines += ["", "`aalp VERB --help` tells a verb's options. Presets for --config: " + ", ".join(presets())]
-    return "\n".join(lines)
+def _run_as_json(words: list[str]) -> int:
+    """Run a verb whose results are one JSON document on stdout, errors included; all else goes to stderr."""
+    from aalp.commands.console import json_document
+
+    with json_document(words[0], " ".join(["aalp", *words])) as document:
+        end = _run([word for word in words if word != "--json"])
+        if end.line:
+            print(f"aalp: {end.line}", file=sys.stderr)
+        document["exit_code"], document["error"] = end.code, {"kind": end.kind, "message": end.line} if end.line else None
+    return end.code
+
+
+def _told(words: list[str]) -> str | None:
+    """What is asked for that needs no verb to run: help, the version, completion; None for a verb."""
+    if words[:1] in ([], ["-h"], ["--help"], ["--help-all"]):
+        from aalp.manual.screens import overview
+
+        return overview(VERBS, presets()) + "\n"
+    if words[0] == "--version":
+        from importlib import metadata
+
+        return f"aalp {metadata.version('aalp')}\n"
+    if words[0] == "completion":
+        from aalp.manual.completion import answer
+
+        wanted = [word for word in words[1:] if word not in ("-h", "--help")]
+        return answer(wanted, VERBS, PATHS, presets())
+    if words[0] not in VERBS:
+        raise OptionError(unknown_name("verb", words[0], VERBS))
+    if any(word in ("-h", "--help", "--help-all") for word in words):
+        from aalp.manual.screens import help_screen
+
+        return help_screen(words[0], PATHS.get(words[0]), words[1:]) + "\n"
+    return None
 
 
 def presets() -> dict[str, Path]:
@@ -114,7 +154,7 @@ def _parse(verb: str, words: list[str]) -> dict[str, Any]:
     from jsonargparse import ArgumentError
 
     parser = build_parser(verb)
-    words = _with_config(verb, _with_switches(words))
+    words = _with_config(verb, _with_switches(verb, words))
     try:
         parsed = parser.parse_args(words)
         options: dict[str, Any] = parser.instantiate(parsed).as_dict()
@@ -130,19 +170,26 @@ def _parse(verb: str, words: list[str]) -> dict[str, Any]:
     return options
 
 
-def _with_switches(words: list[str]) -> list[str]:
-    """`--quiet` for `--quiet=true`, whatever word follows it; a switch may be spelled with - or _."""
-    words = [word.replace("--trust-model-code", "--trust_model_code", 1) for word in words]
+def _with_switches(verb: str, words: list[str]) -> list[str]:
+    """`--quiet` for `--quiet=true`, whatever word follows it; a name may be spelled with - or _."""
+    words = [_with_underscores(word) if word.startswith("--") else word for word in words]
     following = [*words[1:], ""][: len(words)]
+    parameters = inspect.signature(_function(verb)).parameters
+    switches = {f"--{name}" for name, parameter in parameters.items() if parameter.default is False}
     return [
-        f"{word}=true" if word in SWITCHES and after not in ("true", "false") else word
+        f"{word}=true" if word in switches and after not in ("true", "false") else word
         for word, after in zip(words, following, strict=True)
     ]
 
 
+def _with_underscores(word: str) -> str:
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
 def _with_config(verb: str, words: list[str]) -> list[str]:
     """The words with preset names replaced by their files, and the configuration that goes without saying."""
-    if verb in PATHS or "--help" in words or "-h" in words:
+    if verb in PATHS:
         return words
     flags = {word.partition("=")[0] for word in words}
     if verb == "train" and "--resume" in flags and not flags & {"--config", "--data"}:

@@ -11,12 +11,14 @@ import torch
 
 from aalp.commands.config import device
 from aalp.commands.console import Display, command_line, print_out
+from aalp.commands.dry_run import audit_cost, show
 from aalp.commands.loading import LoadedModel, load_model, weights_file
 from aalp.commands.opening import chosen_images, run_config, stored_model, stored_source, stored_threat
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import as_float
 from aalp.errors import OptionError, RunError
+from aalp.evaluation.attack_gates import QUICK, THOROUGH
 from aalp.evaluation.audit import Audit, DropUnderAutoAttack
 from aalp.evaluation.audit import audit as run_audit
 from aalp.method.threat import Threat
@@ -48,6 +50,7 @@ def audit(
     seed: int = 0,
     out: Path | None = None,
     quiet: bool = False,
+    dry_run: bool = False,
     trust_model_code: bool = False,
 ) -> int:
     """Look for masked gradients. Exit code: 0 passed, 3 failed, 4 inconclusive.
@@ -70,6 +73,7 @@ def audit(
         seed: of the attacks.
         out: folder of the record; by default the run's audits/.
         quiet: show no progress.
+        dry_run: print the resolved options and what it would cost, from a probe of 10 steps; write nothing.
         trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
 
     Returns:
@@ -80,6 +84,9 @@ def audit(
     source = stored_source(data or config.get("data"), data_options, config)
     loaded = stored_model(file, path, model, model_options, source, config)
     threat = stored_threat(norm, eps, loaded, config).build()
+    if dry_run:
+        _show_cost(path, loaded, source, threat, thorough, images, batch_size, seed)
+        return 0
     folder = out or (RunDirectory(path).audits if path.is_dir() else Path("audits"))
     drops: Drops = (None, None)
     if reference is not None:
@@ -97,8 +104,34 @@ def audit(
         Display(quiet),
         drops,
     )
-    print_out(report(record))
+    print_out(report(record), record)
     return EXIT_CODES[record["verdict"]]
+
+
+def _show_cost(
+    path: Path,
+    loaded: LoadedModel,
+    source: Source,
+    threat: Threat,
+    thorough: bool,
+    images: int | None,
+    batch_size: int,
+    seed: int,
+) -> None:
+    indices, split = chosen_images(loaded, source, "test", images or IMAGES[thorough])
+    config = {
+        "path": path,
+        "data": source.name,
+        "images": len(indices),
+        "thorough": thorough,
+        "threat": {"norm": threat.norm, "eps": threat.eps},
+        "batch_size": batch_size,
+        "seed": seed,
+        "model": loaded.about,
+    }
+    effort = THOROUGH if thorough else QUICK
+    cost = audit_cost(loaded.classifier, split, threat, effort, len(indices), batch_size)
+    show(config, {"audit": cost})
 
 
 def audit_model(

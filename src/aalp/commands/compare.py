@@ -19,7 +19,17 @@ from aalp.commands.config import (
     split_names,
 )
 from aalp.commands.console import Display, command_line, print_out
-from aalp.commands.train import build_classifier, check, describe, evaluate_run, resume_command, train_run, write_config
+from aalp.commands.dry_run import show
+from aalp.commands.train import (
+    build_classifier,
+    check,
+    describe,
+    evaluate_run,
+    resume_command,
+    run_cost,
+    train_run,
+    write_config,
+)
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.errors import InterruptedRunError, OptionError, unknown_name
 from aalp.method.pgd import AttackOptions
@@ -41,6 +51,7 @@ def compare(
     data: str = "digits",
     model: str = "small-cnn",
     quiet: bool = False,
+    dry_run: bool = False,
     audit: bool = False,
     threat: ThreatOptions = ThreatOptions(),
     attack: AttackOptions = AttackOptions(),
@@ -62,6 +73,7 @@ def compare(
         data: as for `aalp train`.
         model: as for `aalp train`.
         quiet: show no progress.
+        dry_run: print the resolved options and what it would cost, from a probe of 10 steps; write nothing.
         audit: audit every run as well, with the `at` run of its seed as the reference where there is one.
         threat: what the adversary may do.
         attack: the attack used in training.
@@ -89,9 +101,18 @@ def compare(
     display = Display(quiet)
     source = load_source(data, data_options)
     # Whatever can fail on bad input does so before anything is written.
-    for options in rows.values():
-        build_classifier({**options, "seed": numbers[0]}, source)
+    costs = []
+    for name, options in rows.items():
+        classifier = build_classifier({**options, "seed": numbers[0]}, source)
         steps_per_epoch(source.train, options["training"].batch_size)
+        left = [seed for seed in numbers if not _evaluated(run / f"{name}-seed{seed}", evaluation.split)]
+        if dry_run and left:
+            display.say(f"probing {name}")
+            first = {**options, "seed": numbers[0]}
+            costs.append(_times(run_cost(first, source, classifier, display, strict=False), len(left)))
+    if dry_run:
+        show({"run": run, **_asked(objectives, variants, numbers), **shared}, _sum(costs))
+        return
     _open(run, shared)
     cells = [
         _cell(run / f"{name}-seed{seed}", name, {**options, "seed": seed}, source, display)
@@ -106,8 +127,31 @@ def compare(
         run / "comparison.json", "comparison", {"command": command_line(), "split": evaluation.split, **content}
     )
     write_atomically(run / "comparison.md", markdown(record).encode())
-    print_out(text(record))
-    print_out(f"\nrecords: {run / 'comparison.json'}, {run / 'comparison.md'}")
+    files = {"path": str(run / "comparison.json"), "markdown": str(run / "comparison.md")}
+    print_out(f"{text(record)}\n\nrecords: {', '.join(files.values())}", {**record, **files})
+
+
+def _evaluated(path: Path, split: str) -> bool:
+    return (RunDirectory(path).evaluations / f"{split}.json").is_file()
+
+
+def _asked(objectives: str | list[str], variants: Mapping[str, Any] | None, seeds: list[int]) -> dict[str, Any]:
+    return {"objectives": ",".join(split_names(objectives)), "variants": dict(variants or {}), "seeds": seeds}
+
+
+def _times(cost: Mapping[str, Mapping[str, Any]], runs: int) -> dict[str, dict[str, Any]]:
+    """The cost of so many runs like this one, which only their number and the minutes depend on."""
+    return {part: {**found, "minutes": found["minutes"] * runs, "runs": runs} for part, found in cost.items()}
+
+
+def _sum(costs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Of several objectives: minutes and runs added up, and the slowest's steps."""
+    total: dict[str, dict[str, Any]] = {}
+    for part in ("training", "evaluation") if costs else ():
+        slowest = max((cost[part] for cost in costs), key=lambda found: found["minutes"] / found["runs"])
+        sums = {name: sum(cost[part][name] for cost in costs) for name in ("minutes", "runs")}
+        total[part] = {**slowest, **sums}
+    return total
 
 
 AGAIN = "choose another --run, or give the same options as then"

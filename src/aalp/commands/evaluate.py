@@ -17,6 +17,7 @@ from aalp.commands.config import (
     split_names,
 )
 from aalp.commands.console import Display, command_line, print_out
+from aalp.commands.dry_run import evaluation_cost, show
 from aalp.commands.loading import LoadedModel, weights_file
 from aalp.commands.opening import chosen_images, run_config, stored_model, stored_source, stored_threat, whole_split
 from aalp.commands.tables import text_table
@@ -53,6 +54,7 @@ def evaluate(
     seed: int = 0,
     out: Path | None = None,
     quiet: bool = False,
+    dry_run: bool = False,
     trust_model_code: bool = False,
 ) -> None:
     """Attack a trained classifier and report its clean and robust accuracy.
@@ -75,6 +77,7 @@ def evaluate(
         seed: of the attacks.
         out: folder of the record; by default the run's evaluations/.
         quiet: show no progress.
+        dry_run: print the resolved options and what it would cost, from a probe of 10 steps; write nothing.
         trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
     """
     display = Display(quiet)
@@ -87,6 +90,9 @@ def evaluate(
     names = split_names(attacks or wanted.get("attacks") or list(DEFAULT_ATTACKS))
     count = images if images is not None else wanted.get("images")
     folder = out or (path / "evaluations" if path.is_dir() else Path("evaluations"))
+    if dry_run:
+        _show_cost(path, loaded, source, threat_options, names, split, count, batch_size, seed)
+        return
     record = evaluate_model(
         loaded,
         source,
@@ -100,7 +106,38 @@ def evaluate(
         {"weights": str(file), "command": command_line()},
         display,
     )
-    print_out(report(record))
+    print_out(report(record), record)
+
+
+def _show_cost(
+    path: Path,
+    loaded: LoadedModel,
+    source: Source,
+    threat: ThreatOptions,
+    attacks: list[str],
+    split_name: str,
+    count: int | None,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """What --dry-run says; on the images that would be attacked, and with the refusals that an evaluation has."""
+    for name in attacks:
+        if name not in ("clean", "autoattack"):
+            attack_by_name(name)
+    indices, split = chosen_images(loaded, source, split_name, count)
+    config = {
+        "path": path,
+        "data": source.name,
+        "split": split_name,
+        "images": len(indices),
+        "attacks": ",".join(attacks),
+        "threat": threat,
+        "batch_size": batch_size,
+        "seed": seed,
+        "model": loaded.about,
+    }
+    cost = evaluation_cost(loaded.classifier, split, threat.build(), attacks, len(indices), batch_size, trained=True)
+    show(config, {"evaluation": cost})
 
 
 def evaluate_model(

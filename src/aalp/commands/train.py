@@ -19,8 +19,10 @@ from aalp.commands.config import (
     to_plain,
 )
 from aalp.commands.console import Display, command_line, print_out
+from aalp.commands.dry_run import evaluation_cost, show, training_cost
 from aalp.commands.evaluate import evaluate_model, report
 from aalp.commands.loading import load_model, verify_on
+from aalp.commands.opening import whole_split
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import channel_statistics
 from aalp.errors import InterruptedRunError, OptionError, RunError
@@ -46,6 +48,7 @@ def train(
     resume: Path | None = None,
     evaluate: bool = False,
     quiet: bool = False,
+    dry_run: bool = False,
     trust_model_code: bool = False,
     threat: ThreatOptions = ThreatOptions(),
     attack: AttackOptions = AttackOptions(),
@@ -70,6 +73,7 @@ def train(
 started if there is none yet, so that one command both starts and continues a run.
         evaluate: evaluate on the test split afterwards, as `aalp evaluate` does.
         quiet: show no progress.
+        dry_run: print the resolved options and what it would cost, from a probe of 10 steps; write nothing.
         trust_model_code: let --resume run the code that the run's own config.yaml names as package.module:factory.
         threat: what the adversary may do.
         attack: the attack used in training.
@@ -108,6 +112,9 @@ started if there is none yet, so that one command both starts and continues a ru
     # Whatever can fail on bad input does so before anything is written.
     classifier = build_classifier(options, source)
     steps_per_epoch(source.train, training.batch_size)
+    if dry_run:
+        show(options, _cost(options, source, classifier, display, _steps_done(resume) if begun and resume else 0, evaluate))
+        return
     if resume is not None and begun:
         directory = RunDirectory(resume)
         newest_state(directory)
@@ -116,13 +123,40 @@ started if there is none yet, so that one command both starts and continues a ru
         directory = _start(resume or run or free_path(Path("runs"), f"{objective}-{Path(short).stem.lower()}"), options)
     display.say(describe(options, source, directory.path))
     try:
-        train_run(directory, options, source, classifier, display, resuming=begun)
+        progress = train_run(directory, options, source, classifier, display, resuming=begun)
         if evaluate:
-            print_out(report(evaluate_run(directory, options, source, display)))
+            evaluated = evaluate_run(directory, options, source, display)
+            print_out(report(evaluated), {"evaluation": evaluated})
     except InterruptedRunError as error:
         again = resume_command(directory.path, options) + (" --evaluate" if evaluate else "")
         raise InterruptedRunError(error.signal_number, again) from error
-    print_out(f"run: {directory.path}")
+    print_out(f"run: {directory.path}", results(directory, progress))
+
+
+def results(directory: RunDirectory, progress: Progress) -> dict[str, Any]:
+    """What a finished run tells programs: where it lies, and its figures on the validation images."""
+    return {
+        "run": str(directory.path),
+        "weights": {which: str(directory.weights(which)) for which in ("best", "last")},
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "best_epoch": progress.best_epoch,
+        "validation_clean": progress.best_clean,
+        "validation_robust": progress.best_robust,
+    }
+
+
+def _cost(
+    options: Mapping[str, Any], source: Source, classifier: Classifier, display: Display, done: int, evaluated: bool
+) -> dict[str, dict[str, Any]]:
+    cost = run_cost(options, source, classifier, display, done)
+    return cost if evaluated else {"training": cost["training"]}
+
+
+def _steps_done(run: Path) -> int:
+    """How far the newest saved state of a run is."""
+    states = RunDirectory(run).states()
+    return int(states[-1].stem.rpartition("-")[2]) if states else 0
 
 
 def resume_command(path: Path, options: Mapping[str, Any]) -> str:
@@ -153,6 +187,20 @@ def train_run(
     Raises:
         AalpError: see `aalp.training.loop.fit`.
     """
+    plan = training_plan(directory, options, source, classifier, display, strict)
+    with display.bar():
+        return fit(plan, resume=resuming)
+
+
+def training_plan(
+    directory: RunDirectory,
+    options: Mapping[str, Any],
+    source: Source,
+    classifier: Classifier,
+    display: Display,
+    strict: bool = True,
+) -> Fit:
+    """What the training loop needs, from the options of a run."""
     training: TrainingOptions = options["training"]
     threat = options["threat"].build()
     metadata = {
@@ -165,7 +213,7 @@ def train_run(
         "data": {"name": source.name, "digest": source.digest},
         "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
     }
-    plan = Fit(
+    return Fit(
         classifier=classifier,
         objective=build_objective(options["objective"], options["method"], strict),
         threat=threat,
@@ -182,8 +230,22 @@ def train_run(
         tick=display.training_step,
         warn=display.warn,
     )
-    with display.bar():
-        return fit(plan, resume=resuming)
+
+
+def run_cost(
+    options: Mapping[str, Any], source: Source, classifier: Classifier, display: Display, done: int = 0, strict: bool = True
+) -> dict[str, dict[str, Any]]:
+    """What training a run and evaluating it would cost, apart."""
+    wanted: EvaluationOptions = options["evaluation"]
+    plan = training_plan(RunDirectory(Path()), options, source, classifier, display, strict)
+    split = whole_split(source, wanted.split)
+    count = min(len(split), wanted.images or len(split))
+    training = training_cost(plan, done)
+    attacks = split_names(wanted.attacks)
+    return {
+        "training": training,
+        "evaluation": evaluation_cost(classifier, split, plan.threat, attacks, count, wanted.batch_size, trained=False),
+    }
 
 
 def evaluate_run(directory: RunDirectory, options: Mapping[str, Any], source: Source, display: Display) -> dict[str, Any]:
