@@ -27,12 +27,15 @@ sys.exit(code[0] if code else 99)
 
 def shorten(words: list[str]) -> list[str]:
     """The words with what makes the command short, which is told in CONTRIBUTING.md."""
-    return words + SHORT.get(words[0], []) if words and not {"--help", "-h", "--help-all", "--resume"} & set(words) else words
+    given = set(words)
+    # A run that goes on alone has the options it was begun with.
+    alone = "--resume" in given and not {"--config", "--data"} & given
+    return words if alone or {"--help", "-h", "--help-all"} & given else words + SHORT.get(words[0] if words else "", [])
 
 
 ONE_EPOCH = [
     *("--training.epochs", "1", "--training.batch_size", "32", "--training.validation_steps", "1", "--attack.steps", "1"),
-    *("--evaluation.attacks", "fgsm,apgd-ce", "--evaluation.images", "4", "--data_options.workers", "0"),
+    *("--evaluation.attacks", "fgsm,apgd-ce", "--evaluation.images", "4", "--data_options.validation", "20"),
 ]
 SHORT = {
     "train": ONE_EPOCH,
