@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check install benchmark table soak clean
+.PHONY: demo test check docs release-check install benchmark table soak clean
 
 # Train AALP on real digits, attack 200 held-out ones with the full AutoAttack, and put it all into a report.
 demo: .venv/installed
@@ -20,6 +20,14 @@ check: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# The site in build/site, with every warning an error. `mkdocs serve` shows it while writing.
+docs: .venv/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What is published: the archives, and the wheel installed into a new venv, away from this folder, and used there.
+release-check: .venv/installed-test
+	$(BIN)/python benchmarks/release_check.py
 
 install: .venv/installed
 

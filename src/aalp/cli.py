@@ -10,11 +10,12 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import import_module, metadata, resources
+from dataclasses import dataclass
+from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aalp.errors import AalpError, InterruptedRunError, unknown_name
+from aalp.errors import AalpError, InterruptedRunError, OptionError, unknown_name
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -42,9 +43,7 @@ PATHS = {
 }
 """Verbs that take paths instead of --config, as their usage shows them; with dots, several of them."""
 
-SWITCHES = ("--quiet", "--evaluate", "--thorough", "--audit", "--prune", "--trust_model_code")
-
-SPELLINGS = {"--trust-model-code": "--trust_model_code", "--init-from": "--model_options.init_from"}
+SPELLINGS = {"--init_from": "--model_options.init_from"}
 """Options by another spelling than their full name."""
 
 EXIT_OK = 0
@@ -57,51 +56,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `aalp`; by default those of the process.
 
     Returns:
-        The exit code: 0 done, 1 training diverged, 2 bad input or a disk that refuses, 3 the audit failed or the data check
-        found what spoils figures, 4 the audit was inconclusive, 5 another of several processes ended, 130, 138 and 143
-        stopped by SIGINT, SIGUSR1 and SIGTERM, and saved.
+        The exit code, see `aalp.manual.screens.EXIT_CODES`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv[1:] = words  # what records tell as their command, also when called from Python
-    if words[:1] in ([], ["-h"], ["--help"]):
-        print(_overview())
-        return EXIT_OK
-    if words[0] == "--version":
-        print(f"aalp {metadata.version('aalp')}")
-        return EXIT_OK
+    if "--json" in words[1:]:
+        return _run_as_json(words)
+    end = _run(words)
+    if end.line:
+        print(f"aalp: {end.line}", file=sys.stderr)
+    return end.code
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a command ended: its exit code, and for an error one line and its kind."""
+
+    code: int = EXIT_OK
+    line: str = ""
+    kind: str = ""
+    elsewhere: bool = False
+    """Whether another process tells the results."""
+
+
+def _run(words: list[str]) -> _End:
     try:
-        if words[0] not in VERBS:
-            raise AalpError(unknown_name("verb", words[0], VERBS))
-        code = _run(words[0], words[1:])
+        text = _told(words)
+        if text is not None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            return _End()
+        return _call(words[0], words[1:])
     except AalpError as error:
-        if _tells(error):
-            print(f"aalp: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
+        line = " ".join(str(error).split()) if _tells(error) else ""
+        return _End(error.exit_code, line, type(error).__name__, elsewhere=not line)
     except KeyboardInterrupt:
-        print("aalp: stopped", file=sys.stderr)
-        return 130
+        return _End(130, "stopped", "KeyboardInterrupt")
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         sys.stderr.close()
-        return EXIT_OK
+        return _End()
     except OSError as error:  # a disk or a folder that refuses, wherever it was met
-        print(f"aalp: {error.strerror or error}: {error.filename or 'the disk'}; free space or choose another", file=sys.stderr)
-        return AalpError.exit_code
-    return EXIT_OK if code is None else code
+        where = error.filename or "the disk"
+        return _End(AalpError.exit_code, f"{error.strerror or error}: {where}; free space or choose another", "OSError")
 
 
-def _run(verb: str, words: list[str]) -> int | None:
+def _call(verb: str, words: list[str]) -> _End:
     """Run a verb here, as one of several processes, or start those."""
-    options = _parse(verb, words)
+    options = _parse(verb, [word for word in words if word != "--json"])
     from aalp.commands import launching
 
     if launching.is_rank():
         if "devices" not in options:
             raise AalpError(f"`aalp {verb}` runs in one process: start it without torchrun or srun")
         with launching.as_rank():
-            return _function(verb)(**options)
-    if "devices" in options and launching.several(options["devices"], options["nodes"]):
-        return launching.launch([sys.executable, "-m", "aalp", verb, *words], options["devices"], options["nodes"])
-    return _function(verb)(**options)
+            code = _function(verb)(**options)
+        return _End(EXIT_OK if code is None else code, elsewhere=not _is_main())
+    alone = options.get("dry_run", False)
+    if "devices" in options and not alone and launching.several(options["devices"], options["nodes"]):
+        command = [sys.executable, "-m", "aalp", verb, *words]
+        return _End(launching.launch(command, options["devices"], options["nodes"]), elsewhere=True)
+    code = _function(verb)(**options)
+    return _End(EXIT_OK if code is None else code)
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def _tells(error: AalpError) -> bool:
@@ -109,7 +128,7 @@ def _tells(error: AalpError) -> bool:
 
     The main one nearly always has the same, and is given a moment in which to tell it and end the others.
     """
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if _is_main():
         return True
     if isinstance(error, InterruptedRunError):
         return False
@@ -117,11 +136,44 @@ def _tells(error: AalpError) -> bool:
     return True
 
 
-def _overview() -> str:
-    lines = ["usage: aalp VERB ...", "", "Adversarially robust image classifiers: train, attack, compare, report.", ""]
-    lines += [f"  {name:<10}{purpose}" for name, purpose in VERBS.items()]
-    lines += ["", "`aalp VERB --help` tells a verb's options. Presets for --config: " + ", ".join(presets())]
-    return "\n".join(lines)
+def _run_as_json(words: list[str]) -> int:
+    """Run a verb whose results are one JSON document on stdout, errors included; all else goes to stderr.
+
+    Of several processes the main one alone has the results.
+    """
+    from aalp.commands.console import json_document
+
+    with json_document(words[0], " ".join(["aalp", *words])) as document:
+        end = _run(words)
+        if end.line:
+            print(f"aalp: {end.line}", file=sys.stderr)
+        document["exit_code"], document["error"] = end.code, {"kind": end.kind, "message": end.line} if end.line else None
+        document["elsewhere"] = end.elsewhere
+    return end.code
+
+
+def _told(words: list[str]) -> str | None:
+    """What is asked for that needs no verb to run: help, the version, completion; None for a verb."""
+    if words[:1] in ([], ["-h"], ["--help"], ["--help-all"]):
+        from aalp.manual.screens import overview
+
+        return overview(VERBS, presets()) + "\n"
+    if words[0] == "--version":
+        from importlib import metadata
+
+        return f"aalp {metadata.version('aalp')}\n"
+    if words[0] == "completion":
+        from aalp.manual.completion import answer
+
+        wanted = [word for word in words[1:] if word not in ("-h", "--help")]
+        return answer(wanted, VERBS, PATHS, presets())
+    if words[0] not in VERBS:
+        raise OptionError(unknown_name("verb", words[0], VERBS))
+    if any(word in ("-h", "--help", "--help-all") for word in words):
+        from aalp.manual.screens import help_screen
+
+        return help_screen(words[0], PATHS.get(words[0]), words[1:]) + "\n"
+    return None
 
 
 def presets() -> dict[str, Path]:
@@ -159,7 +211,7 @@ def _parse(verb: str, words: list[str]) -> dict[str, Any]:
     from jsonargparse import ArgumentError
 
     parser = build_parser(verb)
-    words = _with_config(verb, _with_switches(words))
+    words = _with_config(verb, _with_switches(verb, words))
     try:
         parsed = parser.parse_args(words)
         options: dict[str, Any] = parser.instantiate(parsed).as_dict()
@@ -175,20 +227,28 @@ def _parse(verb: str, words: list[str]) -> dict[str, Any]:
     return options
 
 
-def _with_switches(words: list[str]) -> list[str]:
-    """`--quiet` for `--quiet=true`, whatever word follows it; some options have another spelling."""
+def _with_switches(verb: str, words: list[str]) -> list[str]:
+    """`--quiet` for `--quiet=true`, whatever word follows it; a name may be spelled with - or _, and some otherwise."""
+    words = [_with_underscores(word) if word.startswith("--") else word for word in words]
     for short, name in SPELLINGS.items():
         words = [name + word.removeprefix(short) if word.partition("=")[0] == short else word for word in words]
     following = [*words[1:], ""][: len(words)]
+    parameters = inspect.signature(_function(verb)).parameters
+    switches = {f"--{name}" for name, parameter in parameters.items() if parameter.default is False}
     return [
-        f"{word}=true" if word in SWITCHES and after not in ("true", "false") else word
+        f"{word}=true" if word in switches and after not in ("true", "false") else word
         for word, after in zip(words, following, strict=True)
     ]
 
 
+def _with_underscores(word: str) -> str:
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
 def _with_config(verb: str, words: list[str]) -> list[str]:
     """The words with preset names replaced by their files, and the configuration that goes without saying."""
-    if verb in PATHS or "--help" in words or "-h" in words:
+    if verb in PATHS:
         return words
     flags = {word.partition("=")[0] for word in words}
     if verb == "train" and "--resume" in flags and not flags & {"--config", "--data"}:

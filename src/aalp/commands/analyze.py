@@ -74,9 +74,10 @@ def analyze(
         "left_out": left_out(measured),
         "groups": group_figures(measured),
     }
-    print_out(report(content))
-    print_out(f"\nanalyses: {', '.join(str(Path(record['path']).parent) for record in records.values())}")
-    print_out(f"observations: {_write_observations(folder, content, measured)}")
+    analyses = [str(Path(record["path"]).parent) for record in records.values()]
+    print_out(f"{report(content)}\n\nanalyses: {', '.join(analyses)}", {**content, "analyses": analyses})
+    path = str(_write_observations(folder, content, measured))
+    print_out(f"observations: {path}", {"path": path})
 
 
 def _expand(paths: Sequence[Path], weights: str, display: Display) -> list[Path]:

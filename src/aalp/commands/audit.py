@@ -11,6 +11,7 @@ import torch
 
 from aalp.commands.config import device
 from aalp.commands.console import Display, command_line
+from aalp.commands.dry_run import audit_cost, show
 from aalp.commands.loading import LoadedModel, load_model
 from aalp.commands.opening import (
     chosen_images,
@@ -27,6 +28,7 @@ from aalp.data.sources import DataOptions, Source
 from aalp.data.split import as_float
 from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import OptionError, RunError
+from aalp.evaluation.attack_gates import QUICK, THOROUGH
 from aalp.evaluation.audit import Audit, DropUnderAutoAttack
 from aalp.evaluation.audit import audit as run_audit
 from aalp.method.threat import Threat
@@ -59,6 +61,7 @@ def audit(
     seed: int = 0,
     out: Path | None = None,
     quiet: bool = False,
+    dry_run: bool = False,
     trust_model_code: bool = False,
     devices: int = 1,
     nodes: int = 1,
@@ -84,6 +87,7 @@ or a published model, hf:FOLDER_OR_NAME, timm:NAME or torchvision:NAME (then --d
         seed: of the attacks.
         out: folder of the record; by default the run's audits/.
         quiet: show no progress.
+        dry_run: print the resolved options and what it would cost, from a probe of 10 steps; write nothing.
         trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
         devices: processes on this machine that share the batches of images, one a GPU, or on the CPU; findings stay the same.
         nodes: machines, each started with the same command and MASTER_ADDR, MASTER_PORT and NODE_RANK; see docs/distributed.md.
@@ -91,13 +95,16 @@ or a published model, hf:FOLDER_OR_NAME, timm:NAME or torchvision:NAME (then --d
     Returns:
         The exit code.
     """
-    ranks = joined(devices, nodes)
+    ranks = ALONE if dry_run else joined(devices, nodes)
     display = Display(quiet, ranks)
     file = opened_weights(path, weights)
     config = run_config(path, trust_model_code or model is not None)
     source = ranks.first_of_machine(lambda: stored_source(data or config.get("data"), data_options, config))
     loaded = stored_model(file, path, model, model_options, source, config, display.warn)
     threat = stored_threat(norm, eps, loaded, config).build()
+    if dry_run:
+        _show_cost(path, loaded, source, threat, thorough, images, batch_size, seed)
+        return 0
     folder = out or (RunDirectory(path).audits if path.is_dir() else Path("audits"))
     drops: Drops = (None, None)
     if reference is not None:
@@ -120,8 +127,34 @@ or a published model, hf:FOLDER_OR_NAME, timm:NAME or torchvision:NAME (then --d
         drops,
         ranks,
     )
-    display.result(report(record))
+    display.result(report(record), record)
     return EXIT_CODES[record["verdict"]]
+
+
+def _show_cost(
+    path: Path,
+    loaded: LoadedModel,
+    source: Source,
+    threat: Threat,
+    thorough: bool,
+    images: int | None,
+    batch_size: int,
+    seed: int,
+) -> None:
+    indices, split = chosen_images(loaded, source, "test", images or IMAGES[thorough])
+    config = {
+        "path": path,
+        "data": source.name,
+        "images": len(indices),
+        "thorough": thorough,
+        "threat": {"norm": threat.norm, "eps": threat.eps},
+        "batch_size": batch_size,
+        "seed": seed,
+        "model": loaded.about,
+    }
+    effort = THOROUGH if thorough else QUICK
+    cost = audit_cost(loaded.classifier, split, threat, effort, len(indices), batch_size)
+    show(config, {"audit": cost})
 
 
 def audit_model(

@@ -20,9 +20,19 @@ from aalp.commands.config import (
     to_plain,
 )
 from aalp.commands.console import Display, command_line, print_out
-from aalp.commands.train import build_classifier, check, describe, evaluate_run, resume_command, train_run, write_config
+from aalp.commands.dry_run import show
+from aalp.commands.train import (
+    build_classifier,
+    check,
+    describe,
+    evaluate_run,
+    resume_command,
+    run_cost,
+    train_run,
+    write_config,
+)
 from aalp.data.sources import DataOptions, Source, load_source
-from aalp.distributed import Ranks, joined
+from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import InterruptedRunError, OptionError, unknown_name
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
@@ -44,6 +54,7 @@ def compare(
     data: str = "digits",
     model: str = "small-cnn",
     quiet: bool = False,
+    dry_run: bool = False,
     audit: bool = False,
     devices: int = 1,
     nodes: int = 1,
@@ -67,6 +78,7 @@ def compare(
         data: as for `aalp train`.
         model: as for `aalp train`.
         quiet: show no progress.
+        dry_run: print the resolved options and what it would cost, from a probe of 10 steps; write nothing.
         audit: audit every run as well, with the `at` run of its seed as the reference where there is one.
         devices: as for `aalp train`: processes that work together on one run after the other.
         nodes: as for `aalp train`.
@@ -93,13 +105,22 @@ def compare(
         "evaluation": evaluation,
     }
     rows = _rows(split_names(objectives), variants or {}, shared)
-    ranks = joined(devices, nodes)
+    ranks = ALONE if dry_run else joined(devices, nodes)
     display = Display(quiet, ranks)
     source = ranks.first_of_machine(lambda: load_source(data, data_options))
     # Whatever can fail on bad input does so before anything is written.
-    for options in rows.values():
-        build_classifier({**options, "seed": numbers[0]}, source, display.warn)
+    costs = []
+    for name, options in rows.items():
+        classifier = build_classifier({**options, "seed": numbers[0]}, source, display.warn)
         steps_per_epoch(source.train, options["training"].batch_size)
+        left = [seed for seed in numbers if not _evaluation(RunDirectory(run / f"{name}-seed{seed}"), options).is_file()]
+        if dry_run and left:
+            display.say(f"probing {name}")
+            first = {**options, "seed": numbers[0]}
+            costs.append(_times(run_cost(first, source, classifier, display, strict=False), len(left)))
+    if dry_run:
+        show({"run": run, **_asked(objectives, variants, numbers), **shared}, _sum(costs))
+        return
     ranks.from_main(lambda: _open(run, shared))
     paths = {(name, seed): run / f"{name}-seed{seed}" for seed in numbers for name in rows}
     for (name, seed), path in paths.items():
@@ -116,8 +137,27 @@ def compare(
             run / "comparison.json", "comparison", {"command": command_line(), "split": evaluation.split, **content}
         )
         write_atomically(run / "comparison.md", markdown(record).encode())
-        print_out(text(record))
-        print_out(f"\nrecords: {run / 'comparison.json'}, {run / 'comparison.md'}")
+        files = {"path": str(run / "comparison.json"), "markdown": str(run / "comparison.md")}
+        print_out(f"{text(record)}\n\nrecords: {', '.join(files.values())}", {**record, **files})
+
+
+def _asked(objectives: str | list[str], variants: Mapping[str, Any] | None, seeds: list[int]) -> dict[str, Any]:
+    return {"objectives": ",".join(split_names(objectives)), "variants": dict(variants or {}), "seeds": seeds}
+
+
+def _times(cost: Mapping[str, Mapping[str, Any]], runs: int) -> dict[str, dict[str, Any]]:
+    """The cost of so many runs like this one, which only their number and the minutes depend on."""
+    return {part: {**found, "minutes": found["minutes"] * runs, "runs": runs} for part, found in cost.items()}
+
+
+def _sum(costs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Of several objectives: minutes and runs added up, and the slowest's steps."""
+    total: dict[str, dict[str, Any]] = {}
+    for part in ("training", "evaluation") if costs else ():
+        slowest = max((cost[part] for cost in costs), key=lambda found: found["minutes"] / found["runs"])
+        sums = {name: sum(cost[part][name] for cost in costs) for name in ("minutes", "runs")}
+        total[part] = {**slowest, **sums}
+    return total
 
 
 AGAIN = "choose another --run, or give the same options as then"

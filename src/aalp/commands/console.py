@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from aalp.distributed import ALONE, Ranks
 
 PLAIN_LINE_SECONDS = 60.0
-"""Where there is no live display, a long epoch says at least this often that it is alive."""
+"""Where there is no live display, a long epoch or attack says at least this often that it is alive."""
+
+SCHEMA = 1
+"""Of the document that --json prints."""
 
 
 class Display:
@@ -29,7 +33,8 @@ class Display:
         self.is_main = ranks.is_main
         quiet = quiet or not self.is_main
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        self.live = self.console.is_terminal and not quiet
+        # FORCE_COLOR makes rich take a pipe for a terminal; a log must not get a bar's control characters all the same.
+        self.live = sys.stderr.isatty() and not self.console.is_dumb_terminal and not quiet
         self._bar: Progress | None = None
         self._attack = ""
         self._attack_started = 0.0
@@ -45,10 +50,10 @@ class Display:
         if self.is_main:
             print(f"aalp: {' '.join(line.split())}", file=sys.stderr)
 
-    def result(self, text: str) -> None:
-        """A result, on stdout."""
+    def result(self, text: str, result: Mapping[str, Any] | None = None) -> None:
+        """A result, on stdout, see `print_out`."""
         if self.is_main:
-            print_out(text)
+            print_out(text, result)
 
     @contextmanager
     def bar(self) -> Iterator[None]:
@@ -90,6 +95,8 @@ class Display:
         self._advance(name, done, total)
         if done == total and not self.live and total > 0:
             self.say(f"{name}: {total} images in {time.perf_counter() - self._attack_started:.1f} s")
+        elif not self.live and time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS:
+            self.say(f"{name}: {done}/{total} images")
 
     def _advance(self, description: str, done: int, total: int) -> None:
         if self._bar is None:
@@ -103,10 +110,46 @@ def _minutes(seconds: float) -> str:
     return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
-def print_out(text: str) -> None:
-    """A result, on stdout."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+_document: dict[str, Any] | None = None
+"""What --json will print; None where results are printed as text."""
+
+
+@contextmanager
+def json_document(verb: str, command: str) -> Iterator[dict[str, Any]]:
+    """Results inside are gathered, not printed, and printed at the end as one JSON document, whatever happened.
+
+    Anything else that writes to stdout meanwhile, such as a library, writes to stderr. Whoever sets `elsewhere` in the
+    document leaves it to another process to print one.
+    """
+    global _document
+    unknown = {"kind": "Exception", "message": "ended by what stderr tells"}  # stays only where nobody caught it
+    document: dict[str, Any] = {"schema": SCHEMA, "verb": verb, "command": command, "exit_code": 1, "error": unknown}
+    document["result"] = {}
+    out, _document = sys.stdout, document
+    try:
+        with redirect_stdout(sys.stderr):
+            yield document
+    finally:
+        _document = None
+        if not document.pop("elsewhere", False):
+            out.write(json.dumps(document, indent=2, default=str) + "\n")
+            out.flush()
+
+
+def print_out(text: str, result: Mapping[str, Any] | None = None) -> None:
+    """A result, on stdout.
+
+    Args:
+        text: for people; not shown where --json is given.
+        result: the same for programs, added to what --json prints; without it, --json has the text under `text`.
+    """
+    if _document is None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    elif result is None:
+        _document["result"].setdefault("text", []).append(text)
+    else:
+        _document["result"].update(result)
 
 
 def command_line() -> str:

@@ -16,6 +16,7 @@ from aalp.commands.config import (
     split_names,
 )
 from aalp.commands.console import Display, command_line
+from aalp.commands.dry_run import evaluation_cost, show
 from aalp.commands.loading import LoadedModel
 from aalp.commands.opening import (
     chosen_images,
@@ -63,6 +64,7 @@ def evaluate(
     seed: int = 0,
     out: Path | None = None,
     quiet: bool = False,
+    dry_run: bool = False,
     trust_model_code: bool = False,
     devices: int = 1,
     nodes: int = 1,
@@ -91,13 +93,14 @@ package.module:function, foolbox:NAME, art:NAME.
         seed: of the attacks.
         out: folder of the record; by default the run's evaluations/.
         quiet: show no progress.
+        dry_run: print the resolved options and what it would cost, from a probe of 10 steps; write nothing.
         trust_model_code: run the code that the run's config.yaml names as package.module:factory; without, --model has to.
         devices: processes on this machine that share the batches of images, one a GPU, or on the CPU; verdicts stay the same.
         nodes: machines, each started with the same command and MASTER_ADDR, MASTER_PORT and NODE_RANK; see docs/distributed.md.
         exact: AutoAttack by its authors' package, unchanged, for figures beside published ones; a few times slower.
         tracker: log the figures to the run's entry in tensorboard, wandb or mlflow as well.
     """
-    ranks = joined(devices, nodes)
+    ranks = ALONE if dry_run else joined(devices, nodes)
     display = Display(quiet, ranks)
     check_tracker(tracker)
     file = opened_weights(path, weights)
@@ -111,6 +114,9 @@ package.module:function, foolbox:NAME, art:NAME.
     names = split_names(attacks or wanted.get("attacks") or list(DEFAULT_ATTACKS))
     count = images if images is not None else wanted.get("images")
     folder = out or (path / "evaluations" if path.is_dir() else Path("evaluations"))
+    if dry_run:
+        _show_cost(path, loaded, source, threat_options, names, split, count, batch_size, seed)
+        return
     record = evaluate_model(
         loaded,
         source,
@@ -129,7 +135,38 @@ package.module:function, foolbox:NAME, art:NAME.
     if tracker is not None and path.is_dir():
         with tracking(RunDirectory(path), tracker, config, ranks) as loggers:
             log_figures(loggers, record, int(loaded.metadata.get("epoch", 0)))
-    display.result(report(record))
+    display.result(report(record), record)
+
+
+def _show_cost(
+    path: Path,
+    loaded: LoadedModel,
+    source: Source,
+    threat: ThreatOptions,
+    attacks: list[str],
+    split_name: str,
+    count: int | None,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """What --dry-run says; on the images that would be attacked, and with the refusals that an evaluation has."""
+    for name in attacks:
+        if name not in ("clean", "autoattack"):
+            attack_by_name(name)
+    indices, split = chosen_images(loaded, source, split_name, count)
+    config = {
+        "path": path,
+        "data": source.name,
+        "split": split_name,
+        "images": len(indices),
+        "attacks": ",".join(attacks),
+        "threat": threat,
+        "batch_size": batch_size,
+        "seed": seed,
+        "model": loaded.about,
+    }
+    cost = evaluation_cost(loaded.classifier, split, threat.build(), attacks, len(indices), batch_size, trained=True)
+    show(config, {"evaluation": cost})
 
 
 def evaluate_model(

@@ -44,8 +44,8 @@ def report(runs: list[Path], out: Path | None = None, figures: Path | None = Non
     write_atomically(target, page.encode())
     if figures is not None:
         export(figures_of(parts), figures)
-        print_out(f"figures: {figures}")
-    print_out(f"report: {target}")
+        print_out(f"figures: {figures}", {"figures": str(figures)})
+    print_out(f"report: {target}", {"path": str(target)})
 
 
 def _expand(paths: Sequence[Path]) -> tuple[list[Path], Mapping[str, Any] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from aalp.commands.config import (
     to_plain,
 )
 from aalp.commands.console import Display, command_line
+from aalp.commands.dry_run import evaluation_cost, show, training_cost
 from aalp.commands.evaluate import evaluate_model, report
 from aalp.commands.fine_tuning import start_from
 from aalp.commands.loading import load_model, verify_on
+from aalp.commands.opening import whole_split
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import as_float, channel_statistics, resident_bytes
 from aalp.distributed import ALONE, Ranks, joined
@@ -51,6 +54,7 @@ def train(
     resume: Path | None = None,
     evaluate: bool = False,
     quiet: bool = False,
+    dry_run: bool = False,
     trust_model_code: bool = False,
     devices: int = 1,
     nodes: int = 1,
@@ -80,6 +84,7 @@ hf:FOLDER_OR_NAME, package.module:factory.
 started if there is none yet, so that one command both starts and continues a run.
         evaluate: evaluate on the test split afterwards, as `aalp evaluate` does.
         quiet: show no progress.
+        dry_run: print the resolved options and what it would cost, from a probe of 10 steps; write nothing.
         trust_model_code: let --resume run the code that the run's own config.yaml names as package.module:factory.
         devices: processes on this machine that share each batch, one a GPU, or on the CPU; torchrun and srun say it themselves.
         nodes: machines, each started with the same command and MASTER_ADDR, MASTER_PORT and NODE_RANK; see docs/distributed.md.
@@ -118,12 +123,15 @@ goes on in its own entry.
     if resume is not None and begun:
         RunDirectory.open(resume)
         same_options(resume, options, f"go on with `{resume_command(resume, options)}` alone, or start another --run")
-    ranks = joined(devices, nodes)
+    ranks = ALONE if dry_run else joined(devices, nodes)
     display = Display(quiet, ranks)
     source = ranks.first_of_machine(lambda: load_source(data, options["data_options"]))
     # Whatever can fail on bad input does so before anything is written.
     classifier = build_classifier(options, source, display.warn, begun)
     steps_per_epoch(source.train, training.batch_size)
+    if dry_run:
+        show(options, _cost(options, source, classifier, display, _steps_done(resume) if begun and resume else 0, evaluate))
+        return
     if resume is not None and begun:
         directory = RunDirectory(resume)
         newest_state(directory)
@@ -135,17 +143,43 @@ goes on in its own entry.
     display.say(about_classes(source, training.balance))
     try:
         with tracking(directory, tracker, to_plain(options), ranks) as loggers:
-            train_run(directory, options, source, classifier, display, resuming=begun, ranks=ranks, loggers=loggers)
+            progress = train_run(directory, options, source, classifier, display, begun, ranks=ranks, loggers=loggers)
             log_adversarial(loggers, directory, options, source)
             if evaluate:
-                record = evaluate_run(directory, options, source, display, ranks)
-                log_figures(loggers, record, training.epochs)
-                display.result(report(record))
+                evaluated = evaluate_run(directory, options, source, display, ranks)
+                log_figures(loggers, evaluated, training.epochs)
+                display.result(report(evaluated), {"evaluation": evaluated})
     except InterruptedRunError as error:
         again = resume_command(directory.path, options) + (" --evaluate" if evaluate else "")
         again += "".join(f" --{name} {count}" for name, count in (("devices", devices), ("nodes", nodes)) if count > 1)
         raise InterruptedRunError(error.signal_number, again) from error
-    display.result(f"run: {directory.path}")
+    display.result(f"run: {directory.path}", results(directory, progress))
+
+
+def results(directory: RunDirectory, progress: Progress) -> dict[str, Any]:
+    """What a finished run tells programs: where it lies, and its figures on the validation images."""
+    return {
+        "run": str(directory.path),
+        "weights": {which: str(directory.weights(which)) for which in ("best", "last")},
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "best_epoch": progress.best_epoch,
+        "validation_clean": progress.best_clean,
+        "validation_robust": progress.best_robust,
+    }
+
+
+def _cost(
+    options: Mapping[str, Any], source: Source, classifier: Classifier, display: Display, done: int, evaluated: bool
+) -> dict[str, dict[str, Any]]:
+    cost = run_cost(options, source, classifier, display, done)
+    return cost if evaluated else {"training": cost["training"]}
+
+
+def _steps_done(run: Path) -> int:
+    """How far the newest saved state of a run is."""
+    states = RunDirectory(run).states()
+    return int(states[-1].stem.rpartition("-")[2]) if states else 0
 
 
 def resume_command(path: Path, options: Mapping[str, Any]) -> str:
@@ -184,6 +218,25 @@ def train_run(
     Raises:
         AalpError: see `aalp.training.loop.fit`.
     """
+    plan = training_plan(directory, options, source, classifier, display, strict)
+
+    def report_epoch(row: Mapping[str, Any]) -> None:
+        plan.report(row)
+        on_epoch(row)
+
+    with display.bar():
+        return fit(replace(plan, report=report_epoch, ranks=ranks, loggers=loggers), resume=resuming)
+
+
+def training_plan(
+    directory: RunDirectory,
+    options: Mapping[str, Any],
+    source: Source,
+    classifier: Classifier,
+    display: Display,
+    strict: bool = True,
+) -> Fit:
+    """What the training loop needs, from the options of a run."""
     training: TrainingOptions = options["training"]
     threat = options["threat"].build()
     metadata = {
@@ -197,12 +250,7 @@ def train_run(
         "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
         "architecture": architecture(classifier, options["model_options"]),
     }
-
-    def report_epoch(row: Mapping[str, Any]) -> None:
-        display.epoch(row, training.epochs)
-        on_epoch(row)
-
-    plan = Fit(
+    return Fit(
         classifier=classifier,
         objective=build_objective(options["objective"], options["method"], strict),
         threat=threat,
@@ -215,14 +263,26 @@ def train_run(
         checkpoint=options["checkpoint"],
         seed=options["seed"],
         workers=options["data_options"].workers,
-        report=report_epoch,
+        report=lambda row: display.epoch(row, training.epochs),
         tick=display.training_step,
         warn=display.warn,
-        ranks=ranks,
-        loggers=loggers,
     )
-    with display.bar():
-        return fit(plan, resume=resuming)
+
+
+def run_cost(
+    options: Mapping[str, Any], source: Source, classifier: Classifier, display: Display, done: int = 0, strict: bool = True
+) -> dict[str, dict[str, Any]]:
+    """What training a run and evaluating it would cost, apart."""
+    wanted: EvaluationOptions = options["evaluation"]
+    plan = training_plan(RunDirectory(Path()), options, source, classifier, display, strict)
+    split = whole_split(source, wanted.split)
+    count = min(len(split), wanted.images or len(split))
+    training = training_cost(plan, done)
+    attacks = split_names(wanted.attacks)
+    return {
+        "training": training,
+        "evaluation": evaluation_cost(classifier, split, plan.threat, attacks, count, wanted.batch_size, trained=False),
+    }
 
 
 def evaluate_run(

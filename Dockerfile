@@ -1,0 +1,19 @@
+# An image that runs `aalp`; docs/docker.md tells how. The wheel is built in a first stage, the last one has no build tools.
+FROM python:3.12-slim AS build
+WORKDIR /src
+RUN pip install --no-cache-dir build
+COPY . .
+# Without .git in the context the version has to be given: --build-arg VERSION=0.1.0
+ARG VERSION=""
+RUN if [ -n "$VERSION" ]; then export SETUPTOOLS_SCM_PRETEND_VERSION="$VERSION"; fi && python -m build --wheel --outdir /dist
+
+FROM python:3.12-slim
+ARG EXTRA_INDEX=""
+COPY --from=build /dist/*.whl /src/constraints.txt /tmp/
+RUN pip install --no-cache-dir ${EXTRA_INDEX:+--extra-index-url "$EXTRA_INDEX"} --constraint /tmp/constraints.txt /tmp/*.whl \
+    && rm /tmp/*.whl /tmp/constraints.txt \
+    && useradd --create-home aalp && mkdir /work && chown aalp /work
+USER aalp
+WORKDIR /work
+ENTRYPOINT ["aalp"]
+CMD ["--help"]

@@ -1,0 +1,123 @@
+"""--dry-run: the options as they will be used, what it costs, and not a file written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from test_cli import parsed
+
+from aalp.cli import main
+from aalp.commands import dry_run
+from aalp.commands.config import to_plain
+from aalp.commands.dry_run import attack_passes, audit_cost, evaluation_cost, training_cost
+from aalp.data.split import ResidentSplit
+from aalp.evaluation.attack_gates import QUICK
+from aalp.method.threat import Linf
+
+
+def files(folder: Path) -> set[tuple[str, int]]:
+    return {(str(path), path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def words_for(verb: str, train_words: list[str], run: Path) -> list[str]:
+    if verb in ("evaluate", "audit"):
+        return [verb, str(run), "--images", "4", "--dry-run"]
+    return [verb, *train_words[1:], "--run", "new", "--evaluation.images", "6", "--dry-run"]
+
+
+@pytest.mark.parametrize("verb", ["train", "compare", "evaluate", "audit"])
+def test_nothing_is_written_and_the_cost_is_told(
+    verb: str,
+    train_words: list[str],
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = files(tiny_run)
+    more = ["--objectives", "at,trades", "--seeds", "0,1,2"] if verb == "compare" else []
+    assert main([*words_for(verb, train_words, tiny_run), *more]) == 0
+    assert (files(tmp_path), files(tiny_run)) == (set(), before)
+    out = capsys.readouterr().out
+    assert "minutes" in out
+    assert "GB at the peak" in out
+    config = yaml.safe_load(out)
+    if verb == "train":
+        assert config == to_plain(
+            {key: value for key, value in parsed(*words_for(verb, train_words, tiny_run)).items() if key in config}
+        )
+        Path("again.yaml").write_text(out)
+        assert to_plain(parsed("train", "--config", "again.yaml"))["training"] == config["training"]
+    if verb == "compare":
+        assert "6 runs (8 steps of" in out
+        assert "at most" in out
+        assert (config["objectives"], config["seeds"]) == ("at,trades", [0, 1, 2])
+        Path("again.yaml").write_text(out)
+        assert to_plain(parsed("compare", "--config", "again.yaml"))["training"] == config["training"]
+
+
+def test_as_json(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tiny_run), "--attacks", "fgsm,pgd-5", "--dry-run", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["result"]
+    assert set(result) == {"config", "cost", "device"}
+    assert set(result["cost"]["evaluation"]["attacks"]) == {"fgsm", "pgd-5"}
+    assert result["cost"]["evaluation"]["images"] == 18
+
+
+def test_what_a_dry_run_refuses_is_what_the_run_would_refuse(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tiny_run), "--attacks", "pdg-5", "--dry-run"]) == 2
+    assert "did you mean 'pgd-20'?" in capsys.readouterr().err
+    assert main(["train", "--run", str(tiny_run), "--training.lr", "-1", "--dry-run"]) == 2
+
+
+def test_a_resumed_run_costs_what_is_left(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", str(tiny_run), "--dry-run"]) == 0
+    assert "training: 0.0 minutes (0 steps" in capsys.readouterr().out
+
+
+def test_steps_and_times_of_training_by_hand(fit_plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = fit_plan(options={"epochs": 5, "batch_size": 16})
+    clock = iter([100.0, 102.0, 104.0, 106.0, 109.0])  # four ticks, then the epoch's report
+
+    def fit(probe: Any) -> None:
+        assert (len(probe.train), len(probe.validation), probe.options.epochs) == (64, 18, 1)
+        assert probe.run.path != plan.run.path
+        for _ in range(4):
+            probe.tick(1, 1, 0.0)
+        probe.report({})
+
+    monkeypatch.setattr(dry_run, "fit", fit)
+    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: next(clock))
+    cost = training_cost(plan, done=4)
+    assert (cost["steps"], cost["validations"]) == (16, 4)
+    assert (cost["step_seconds"], cost["validation_seconds"]) == (2.0, 3.0)
+    assert cost["minutes"] == pytest.approx((16 * 2 + 4 * 3) / 60)
+    assert cost["memory_gigabytes"] > 0
+
+
+def test_minutes_of_attacks_by_hand(small_classifier: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = small_classifier(3)
+    split = ResidentSplit(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    monkeypatch.setattr(dry_run, "_probe", lambda *_: (0.5, 0.25, 0.8, 0.4))
+    cost = evaluation_cost(classifier, split, Linf(0.1), ["fgsm", "autoattack"], 10, 2, trained=True)
+    expected = {"fgsm": 8 * 0.75, "apgd-ce": 8 * (101 * 0.5 + 0.25), "apgd-t": 4 * 2 * (101 * 0.5 + 0.25)}
+    expected |= {"fab-t": 4 * 200 * 0.75, "square": 4 * 5000 * 0.25}
+    assert cost["attacks"] == pytest.approx({name: seconds / 60 for name, seconds in expected.items()})
+    assert cost["minutes"] == pytest.approx(sum(expected.values()) / 60)
+    untrained = evaluation_cost(classifier, split, Linf(0.1), ["square"], 10, 2, trained=False)
+    assert (untrained["minutes"], untrained["at_most"]) == (pytest.approx(10 * 5000 * 0.25 / 60), True)
+    audited = audit_cost(classifier, split, Linf(0.1), QUICK, 10, 2)
+    assert audited["minutes"] == pytest.approx(8 * ((700 + 400 + 280) * 0.5 + (QUICK.noises + 1000) * 0.25) / 60)
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"), [("pgd-20", (20, 1)), ("cw-7", (7, 1)), ("apgd-t", (909, 9)), ("square", (0, 5000)), ("clean", (0, 1))]
+)
+def test_passes_of_attacks_with_ten_classes(name: str, passes: tuple[int, int]) -> None:
+    assert attack_passes(name, 10) == passes

@@ -1,0 +1,118 @@
+"""--json: one document on stdout whatever happens, with what docs/cli.md promises for each verb."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aalp.cli import main
+from aalp.commands import console
+from aalp.commands.console import json_document, print_out
+from aalp.manual.page import RESULTS
+
+
+def document(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, Any]:
+    """What a command prints as JSON, seen to be all that it prints on stdout."""
+    assert main([*words, "--json"]) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert list(found) == ["schema", "verb", "command", "exit_code", "error", "result"]
+    assert (found["schema"], found["verb"], found["exit_code"]) == (1, words[0], code)
+    assert found["command"] == " ".join(["aalp", *words, "--json"])
+    assert (found["error"] is None) == (code in (0, 3, 4))
+    return found
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, train_words: list[str]) -> Path:
+    return tmp_path_factory.mktemp("json") / "compared"
+
+
+def test_training_and_comparing(
+    compared: Path, train_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shortest = ["--training.epochs", "1", "--evaluation.attacks", "fgsm", "--evaluation.images", "4"]
+    words = [*train_words, *shortest, "--evaluate", "--run", str(tmp_path / "run")]
+    result = document(capsys, *words)["result"]
+    assert set(result) == set(RESULTS["train"])
+    assert result["run"] == str(tmp_path / "run")
+    assert Path(result["weights"]["best"]).is_file()
+    assert result["steps"] == 4
+    assert result["evaluation"]["images"] == 4
+    words = ["compare", *train_words[1:], *shortest, "--objectives", "at", "--seeds", "0", "--run", str(compared)]
+    result = document(capsys, *words)["result"]
+    assert set(RESULTS["compare"]) <= set(result)
+    assert json.loads(Path(result["path"]).read_text())["table"] == result["table"]
+
+
+def test_evaluating_analyzing_and_reporting(copied_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = document(capsys, "evaluate", str(copied_run), "--attacks", "fgsm", "--images", "4", "--quiet")["result"]
+    assert set(RESULTS["evaluate"]) <= set(result)
+    assert json.loads(Path(result["path"]).read_text())["robust"] == result["robust"]
+    result = document(capsys, "analyze", str(copied_run), "--images", "4", "--quiet")["result"]
+    assert set(RESULTS["analyze"]) <= set(result)
+    result = document(capsys, "report", str(copied_run))["result"]
+    assert Path(result["path"]).is_file()
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("fail", 3), ("inconclusive", 4)])
+def test_auditing_keeps_its_exit_code(
+    verdict: str, code: int, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"verdict": verdict, "line": verdict, "gates": [], "path": "there", "images": 1, "weights": "w"}
+    record |= {"data": {"name": "d"}, "threat": {"norm": "linf", "eps": 0.1}}
+    monkeypatch.setattr("aalp.commands.audit.audit_model", lambda *_: record)
+    result = document(capsys, "audit", str(tiny_run), "--out", str(tmp_path), code=code)["result"]
+    assert set(RESULTS["audit"]) <= set(result)
+    assert result["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "needle"),
+    [
+        (["evaluate", "nowhere"], "RunError", "'nowhere' does not exist"),
+        (["train", "--objektive", "at"], "AalpError", "did you mean --objective?"),
+        (["trian"], "OptionError", "did you mean 'train'?"),
+    ],
+)
+def test_an_error_is_a_document_too(words: list[str], kind: str, needle: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--json"]) == 2
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["exit_code"], found["error"]["kind"]) == (2, kind)
+    assert needle in found["error"]["message"]
+    assert err == f"aalp: {found['error']['message']}\n"
+
+
+def test_a_bug_of_ours_still_leaves_a_document(capsys: pytest.CaptureFixture[str]) -> None:
+    def halfway() -> None:
+        with json_document("train", "aalp train"):
+            print_out("halfway", {"run": "there"})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        halfway()
+    found = json.loads(capsys.readouterr().out)
+    assert (found["exit_code"], found["error"]["kind"], found["result"]) == (1, "Exception", {"run": "there"})
+    assert console._document is None
+
+
+def test_a_verb_without_a_document_gives_its_text_and_a_library_that_prints_is_kept_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with json_document("data", "aalp data"):
+        print("downloading ...")
+        print_out("3 classes")
+        print_out("7 images")
+    out, err = capsys.readouterr()
+    assert json.loads(out)["result"] == {"text": ["3 classes", "7 images"]}
+    assert err == "downloading ...\n"
+
+
+def test_without_json_the_text_is_printed_alone(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"report: {run}/report.html\n"
