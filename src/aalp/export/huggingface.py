@@ -76,7 +76,8 @@ def is_native(subject: Subject) -> bool:
 def write_hf_folder(subject: Subject, folder: Path) -> None:
     """config.json, model.safetensors, the image processor's configuration, and the source where it is needed."""
     if is_native(subject):
-        _write_timm(subject, folder)
+        with _silent():
+            _write_timm(subject, folder)
     else:
         _write_own(subject, folder)
 
@@ -182,13 +183,15 @@ def _own_module_cache() -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """No progress bars on stderr."""
+    """No progress bars and notes of transformers on stderr."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
