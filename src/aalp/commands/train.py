@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,8 @@ def build_classifier(
         begun: whether a state will be loaded over it, so that start weights are not read.
     """
     wanted: ModelOptions = options["model_options"]
+    if begun:
+        wanted = dataclasses.replace(wanted, pretrained=False, init_from=None)
     seed_global_generators(derive_seed("start", options["seed"]))
     classifier = build(
         options["model"],
@@ -234,7 +237,7 @@ def build_classifier(
         source.classes,
         tell=tell,
     )
-    if wanted.init_from is not None and not begun:
+    if wanted.init_from is not None:
         start_from(classifier, wanted.init_from, wanted.mean is None, source.classes, tell)
     if wanted.channels_last:
         classifier.to(memory_format=torch.channels_last)
