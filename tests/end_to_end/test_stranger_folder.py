@@ -58,13 +58,13 @@ def signs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stranger(signs: Path) -> Stranger:
-    """The folder with a run of the command line on it, of eight epochs, evaluated with PGD."""
+    """The folder with a run of the command line on it, of a few epochs, evaluated with PGD."""
     run, size = signs.parent / "run", 12
     words = ["train", "--config", "folder", "--data", f"folder:{signs}", "--data_options.size", str(size), "--quiet"]
     words += ["--model", "small-cnn", "--objective", "alp", "--training.augment", "flip", "--training.balance", "classes"]
-    words += ["--training.epochs", "8", "--training.batch_size", "32", "--training.lr", "0.05", "--training.clip", "1"]
-    words += ["--training.ema", "0.9", "--training.validation_steps", "1", "--data_options.validation", "10"]
-    words += ["--attack.steps", "2", "--threat.eps", "2/255", "--run", str(run)]
+    words += ["--training.epochs", "14", "--training.batch_size", "32", "--training.lr", "0.1", "--training.clip", "1"]
+    words += ["--training.ema", "0.8", "--training.validation_steps", "1", "--data_options.validation", "10"]
+    words += ["--attack.steps", "1", "--threat.eps", "8/255", "--run", str(run)]
     assert main([*words, "--evaluate", "--evaluation.attacks", "fgsm,pgd-5"]) == 0
     return Stranger(signs, RunDirectory(run), size)
 
@@ -83,8 +83,8 @@ def test_the_run_learned_the_classes_and_stands_up_to_small_perturbations(strang
     record = read_record(stranger.run.evaluations / "test.json", "evaluation")
     assert record["images"] == 2 * CLASSES
     # By chance 2 %.
-    assert record["clean"] >= 0.5
-    assert 0.1 <= record["robust"] <= record["clean"]
+    assert record["clean"] >= 0.6
+    assert 0.2 <= record["robust"] <= record["clean"]
 
 
 def test_what_it_knows_of_the_data_is_in_its_weights(stranger: Stranger) -> None:
@@ -99,5 +99,4 @@ def test_what_it_knows_of_the_data_is_in_its_weights(stranger: Stranger) -> None
 def test_it_is_reported_in_one_file(stranger: Stranger, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     assert main(["report", str(stranger.run.path), "--out", str(page)]) == 0
-    text = page.read_text()
-    assert "sign 42" in text
+    assert f"folder:{stranger.folder}" in page.read_text()

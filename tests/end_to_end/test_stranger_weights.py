@@ -26,7 +26,7 @@ def theirs() -> SmallCNN:
     torch.manual_seed(0)
     network = SmallCNN(10, (1, 8, 8), hidden=200)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    for step in range(60):
+    for step in range(90):
         rows = torch.arange(step * 128, step * 128 + 128) % len(labels)
         F.cross_entropy(network(images[rows]), labels[rows]).backward()
         optimizer.step()
@@ -41,7 +41,7 @@ def test_untrusted_weights_are_evaluated_and_audited(
     (tmp_path / "evil_nets.py").write_text(EVIL)
     state = {f"module.{name}": value for name, value in theirs.state_dict().items()}
     save_file(state, "theirs.safetensors", metadata={"model": "evil_nets:net", "code": EVIL})
-    # Nothing says how the images are normalised: the network takes them as they are.
+    # Nothing in the file says how its images are normalised: this network takes them as they are.
     words = ["--data", "digits", "--model", "small-cnn", "--eps", "0.2", "--quiet"]
     words += ["--model_options.mean", "[0]", "--model_options.std", "[1]"]
     assert main(["evaluate", "theirs.safetensors", *words, "--attacks", "fgsm,pgd-20", "--images", "100"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,9 @@ def test_a_folder_that_is_missing_is_named() -> None:
         build("hf:./missing", 3, (3, 16, 16))
     with pytest.raises(ModelError, match="do not say how it is built"):
         build("hf:./missing", 3, (3, 16, 16), stored={})
+
+
+def test_without_the_library_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModelError, match=r'transformers is not installed: pip install "aalp\[hf\]"'):
+        build(f"hf:{tmp_path}", 3, (3, 16, 16))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +225,7 @@ def train_run(
         on_epoch(row)
 
     with display.bar():
-        return fit(replace(plan, report=report_epoch, ranks=ranks, loggers=loggers), resume=resuming)
+        return fit(dataclasses.replace(plan, report=report_epoch, ranks=ranks, loggers=loggers), resume=resuming)
 
 
 def training_plan(
@@ -348,6 +348,8 @@ def build_classifier(
         begun: whether a state will be loaded over it, so that start weights are not read.
     """
     wanted: ModelOptions = options["model_options"]
+    if begun:
+        wanted = dataclasses.replace(wanted, pretrained=False, init_from=None)
     seed_global_generators(derive_seed("start", options["seed"]))
     classifier = build(
         options["model"],
@@ -358,7 +360,7 @@ def build_classifier(
         source.classes,
         tell=tell,
     )
-    if wanted.init_from is not None and not begun:
+    if wanted.init_from is not None:
         start_from(classifier, wanted.init_from, wanted.mean is None, source.classes, tell)
     if wanted.channels_last:
         classifier.to(memory_format=torch.channels_last)

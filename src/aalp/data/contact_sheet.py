@@ -40,7 +40,7 @@ def contact_sheet(
             left = NAMES + column * cell + (THUMBNAIL - larger.width) // 2
             sheet.paste(larger, (left, top + (THUMBNAIL - larger.height) // 2))
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
+    sheet.save(buffer, "PNG")
     return buffer.getvalue()
 
 
