@@ -100,7 +100,7 @@ def template(
     folder = tmp_path_factory.mktemp("template")
     shutil.copy(tiny_npz, folder / "mnist.npz")
     for tone, name in ((0, "cat"), (180, "dog")):
-        write_images(folder / "photos" / "train" / name, 20, tone=tone)
+        write_images(folder / "photos" / "train" / name, 30, tone=tone)
         write_images(folder / "photos" / "test" / name, 4, tone=tone)
     shutil.copytree(tiny_run, folder / "runs" / "mine")
     return folder
