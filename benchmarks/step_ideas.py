@@ -4,7 +4,7 @@
 
 Every row is one attack (PGD-K) or one outer pass on the same batch; the figure is the median over the rounds of its time
 over that of the code as it is in the same round: above 1 the idea is worth having as it is now, below 1 it would pay to
-change. docs/decisions/0006 tells what followed. Clock as in train_step.py.
+change. docs/decisions/0007 tells what followed. Clock as in train_step.py.
 """
 
 from __future__ import annotations

@@ -16,26 +16,8 @@ from mkdocs.structure.pages import Page
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 
-AWAITED = frozenset(
-    f"{name}.md"
-    for name in ("own-data", "own-models", "speed", "distributed", "scale", "search", "tracking", "attacks", "export")
-)
-"""Pages of the navigation that may be missing."""
-
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"^(```|~~~).*?^\1\s*$", re.MULTILINE | re.DOTALL)
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave out the pages that are awaited, and sections that have none yet."""
-    missing = {name for name in AWAITED if not (DOCS / name).is_file()}
-    config.nav = [
-        {title: [page for page in pages if not missing & set(page.values())]}
-        for part in config.nav
-        for title, pages in part.items()
-    ]
-    config.nav = [part for part in config.nav if any(part.values())]
-    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Have the C library keep freed blocks for the next request, in this process; whether it could be told so.
 
     By default glibc gives large blocks back to the kernel, which hands them out again page by page, zeroed: some
-    percent of a step's time (see docs/decisions/0006). Peak memory stays what it is; what was freed returns to the
+    percent of a step's time (see docs/decisions/0007). Peak memory stays what it is; what was freed returns to the
     system when the process ends. Elsewhere than on glibc nothing happens.
     """
     if not sys.platform.startswith("linux"):
