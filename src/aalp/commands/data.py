@@ -142,7 +142,7 @@ def report(record: Mapping[str, Any]) -> str:
     if duplicate["near_correlation"] is None:
         lines.append("nearly the same in two splits: not looked for, there are too many pairs")
     else:
-        lines += _listed("nearly the same in two splits", [_told(pair, record) for pair in duplicate["near"]])
+        lines += _listed("nearly the same in two splits", [_told(pair, record, "~") for pair in duplicate["near"]])
     again = ", ".join(f"{count} in {split}" for split, count in duplicate["within"].items() if count)
     lines.append(f"repeated within a split: {again or 'none'}")
     if record["imbalance"] >= 3:
@@ -189,9 +189,9 @@ def _classes(record: Mapping[str, Any]) -> str:
     return text_table(["class", *splits], rows)
 
 
-def _told(pair: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+def _told(pair: Mapping[str, Any], record: Mapping[str, Any], sign: str = "=") -> str:
     (one, other), (before, after) = pair["images"], (record["classes"][label] for label in pair["labels"])
-    return f"{pair['splits'][0]} {one} ({before}) = {pair['splits'][1]} {other} ({after})"
+    return f"{pair['splits'][0]} {one} ({before}) {sign} {pair['splits'][1]} {other} ({after})"
 
 
 def _listed(what: str, items: Sequence[str]) -> list[str]:

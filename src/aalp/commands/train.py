@@ -140,7 +140,8 @@ goes on in its own entry.
         stem = f"{objective}-{Path(short).stem.lower()}"
         directory = ranks.from_main(lambda: _start(resume or run or free_path(Path("runs"), stem), options))
     display.say(describe(options, source, directory.path))
-    display.say(about_classes(source, training.balance))
+    if uneven := about_classes(source, training.balance):
+        display.say(uneven)
     try:
         with tracking(directory, tracker, to_plain(options), ranks) as loggers:
             progress = train_run(directory, options, source, classifier, display, begun, ranks=ranks, loggers=loggers)
@@ -369,20 +370,21 @@ def build_classifier(
 
 
 def about_classes(source: Source, balance: str) -> str:
-    """One line on how the classes differ in size, and what balancing does or would do about it."""
+    """One line on how the classes differ in size and what balancing does about it; "" where neither is the case."""
     counts = torch.bincount(source.train.labels, minlength=len(source.classes))
     few, many = int(counts.argmin()), int(counts.argmax())
+    if balance == "none" and counts[many] < UNEQUAL * counts[few]:
+        return ""
     line = (
         f"{len(source.classes)} classes of {counts[few]} ('{source.classes[few]}') to {counts[many]} "
         f"('{source.classes[many]}') training images"
     )
     if balance == "classes":
         return f"{line}, each drawn equally often"
-    unequal = counts[many] >= UNEQUAL * counts[few]
-    return f"{line}; --training.balance classes would draw each equally often" if unequal else line
+    return f"{line}; --training.balance classes would draw each equally often"
 
 
-UNEQUAL = 3
+UNEQUAL = 1.5
 """Times as many images from which on classes are called out for their size."""
 
 
