@@ -235,26 +235,37 @@ def plot(record: dict[str, Any], path: Path) -> None:
     from plotly import graph_objects
     from plotly.subplots import make_subplots
 
-    titles = ("batch size (thin-resnet)", f"model (batch {record['model'][0]['batch_size']})", "images", "images")
+    titles = (
+        "batch size (thin-resnet)",
+        f"model (batch {record['model'][0]['batch_size']})",
+        "number of images",
+        "number of images",
+    )
     figure = make_subplots(2, 2, subplot_titles=[f"by {title}" for title in titles], vertical_spacing=0.18)
 
-    def line(row: int, column: int, x: list[Any], y: list[float], name: str, legend: bool = False) -> None:
-        figure.add_trace(graph_objects.Scatter(x=x, y=y, mode="lines+markers", name=name, showlegend=legend), row, column)
+    colours = {"resident": "#1f6f8b", "files": "#c8553d", "": "#444444"}
 
-    line(1, 1, [row["batch_size"] for row in record["batch"]], [row["images_per_second"] for row in record["batch"]], "")
+    def line(row: int, column: int, x: list[Any], y: list[float], name: str, legend: bool = False) -> None:
+        style = {"mode": "lines+markers", "name": name, "showlegend": legend, "line": {"color": colours[name]}}
+        figure.add_trace(graph_objects.Scatter(x=x, y=y, **style), row, column)
+
+    line(1, 1, [str(row["batch_size"]) for row in record["batch"]], [row["images_per_second"] for row in record["batch"]], "")
     bars = graph_objects.Bar(
         x=[f"{row['model']}<br>{row['parameters'] / 1e6:.1f} M" for row in record["model"]],
         y=[row["images_per_second"] for row in record["model"]],
         showlegend=False,
+        marker_color=colours[""],
     )
     figure.add_trace(bars, 1, 2)
     for kind in ("resident", "files"):
         rows = [row for row in record["images"] if row["kind"] == kind]
         counts = [row["images"] for row in rows]
         line(2, 1, counts, [row["images_per_second"] for row in rows], kind, legend=True)
-        line(2, 2, counts, [max(row["megabytes"], 0.1) for row in rows], f"{kind}, memory")
-    for axis in ("xaxis", "xaxis3", "xaxis4", "yaxis2", "yaxis3"):
-        figure.layout[axis].type = "log"
+        line(2, 2, counts, [row["megabytes"] for row in rows], kind)
+    for axis in ("xaxis3", "xaxis4", "yaxis3"):
+        figure.layout[axis].update(type="log", dtick=1)
+    figure.layout.xaxis.type = "category"
+    figure.layout.yaxis.rangemode = "tozero"
     for axis, title in (("yaxis", "images/s trained"), ("yaxis2", "images/s trained"), ("yaxis3", "images/s loaded")):
         figure.layout[axis].title = title
     figure.layout.yaxis4.title = "memory, MiB"
