@@ -24,7 +24,7 @@ def completed(line: str) -> list[str]:
         ("aalp compare --run x --objectives at,t", ["at,trades"]),
         ("aalp train --config d", ["digits"]),
         ("aalp train --training.sch", ["--training.schedule"]),
-        ("aalp train --tra", ["--training."]),
+        ("aalp train --trai", ["--training."]),
         ("aalp train --training.schedule ", ["one-cycle", "step"]),
         ("aalp train --attack.project ", ["true", "false"]),
         ("aalp train --data n", ["npz:"]),
@@ -77,7 +77,7 @@ complete -p aalp
 complete_line 'aalp tr'
 complete_line 'aalp train --training.'
 complete_line 'aalp train --training.schedule=o'
-complete_line 'aalp train --tra'
+complete_line 'aalp train --trai'
 complete_line 'aalp evaluate runs/'
 """
 

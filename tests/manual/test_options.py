@@ -48,7 +48,7 @@ def test_every_option_of_the_parser_is_read_with_its_text_and_default_and_no_oth
 def test_kinds_choices_and_groups() -> None:
     verb = read_verb("train")
     options = {option.name: option for option in verb.options}
-    assert options["training.augment"].choices == ("none", "crop", "flip", "crop+flip")
+    assert options["training.augment"].choices == ("none", "crop", "flip", "crop+flip", "resized-crop", "resized-crop+flip")
     assert options["method.distance"].choices == ("squared", "one-sided", "kl")
     assert options["quiet"].switch
     assert not options["attack.project"].switch

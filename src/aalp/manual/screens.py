@@ -25,7 +25,7 @@ OFTEN = (
 )
 """The options of groups that a verb's short help shows, being turned most; the others are named by their group."""
 
-SCREEN = 35
+SCREEN = 32
 """Lines that the options of a short help may take; with usage and footer it stays within 40."""
 
 EXIT_CODES = {
