@@ -201,7 +201,7 @@ def _literals(module: _Module, annotation: ast.expr) -> Iterator[str]:
 
 
 def _value(module: _Module, default: ast.expr) -> object:
-    """A default as a value: a constant, a name of one, `Path("...")`, an empty mapping; its source where it is something else."""
+    """A default as a value: a constant, a name of one, `Path("...")`, an empty mapping; else its source."""
     if isinstance(default, ast.Name):
         place = module.find(default.id)
         return _value(place[0], place[1]) if place is not None and isinstance(place[1], ast.expr) else default.id
