@@ -62,7 +62,8 @@ def test_every_block_says_its_language_and_why_it_is_left_out(name: str) -> None
     text = (ROOT / name).read_text()
     assert text.count("```") == 2 * len(ALL[name]), "a fence that is not at the start of a line, or not closed"
     # An indented block has no language and would run nowhere.
-    assert not re.search(r"\n\n {4}(aalp|pip|make|python|docker) ", text)
+    outside = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"\n\n {4}(aalp|pip|make|python|docker|torchrun|srun) ", outside)
     for block in ALL[name]:
         assert block.language in LANGUAGES, f"line {block.line}: write ```bash, python, yaml or text"
         assert not block.rule or re.match(r"skip, |with ", block.rule), f"line {block.line}: {block.rule}"
@@ -72,7 +73,7 @@ def test_every_block_says_its_language_and_why_it_is_left_out(name: str) -> None
 def test_few_blocks_are_left_out() -> None:
     code = [block for found in ALL.values() for block in found if block.language != "text"]
     skipped = [block for block in code if block.skipped]
-    assert len(skipped) <= 0.4 * len(code), f"{len(skipped)} of {len(code)}"
+    assert len(skipped) <= 0.5 * len(code), f"{len(skipped)} of {len(code)}"
     assert len(code) - len(skipped) >= 12
 
 
