@@ -6,7 +6,7 @@ Each runs its own ensemble: a part attacks the images that stood under that side
 The package gets the model as a user would hand it over: float32, contiguous. On a CPU the seconds are the process's
 own (`time.process_time`), which other programs on the machine do not lengthen; threads are those of torch, 1 unless
 OMP_NUM_THREADS says more. The ratio of the whole is that of the sums; an image counts as broken by the ensemble if any
-part of it broke it. Rows are added to FILE, or replace those of the same run there.
+part of it broke it. Rows are added to FILE, or replace those of the same run and count there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from aalp.store.records import write_record
 
 def main() -> None:
     arguments = parse()
-    rows = [row for row in stored(arguments.out) if row["run"] not in {run.name for run in arguments.runs}]
+    anew = {(run.name, arguments.images) for run in arguments.runs}
+    rows = [row for row in stored(arguments.out) if (row["run"], row["images"]) not in anew]
     for run in arguments.runs:
         rows.append(measure(run, arguments))
         print(table(rows[-1:]), flush=True)
