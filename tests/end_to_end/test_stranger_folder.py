@@ -1,4 +1,4 @@
-"""A stranger's folder of 43 classes and images of every size: checked, trained on, evaluated, reported."""
+"""A stranger's folder of 43 classes and images of every size: checked, trained on, evaluated, reported, and taken away as ONNX."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 from PIL import Image
 
+import aalp
 from aalp.cli import main
+from aalp.data.sources import DataOptions, load_source
+from aalp.data.split import as_float
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory
 
@@ -100,3 +105,16 @@ def test_it_is_reported_in_one_file(stranger: Stranger, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     assert main(["report", str(stranger.run.path), "--out", str(page)]) == 0
     assert f"folder:{stranger.folder}" in page.read_text()
+
+
+def test_what_is_taken_away_as_onnx_predicts_the_same(stranger: Stranger, tmp_path: Path) -> None:
+    folder = tmp_path / "taken"
+    assert main(["export", str(stranger.run.path), "--to", "onnx", "--out", str(folder)]) == 0
+    test = load_source(f"folder:{stranger.folder}", DataOptions(size=stranger.size)).test
+    images = as_float(test.read(torch.arange(len(test))))
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        expected = aalp.load(stranger.run.path)(images)
+    assert torch.equal(torch.from_numpy(logits).argmax(1), expected.argmax(1))
+    assert len(images) == 2 * CLASSES
