@@ -1,4 +1,4 @@
-"""A stranger's folder of 43 classes and images of every size: checked, trained on, evaluated, reported, and taken away as ONNX."""
+"""A stranger's folder of 43 classes, images of every size: checked, trained on, evaluated, reported, taken away as ONNX."""
 
 from __future__ import annotations
 
