@@ -84,7 +84,8 @@ def test_signals_reach_every_process_once() -> None:
     assert lines(process, 2) == ["ready", "ready"]
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=30)
-    assert out.split() == ["got", "got"]
+    # Two that write at the same moment may share a line.
+    assert "".join(out.split()) == "gotgot"
     assert process.returncode == 143
 
 
