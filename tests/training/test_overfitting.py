@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from several_ranks import in_ranks
 
 from aalp.cli import main
 from aalp.errors import InterruptedRunError
@@ -155,6 +157,22 @@ def test_the_look_sees_what_the_two_attacks_do(
     assert len(seen) >= 5
     assert all(trained * 8 == int(trained * 8) and judged <= trained for trained, judged in seen)
     assert any(judged < trained for trained, judged in seen)
+
+
+def test_two_processes_look_at_the_images_that_one_does(fit_plan: MakeFit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overfitting, "EVERY", 1)
+    monkeypatch.setattr(overfitting, "IMAGES", 7)  # every third of 15, three in one rank's rows and two in the other's
+
+    def plan(name: str) -> Fit:
+        options = {"batch_size": 15, "precision": "32-true", "epochs": 1}
+        return fit_plan(name, options=options, attack=AttackOptions(steps=1), threat=Linf(0.1), warn=lambda line: None)
+
+    fit(plan("one"))
+    in_ranks(2, lambda ranks: fit(replace(plan("two"), ranks=ranks)).step)
+    one, two = metrics(plan("one").run), metrics(plan("two").run)
+    looks = [float(row[name]) for row in one for name in ("watched_training_attack", "watched_pgd")]
+    assert min(looks) > 0.0
+    assert looks == [float(row[name]) for row in two for name in ("watched_training_attack", "watched_pgd")]
 
 
 @pytest.mark.parametrize(

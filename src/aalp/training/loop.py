@@ -230,7 +230,7 @@ class _Trainer:
         if plan.objective.inner is not None:
             values["attack_steps"] = attack.steps
             if overfitting.is_watched(attack) and progress.step % overfitting.EVERY == 0:
-                self._watch(images, labels[plan.ranks.shard(len(labels)).rows], generator, attack, share)
+                self._watch(images, labels, generator, attack, share)
         for name, value in values.items():
             self._add(name, value * len(labels))
         self._add("images", len(labels))

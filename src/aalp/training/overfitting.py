@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from aalp.distributed import Shard
 from aalp.method.pgd import AttackOptions, evaluating
 from aalp.training.step import TrainingStep
 
@@ -19,7 +20,7 @@ EVERY = 50
 """Optimizer steps between two looks."""
 
 IMAGES = 64
-"""Images looked at, the first of the batch; a look then costs a few percent of the steps between two."""
+"""Images of the batch looked at, at most; a look then costs a few percent of the steps between two."""
 
 MOST_STEPS = 2
 """Attacks of more steps are not known to be overfitted to."""
@@ -38,18 +39,24 @@ def accuracies(
 ) -> tuple[float, float]:
     """Accuracy of the network as it stands under the attack of training, and under PGD of the same eps, on a few images.
 
-    Both in evaluation mode and in [0, 1]; a mean over all processes, so that all of them decide alike.
+    Both in evaluation mode and in [0, 1], over the same images whatever the number of processes.
+
+    Args:
+        images: this rank's (n, ...) of the batch.
+        labels: (N,) of the whole batch.
     """
-    images, labels = images[:IMAGES], labels[:IMAGES]
-    right: list[Tensor] = []
+    own, stride = step.ranks.shard(len(labels)), -(-len(labels) // IMAGES)
+    chosen = torch.arange(0, len(labels), stride, device=labels.device)
+    before, within = (int((chosen < row).sum()) for row in (own.start, own.stop))
+    shard = Shard(before, within, len(chosen))
+    images, labels = images[chosen[shard.rows] - own.start], labels[chosen[shard.rows]]
+    right = []
     for each in (attack, JUDGE):
-        adversarial = step.perturb(images, labels, generator, each, eps_share)
+        adversarial = step.perturb(images, labels, generator, each, eps_share, shard=shard)
         with torch.no_grad(), evaluating(step.classifier), step.fabric.autocast():
-            right.append((step.classifier(adversarial).argmax(1) == labels).float().mean())
-    both = step.fabric.all_reduce(torch.stack(right), reduce_op="mean")
-    assert isinstance(both, Tensor)
-    trained, judged = both.tolist()
-    return trained, judged
+            right.append(int((step.classifier(adversarial).argmax(1) == labels).sum()))
+    trained, judged = step.ranks.total(*right)
+    return trained / len(chosen), judged / len(chosen)
 
 
 def is_overfitted(trained: float, judged: float) -> bool:
