@@ -29,6 +29,18 @@ def main() -> None:
             # From the cells anew, so that older records too show every test that comparisons make by now.
             record |= summary(record["cells"], list(record["table"]))
             print(f"\n{path.parent.name}: {markdown(record)}")
+    for path in (folder.parent / "training_time.json" for folder in folders[:1]):
+        if path.is_file():
+            print(training_time(read_record(path, "training_time_benchmark")))
+
+
+def training_time(record: dict[str, Any]) -> str:
+    names = list(record["rows"][0]["over_at"])
+    cells = [
+        [f"{row['data']}, {row['model']}, PGD-{row['steps']}", *(f"{row['over_at'][n]:.2f}" for n in names)]
+        for row in record["rows"]
+    ]
+    return "Training time relative to AT, a step beside AT's:\n\n" + markdown_table(["data, model, attack", *names], cells)
 
 
 def row(record: dict[str, Any]) -> list[str]:
