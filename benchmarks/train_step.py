@@ -53,8 +53,8 @@ from aalp.method.threat import Linf
 from aalp.models.catalog import build
 from aalp.models.classifier import Classifier
 from aalp.store.records import write_record
+from aalp.training.devices import resolve_precision
 from aalp.training.host_memory import keep_freed_memory
-from aalp.training.loop import resolve_precision
 from aalp.training.step import OuterLoss, TrainingStep
 
 CASES = {

@@ -9,7 +9,8 @@ import torch
 
 from aalp.method.guided_dropout import GuidedDropout
 from aalp.method.objectives import AALP
-from aalp.training.loop import Fit, fit, resolve_precision
+from aalp.training.devices import resolve_precision
+from aalp.training.loop import Fit, fit
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from aalp.distributed import TIMEOUT, Ranks
 from aalp.errors import OptionError, RunError
 from aalp.method.pgd import evaluating
+from aalp.method.precision import multiplies_bfloat16
 from aalp.models.classifier import Classifier
 from aalp.store.run import RunDirectory
 
@@ -37,6 +38,14 @@ def make_fabric(
         )
     fabric.launch()
     return fabric
+
+
+def resolve_precision(precision: str) -> Any:
+    """What `auto` means on this machine: bf16 only where the hardware multiplies it, since emulation is many times slower."""
+    if precision != "auto":
+        return precision
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16-mixed" if multiplies_bfloat16(device) else "32-true"
 
 
 def has_unused(classifier: Classifier, image_shape: tuple[int, int, int]) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 import warnings
@@ -20,26 +18,25 @@ from aalp.data.augment import augment
 from aalp.data.loaders import Loader, balanced_order, epoch_order
 from aalp.data.split import Split
 from aalp.distributed import ALONE, Ranks
-from aalp.errors import DataError, DivergedError, InterruptedRunError, RunError
+from aalp.errors import DataError, DivergedError, InterruptedRunError
 from aalp.method.objectives import Objective
-from aalp.method.pgd import AttackOptions, evaluating, perturb
-from aalp.method.precision import multiplies_bfloat16
+from aalp.method.pgd import AttackOptions
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
-from aalp.models.folding import folded_norms
 from aalp.seeding import derive_seed, seed_global_generators
 from aalp.stopping import noted_signals
 from aalp.store.checkpoint import write_tensors
-from aalp.store.files import write_atomically
 from aalp.store.run import RunDirectory
 from aalp.training import overfitting
 from aalp.training.averaging import Averager
-from aalp.training.devices import batch_statistics, check_same_step, check_shares, make_fabric
+from aalp.training.devices import batch_statistics, check_same_step, check_shares, make_fabric, resolve_precision
 from aalp.training.host_memory import keep_freed_memory
+from aalp.training.metrics import read_rows, write_rows
 from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.schedule import one_cycle, step_down
 from aalp.training.state import Progress, load_state, save_state
 from aalp.training.step import OuterLoss, TrainingStep
+from aalp.training.validation import accuracies
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,7 @@ class _Trainer:
         loader = Loader(plan.train, options.batch_size, self.fabric.device, plan.workers, plan.ranks)
         per_epoch = steps_per_epoch(plan.train, options.batch_size)
         validation = Loader(plan.validation, 500, self.fabric.device, plan.workers)
-        rows = _read_rows(plan.run, self.progress.step // per_epoch)
+        rows = read_rows(plan.run, self.progress.step // per_epoch)
         plan.classifier.train()
         if self.progress.step == 0:
             self._save()  # a full disk or a folder that cannot be written to shows now, not after an epoch
@@ -163,7 +160,7 @@ class _Trainer:
             rows.append(self._end_epoch(epoch, validation))
             # The state last: where it says that an epoch is done, what the epoch leaves behind is there.
             if plan.ranks.is_main:
-                _write_rows(plan.run, rows)
+                write_rows(plan.run, rows)
             self._save()
             if plan.ranks.is_main:
                 plan.report(rows[-1])
@@ -270,7 +267,11 @@ class _Trainer:
         names = sorted(progress.sums, key=lambda name: (name != "loss", name))
         row |= {name: progress.sums[name] / (watches if name.startswith("watched_") else images) for name in names}
         progress.sums = {}
-        clean, robust = self._validate(validation)
+        shadow, plan = self.averager.shadow, self.plan
+        assert isinstance(shadow, Classifier)
+        clean, robust = accuracies(
+            shadow, validation, plan.threat, plan.options.validation_steps, plan.seed, self.fabric, plan.ranks
+        )
         row |= {"validation_clean": clean, "validation_robust": robust}
         row |= {"images_per_second": images / seconds, "seconds": progress.seconds}
         # Training without an adversary is judged on clean images: its most robust epoch is one that has learned nothing.
@@ -283,31 +284,6 @@ class _Trainer:
             self._export("best", epoch + 1)
         self._export("last", epoch + 1)
         return row
-
-    def _validate(self, validation: Loader) -> tuple[float, float]:
-        """Clean and PGD accuracy of the averaged weights on the validation images (0, 0 without any)."""
-        classifier, plan = self.averager.shadow, self.plan
-        assert isinstance(classifier, Classifier)
-        clean = robust = 0
-        ranks = plan.ranks
-        # Whole batches to each rank: what is judged together, and with which random starts, is as in one process.
-        numbers = range(ranks.rank, len(validation), ranks.size)
-        for number, (images, labels) in zip(numbers, validation.batches(start=ranks.rank, every=ranks.size), strict=False):
-            seed = derive_seed("validation", plan.seed, number)
-            generator = torch.Generator(self.fabric.device).manual_seed(seed)
-            seed_global_generators(seed)
-            with evaluating(classifier), folded_norms(classifier), self.fabric.autocast():
-                adversarial = perturb(
-                    classifier, images, labels, plan.threat, plan.options.validation_steps, generator=generator
-                )
-                with torch.no_grad():
-                    right = classifier(images).argmax(1) == labels
-                    holds = classifier(adversarial).argmax(1) == labels
-            clean += int(right.sum())
-            robust += int((right & holds).sum())
-        clean, robust = ranks.total(clean, robust)
-        count = max(1, len(validation.split))
-        return clean / count, robust / count
 
     def _export(self, which: str, epoch: int) -> None:
         if not self.plan.ranks.is_main:
@@ -338,34 +314,3 @@ def steps_per_epoch(train: Split, batch_size: int) -> int:
             "give a smaller --training.batch_size"
         )
     return len(train) // batch_size
-
-
-def resolve_precision(precision: str) -> Any:
-    """What `auto` means on this machine: bf16 only where the hardware multiplies it, since emulation is many times slower."""
-    if precision != "auto":
-        return precision
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return "bf16-mixed" if multiplies_bfloat16(device) else "32-true"
-
-
-def _read_rows(run: RunDirectory, epochs: int) -> list[dict[str, Any]]:
-    """The rows of the epochs that are done, from before the run was interrupted."""
-    if epochs == 0 or not run.metrics.is_file():
-        return []
-    try:
-        with run.metrics.open(newline="") as file:
-            rows = [dict(row) for row in csv.DictReader(file)][:epochs]
-    except (OSError, ValueError, csv.Error) as error:
-        raise RunError(f"'{run.metrics}' is not a readable table: {error}; move it away to go on without it") from error
-    if any(None in row or row.keys() != rows[0].keys() for row in rows):
-        raise RunError(f"'{run.metrics}' has rows of different lengths: move it away to go on without it")
-    return rows
-
-
-def _write_rows(run: RunDirectory, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    columns = dict.fromkeys(column for row in rows for column in row)
-    writer = csv.DictWriter(text, fieldnames=list(columns))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(run.metrics, text.getvalue().encode())
