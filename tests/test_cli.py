@@ -12,7 +12,7 @@ import yaml
 from aalp import cli
 from aalp.cli import VERBS, build_parser, main, presets
 from aalp.commands.config import to_plain
-from aalp.commands.train import check
+from aalp.commands.one_run import check
 from aalp.errors import AalpError, DivergedError, InterruptedRunError
 
 

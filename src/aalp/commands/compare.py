@@ -21,13 +21,16 @@ from aalp.commands.config import (
 )
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.dry_run import show
-from aalp.commands.train import (
+from aalp.commands.one_run import (
+    AGAIN,
+    begin_or_go_on,
     build_classifier,
     check,
     describe,
     evaluate_run,
     resume_command,
     run_cost,
+    run_options,
     train_run,
     write_config,
 )
@@ -91,19 +94,8 @@ def compare(
         model_options: how the model is built.
         evaluation: what is measured.
     """
+    shared = run_options(locals())
     numbers = _seeds(seeds)
-    shared: dict[str, Any] = {
-        "data": data,
-        "model": model,
-        "threat": threat,
-        "attack": attack,
-        "method": method,
-        "training": training,
-        "checkpoint": checkpoint,
-        "data_options": data_options,
-        "model_options": model_options,
-        "evaluation": evaluation,
-    }
     rows = _rows(split_names(objectives), variants or {}, shared)
     ranks = ALONE if dry_run else joined(devices, nodes)
     display = Display(quiet, ranks)
@@ -121,7 +113,7 @@ def compare(
     if dry_run:
         show({"run": run, **_asked(objectives, variants, numbers), **shared}, _sum(costs))
         return
-    ranks.from_main(lambda: _open(run, shared))
+    ranks.from_main(lambda: begin_or_go_on(run, shared))
     paths = {(name, seed): run / f"{name}-seed{seed}" for seed in numbers for name in rows}
     for (name, seed), path in paths.items():
         _work_on_cell(path, {**rows[name], "seed": seed}, source, display, ranks)
@@ -159,8 +151,6 @@ def _sum(costs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str
         total[part] = {**slowest, **sums}
     return total
 
-
-AGAIN = "choose another --run, or give the same options as then"
 
 VARIED = ("model", "threat", "attack", "method", "training", "model_options")
 """The options in which a variant may differ from the comparison; the data and the evaluation are the same for all."""
@@ -274,18 +264,3 @@ def _seeds(seeds: str | int | list[int]) -> list[int]:
     if not numbers:
         raise OptionError(f"seeds is '{seeds}': give whole numbers separated by commas, such as 0,1,2")
     return list(dict.fromkeys(numbers))
-
-
-def _open(run: Path, shared: Mapping[str, Any]) -> None:
-    """A new comparison directory, or one that was begun with the same options.
-
-    Raises:
-        RunError: it was begun with others, or is something else.
-    """
-    directory = RunDirectory(run)
-    if not directory.begun:
-        RunDirectory.create(run)
-        write_config(directory.config, shared)
-        return
-    RunDirectory.open(run)
-    same_options(run, shared, AGAIN)

@@ -10,17 +10,12 @@ from typing import Any
 
 import torch
 
-from aalp.commands.config import (
-    EvaluationOptions,
-    MethodOptions,
-    ThreatOptions,
-    same_options,
-)
+from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions
 from aalp.commands.console import Display, command_line, print_out
+from aalp.commands.one_run import begin, begin_or_go_on, build_classifier, check, run_options, train_run, write_config
 from aalp.commands.search_space import applied, parse_space
 from aalp.commands.study import PrunedError, Study, Trial, check_search
 from aalp.commands.tables import text_table
-from aalp.commands.train import build_classifier, check, train_run, write_config
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.errors import AalpError, DataError, InterruptedRunError, OptionError, RunError
 from aalp.method.pgd import AttackOptions
@@ -77,23 +72,10 @@ method.weights.rule: {choices: [uniform, confidence]}}'.
         model_options: how the model is built.
         evaluation: kept for the winner; a search does not evaluate.
     """
+    options = run_options(locals())
     check_search()
     if trials < 1 or jobs < 1:
         raise OptionError(f"trials is {trials} and jobs is {jobs}: both have to be at least 1")
-    options: dict[str, Any] = {
-        "data": data,
-        "model": model,
-        "objective": objective,
-        "seed": seed,
-        "threat": threat,
-        "attack": attack,
-        "method": method,
-        "training": training,
-        "checkpoint": checkpoint,
-        "data_options": data_options,
-        "model_options": model_options,
-        "evaluation": evaluation,
-    }
     dimensions = parse_space(space or {})
     _check_space(options, space or {})
     source = load_source(data, data_options)
@@ -101,7 +83,7 @@ method.weights.rule: {choices: [uniform, confidence]}}'.
         raise DataError(f"'{data}' has no validation images to judge trials by: hold some out with --data_options.validation")
     build_classifier(options, source)
     steps_per_epoch(source.train, training.batch_size)
-    _open(run, {**options, "space": space, "prune": prune})
+    begin_or_go_on(run, {**options, "space": space, "prune": prune})
     # The first quarter of a one-cycle schedule, where the learning rate still rises, tells little of its end.
     study = Study(run, dimensions, seed, prune, warmup=training.epochs // 4 + 1)
     _work(study, options, source, trials, jobs, quiet)
@@ -119,21 +101,6 @@ def _check_space(options: Mapping[str, Any], space: Mapping[str, Any]) -> None:
     for name, dimension in parse_space(space).items():
         for value in dimension.ends():
             check(applied(options, {name: value}), strict=strict)
-
-
-def _open(run: Path, shared: Mapping[str, Any]) -> None:
-    """A new folder of a search, or one that was begun with the same options.
-
-    Raises:
-        RunError: it was begun with others, or is something else.
-    """
-    directory = RunDirectory(run)
-    if not directory.begun:
-        RunDirectory.create(run)
-        write_config(directory.config, shared)
-        return
-    RunDirectory.open(run)
-    same_options(run, shared, "choose another --run, or give the same options as then")
 
 
 def _work(study: Study, options: Mapping[str, Any], source: Source, trials: int, jobs: int, quiet: bool) -> None:
@@ -200,8 +167,7 @@ def _one(study: Study, trial: Trial, options: Mapping[str, Any], source: Source,
         classifier = build_classifier(chosen, source)
         begun = directory.begun
         if not begun:
-            RunDirectory.create(directory.path)
-            write_config(directory.config, chosen)
+            begin(directory.path, chosen)
         for epoch, robust in _epochs_done(directory):  # of which the process that is gone may not have told
             trial.report(robust, epoch)
         progress = train_run(directory, chosen, source, classifier, display, begun, strict=False, on_epoch=on_epoch)

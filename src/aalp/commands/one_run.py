@@ -1,0 +1,271 @@
+"""One run, as `train`, `compare` and `search` make it: its options, its directory, its model, its training and evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning_fabric.loggers.logger import Logger
+
+from aalp.commands.config import EvaluationOptions, build_objective, same_options, split_names, to_plain
+from aalp.commands.console import Display, command_line
+from aalp.commands.dry_run import evaluation_cost, training_cost
+from aalp.commands.evaluate import evaluate_model
+from aalp.commands.fine_tuning import start_from
+from aalp.commands.loading import load_model, verify_on
+from aalp.commands.opening import whole_split
+from aalp.data.sources import Source
+from aalp.data.split import channel_statistics, resident_bytes
+from aalp.distributed import ALONE, Ranks
+from aalp.errors import RunError
+from aalp.evaluation.attacks import attack_by_name
+from aalp.models.catalog import ModelOptions, architecture, build, is_own_code
+from aalp.models.classifier import Classifier
+from aalp.models.published import Tell
+from aalp.seeding import derive_seed, seed_global_generators
+from aalp.store.files import write_atomically
+from aalp.store.records import read_record
+from aalp.store.run import RunDirectory
+from aalp.training.loop import Fit, fit
+from aalp.training.options import TrainingOptions
+from aalp.training.state import Progress
+from aalp.training.trackers import check_tracker
+
+RUN_OPTIONS = (
+    "data",
+    "model",
+    "objective",
+    "seed",
+    "threat",
+    "attack",
+    "method",
+    "training",
+    "checkpoint",
+    "data_options",
+    "model_options",
+    "evaluation",
+    "tracker",
+)
+"""The options that a run is made of, in the order of its config.yaml."""
+
+
+def run_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a verb's arguments by name those that a run is made of."""
+    return {name: arguments[name] for name in RUN_OPTIONS if name in arguments}
+
+
+def check(options: Mapping[str, Any], strict: bool = True) -> None:
+    """Refuse options that cannot work, before anything is read or written."""
+    check_tracker(options.get("tracker"))
+    build_objective(options["objective"], options["method"], strict)
+    options["threat"].build()
+    for name in split_names(options["evaluation"].attacks):
+        if name not in ("clean", "autoattack"):
+            attack_by_name(name)
+
+
+def begin(path: Path, options: Mapping[str, Any]) -> RunDirectory:
+    """A new directory with these options as its config.yaml, which --config accepts.
+
+    Raises:
+        RunError: it exists already, or the disk refuses.
+    """
+    directory = RunDirectory.create(path)
+    try:
+        write_config(directory.config, options)
+    except RunError:
+        path.rmdir()
+        raise
+    return directory
+
+
+def begin_or_go_on(path: Path, options: Mapping[str, Any]) -> None:
+    """A new directory, or one that was begun with the same options.
+
+    Raises:
+        RunError: it was begun with others, or is something else.
+    """
+    if not RunDirectory(path).begun:
+        begin(path, options)
+        return
+    RunDirectory.open(path)
+    same_options(path, options, AGAIN)
+
+
+AGAIN = "choose another --run, or give the same options as then"
+
+
+def write_config(path: Path, options: Mapping[str, Any]) -> None:
+    """Write options as YAML that --config accepts."""
+    write_atomically(path, yaml.safe_dump(to_plain(options), sort_keys=False).encode())
+
+
+def resume_command(path: Path, options: Mapping[str, Any]) -> str:
+    """The command that goes on with a run."""
+    return f"aalp train --resume {path}" + (" --trust-model-code" if is_own_code(options["model"]) else "")
+
+
+def describe(options: Mapping[str, Any], source: Source, path: Path) -> str:
+    """One line on what is about to be trained."""
+    threat = options["threat"]
+    return (
+        f"{options['objective']} on {source.name}: {len(source.train)} training, {len(source.validation)} validation, "
+        f"{len(source.test)} test images of {'x'.join(map(str, source.image_shape))}; {options['model']}, "
+        f"{threat.norm} eps {threat.eps}, {options['training'].epochs} epochs; {_where(options, source)}; run {path}"
+    )
+
+
+def _where(options: Mapping[str, Any], source: Source) -> str:
+    """Where the images are: what stays in memory is said with its size."""
+    held = resident_bytes(source.train, source.validation, source.test)
+    if held:
+        return f"images in memory, {held / 1e6:.0f} MB" if held >= 1e6 else "images in memory, under 1 MB"
+    return f"images read from disk by {options['data_options'].workers} workers"
+
+
+def build_classifier(
+    options: Mapping[str, Any], source: Source, tell: Tell = lambda line: None, begun: bool = False
+) -> Classifier:
+    """The classifier, with start weights that depend on the seed and the options alone, seen to run on the training images.
+
+    Args:
+        tell: called with a line on what a user should know of the start weights.
+        begun: whether a state will be loaded over it, so that start weights are not read.
+    """
+    wanted: ModelOptions = options["model_options"]
+    if begun:
+        wanted = dataclasses.replace(wanted, pretrained=False, init_from=None)
+    seed_global_generators(derive_seed("start", options["seed"]))
+    classifier = build(
+        options["model"],
+        len(source.classes),
+        source.image_shape,
+        wanted,
+        channel_statistics(source.train),
+        source.classes,
+        tell=tell,
+    )
+    if wanted.init_from is not None:
+        start_from(classifier, wanted.init_from, wanted.mean is None, source.classes, tell)
+    if wanted.channels_last:
+        classifier.to(memory_format=torch.channels_last)
+    verify_on(classifier, source.train, options["model"])
+    return classifier
+
+
+def training_plan(
+    directory: RunDirectory,
+    options: Mapping[str, Any],
+    source: Source,
+    classifier: Classifier,
+    display: Display,
+    strict: bool = True,
+) -> Fit:
+    """What the training loop needs, from the options of a run."""
+    training: TrainingOptions = options["training"]
+    threat = options["threat"].build()
+    metadata = {
+        "model": options["model"],
+        "objective": options["objective"],
+        "seed": options["seed"],
+        "classes": list(source.classes),
+        "image_shape": list(source.image_shape),
+        "threat": {"norm": options["threat"].norm, "eps": threat.eps},
+        "data": {"name": source.name, "digest": source.digest},
+        "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
+        "architecture": architecture(classifier, options["model_options"]),
+    }
+    return Fit(
+        classifier=classifier,
+        objective=build_objective(options["objective"], options["method"], strict),
+        threat=threat,
+        train=source.train,
+        validation=source.validation,
+        run=directory,
+        metadata=metadata,
+        attack=options["attack"],
+        options=training,
+        checkpoint=options["checkpoint"],
+        seed=options["seed"],
+        workers=options["data_options"].workers,
+        report=lambda row: display.epoch(row, training.epochs),
+        tick=display.training_step,
+        warn=display.warn,
+    )
+
+
+def train_run(
+    directory: RunDirectory,
+    options: Mapping[str, Any],
+    source: Source,
+    classifier: Classifier,
+    display: Display,
+    resuming: bool,
+    strict: bool = True,
+    ranks: Ranks = ALONE,
+    loggers: Sequence[Logger] = (),
+    on_epoch: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> Progress:
+    """Train a classifier into a run directory, from the start or from where it stands.
+
+    Args:
+        loggers: of the tracker (see `tracking`).
+        on_epoch: called with each epoch's row of metrics once its state is saved; what it raises ends the training.
+
+    Raises:
+        AalpError: see `aalp.training.loop.fit`.
+    """
+    plan = training_plan(directory, options, source, classifier, display, strict)
+
+    def report_epoch(row: Mapping[str, Any]) -> None:
+        plan.report(row)
+        on_epoch(row)
+
+    with display.bar():
+        return fit(dataclasses.replace(plan, report=report_epoch, ranks=ranks, loggers=loggers), resume=resuming)
+
+
+def evaluate_run(
+    directory: RunDirectory, options: Mapping[str, Any], source: Source, display: Display, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """Evaluate a run on its test (or validation) split into evaluations/SPLIT.json, unless that is there; the record."""
+    wanted: EvaluationOptions = options["evaluation"]
+    weights = directory.weights(wanted.weights)
+    record_path = directory.evaluations / f"{wanted.split}.json"
+    if ranks.from_main(record_path.is_file):
+        return {**read_record(record_path, "evaluation"), "path": str(record_path)}
+    return evaluate_model(
+        load_model(weights, options["model"], options["model_options"]),
+        source,
+        options["threat"],
+        split_names(wanted.attacks),
+        wanted.split,
+        wanted.images,
+        wanted.batch_size,
+        wanted.seed,
+        record_path,
+        {"weights": str(weights), "command": command_line()},
+        display,
+        ranks,
+        wanted.exact,
+    )
+
+
+def run_cost(
+    options: Mapping[str, Any], source: Source, classifier: Classifier, display: Display, done: int = 0, strict: bool = True
+) -> dict[str, dict[str, Any]]:
+    """What training a run and evaluating it would cost, apart."""
+    wanted: EvaluationOptions = options["evaluation"]
+    plan = training_plan(RunDirectory(Path()), options, source, classifier, display, strict)
+    split = whole_split(source, wanted.split)
+    count = min(len(split), wanted.images or len(split))
+    training = training_cost(plan, done)
+    attacks = split_names(wanted.attacks)
+    return {
+        "training": training,
+        "evaluation": evaluation_cost(classifier, split, plan.threat, attacks, count, wanted.batch_size, trained=False),
+    }
