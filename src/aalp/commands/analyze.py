@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from aalp.analysis.analyze import Analysis, analyze_classifier
-from aalp.analysis.conflict import training_rows
 from aalp.analysis.observations import Measured, figures_of, group_figures, left_out, observe, show, summary
 from aalp.analysis.pairs import ATTACK
-from aalp.analysis.robustness_curves import attack_overlap
-from aalp.commands.config import ThreatOptions, device, read_yaml
+from aalp.commands.config import read_yaml
 from aalp.commands.console import Display, command_line, print_out
-from aalp.commands.loading import load_model, verify_on, weights_file
-from aalp.commands.opening import run_config, sample_positions, stored_options, stored_source
+from aalp.commands.loading import weights_file
+from aalp.commands.opening import run_config
+from aalp.commands.run_analysis import analysis_of, columns_of
 from aalp.commands.tables import text_table
 from aalp.data.sources import Source
-from aalp.errors import AalpError, OptionError, RunError
+from aalp.errors import OptionError, RunError
 from aalp.method.objectives import OBJECTIVES
-from aalp.method.threat import Threat
-from aalp.store.checkpoint import write_tensors
-from aalp.store.records import read_record, read_table, write_csv, write_record, write_table
+from aalp.store.records import read_record, write_csv, write_record, write_table
 from aalp.store.run import RunDirectory, free_path
-
-BATCH_SIZE = 250
-SEED = 0
 
 
 def analyze(
@@ -60,7 +50,7 @@ def analyze(
     configs = {path: run_config(path, trust_model_code) for path in _expand(runs, weights, display)}
     folder = out or _common_folder(list(configs))
     sources: dict[str, Source] = {}
-    records = {path: _analysis(path, config, weights, images, sources, display) for path, config in configs.items()}
+    records = {path: analysis_of(path, config, weights, images, sources, display) for path, config in configs.items()}
     measured = _measured(records, configs)
     observations = observe(measured)
     content = {
@@ -119,136 +109,6 @@ def _common_folder(paths: Sequence[Path]) -> Path:
         raise OptionError("the runs have no folder in common: name one with --out") from error
     here = Path.cwd()
     return common.relative_to(here) if common.is_relative_to(here) else common
-
-
-def _analysis(
-    path: Path, config: Mapping[str, Any], weights: str, images: int, sources: dict[str, Source], display: Display
-) -> dict[str, Any]:
-    """The run's analysis with these settings: read if there is one, else made."""
-    run, file = RunDirectory(path), weights_file(path, weights)
-    threat = _trained_threat(path, config)
-    evaluation = _evaluation(run, weights, threat.norm, threat.eps)
-    settings = {
-        "weights": _digest(file),
-        "metrics": _digest(run.metrics) if run.metrics.is_file() else None,
-        "evaluation": [evaluation.name, _digest(evaluation)] if evaluation else None,
-        "images": images,
-        "seed": SEED,
-        "attack": ATTACK,
-        "threat": {"norm": threat.norm, "eps": threat.eps},
-    }
-    for done in sorted(run.analyses.glob("*/analysis.json"), reverse=True):
-        record = read_record(done, "analysis")
-        if record.get("settings") == settings:
-            display.say(f"{path}: analysed before, see {done.parent}")
-            return {**record, "path": str(done)}
-    started = time.perf_counter()
-    key = repr((config.get("data"), config.get("data_options")))
-    if key not in sources:
-        sources[key] = stored_source(config.get("data"), None, dict(config))
-    source = sources[key]
-    loaded = load_model(file, config.get("model"), stored_options(config))
-    if loaded.classifier.num_classes != len(source.classes):
-        raise AalpError(
-            f"the model of '{path}' has {loaded.classifier.num_classes} classes and '{source.name}' has "
-            f"{len(source.classes)}: the data is no longer what the run was trained on"
-        )
-    indices = sample_positions(len(source.test), images)
-    split = source.test.subset(indices)
-    verify_on(loaded.classifier, split, str(config.get("model")))
-    display.say(f"{path}: {len(split)} test images of {source.name}, {threat.norm} eps {threat.eps:.4g}")
-    with display.bar():
-        analysis = analyze_classifier(
-            loaded.classifier.to(device()),
-            split,
-            threat,
-            source.classes,
-            batch_size=BATCH_SIZE,
-            seed=SEED,
-            tick=display.attack,
-        )
-    content = {
-        "weights": str(file),
-        "command": command_line(),
-        "images": len(split),
-        "seed": SEED,
-        "threat": settings["threat"],
-        "classes": list(source.classes),
-        "data": {"name": source.name, "split": "test", "digest": source.digest, "split_images": len(source.test)},
-        "model": loaded.about,
-        **analysis.content,
-        "attacks": attack_overlap(read_table(evaluation.with_suffix(".parquet"))) if evaluation else [],
-        "attacks_from": str(evaluation) if evaluation else None,
-        "training": _training(run),
-        "settings": settings,
-        "seconds": time.perf_counter() - started,
-    }
-    return _write(free_path(run.analyses, weights), content, analysis, indices.tolist())
-
-
-def _trained_threat(path: Path, config: Mapping[str, Any]) -> Threat:
-    """The threat that the run was trained for."""
-    try:
-        return ThreatOptions(config["threat"]["norm"], config["threat"]["eps"]).build()
-    except KeyError as error:
-        raise RunError(f"'{path / 'config.yaml'}' has no threat {error}: add the norm and eps it was trained for") from error
-
-
-def _evaluation(run: RunDirectory, weights: str, norm: str, eps: float) -> Path | None:
-    """The newest evaluation on test images at this threat, of these weights if there is one."""
-    found = []
-    for path in run.evaluations.glob("*.json"):
-        record = read_record(path, "evaluation")
-        if record["threat"] == {"norm": norm, "eps": eps} and record["data"]["split"] == "test":
-            found.append((Path(record["weights"]).stem == weights, record["created"], path.name, path))
-    return max(found)[3] if found else None
-
-
-def _training(run: RunDirectory) -> list[dict[str, float]]:
-    if not run.metrics.is_file():
-        return []
-    try:
-        with run.metrics.open(newline="") as file:
-            return training_rows(list(csv.DictReader(file)))
-    except (OSError, ValueError, csv.Error) as error:
-        raise RunError(f"'{run.metrics}' is not a readable training log: {error}; restore it or move it away") from error
-
-
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-
-
-def _write(folder: Path, content: dict[str, Any], analysis: Analysis, indices: list[int]) -> dict[str, Any]:
-    """Tables, gallery and, last, the record: where it exists, the analysis is whole."""
-    for name, columns in _tables(content, {"index": indices, **analysis.images}).items():
-        write_table(folder / f"{name}.parquet", columns)
-        write_csv(folder / f"{name}.csv", columns)
-    write_tensors(folder / "gallery.safetensors", analysis.gallery, {"kind": "gallery"})
-    content["gallery"] = {"file": "gallery.safetensors", **content["gallery"]}
-    record = write_record(folder / "analysis.json", "analysis", content)
-    return {**record, "path": str(folder / "analysis.json")}
-
-
-def _tables(content: Mapping[str, Any], images: Mapping[str, Sequence[Any]]) -> dict[str, Mapping[str, Sequence[Any]]]:
-    curves = [
-        {"side": side, "target": target, "features": count, "share": share}
-        for side, targets in content["contributions"].items()
-        for target, values in targets.items()
-        for count, share in zip(values["curve_features"], values["curve"], strict=True)
-    ]
-    confusion = [
-        {"true": true, "predicted": predicted, "images": count}
-        for true, row in zip(content["classes"], content["confusion"], strict=True)
-        for predicted, count in zip(content["classes"], row, strict=True)
-    ]
-    tables = {"contributions": curves, "confusion": confusion}
-    tables |= {name: content[name] for name in ("top_k", "eps_curve", "per_class", "attacks", "training")}
-    return {"images": images, **{name: _columns(rows) for name, rows in tables.items() if rows}}
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
 
 
 OUTSIDE_OF_COMPARISON = frozenset({"objective", "method", "seed", "evaluation", "data", "data_options", "threat"})
@@ -347,10 +207,10 @@ def _write_observations(folder: Path, content: Mapping[str, Any], runs: Sequence
     if path.exists():
         path = free_path(folder, "observations", ".json")
     tables = {
-        "": _columns(
+        "": columns_of(
             [{key: found[key] for key in ("number", "claim", "holds", "sentence")} for found in content["observations"]]
         ),
-        "-runs": _columns(
+        "-runs": columns_of(
             [{"name": r.name, "group": r.group, "objective": r.objective, "seed": r.seed, **r.figures} for r in runs]
         ),
     }

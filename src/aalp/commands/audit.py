@@ -12,6 +12,7 @@ import torch
 from aalp.commands.config import device
 from aalp.commands.console import Display, command_line
 from aalp.commands.dry_run import audit_cost, show
+from aalp.commands.evaluation_record import drop_under_autoattack
 from aalp.commands.loading import LoadedModel, load_model
 from aalp.commands.opening import (
     chosen_images,
@@ -27,7 +28,7 @@ from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import as_float
 from aalp.distributed import ALONE, Ranks, joined
-from aalp.errors import OptionError, RunError
+from aalp.errors import OptionError
 from aalp.evaluation.attack_gates import QUICK, THOROUGH
 from aalp.evaluation.audit import Audit, DropUnderAutoAttack
 from aalp.evaluation.audit import audit as run_audit
@@ -106,9 +107,7 @@ or a published model, hf:FOLDER_OR_NAME, timm:NAME or torchvision:NAME (then --d
         _show_cost(path, loaded, source, threat, thorough, images, batch_size, seed)
         return 0
     folder = out or (RunDirectory(path).audits if path.is_dir() else Path("audits"))
-    drops: Drops = (None, None)
-    if reference is not None:
-        drops = _drops(path, reference, weights, threat)
+    drops = _drops(path, reference, weights, threat)
     record = audit_model(
         loaded,
         source,
@@ -239,9 +238,7 @@ def audit_once(
     if not ranks.from_main(path.is_file):
         weights, threat = directory.weights(wanted.weights), options["threat"].build()
         display.say(f"audit of {directory.path}")
-        drops: Drops = (None, None)
-        if reference is not None:
-            drops = _drops(directory.path, reference, wanted.weights, threat)
+        drops = _drops(directory.path, reference, wanted.weights, threat)
         about = {"weights": str(weights), "command": command_line(), "reference": None if reference is None else str(reference)}
         loaded = load_model(weights, options["model"], options["model_options"])
         audit_model(loaded, source, threat, False, None, wanted.batch_size, wanted.seed, path, about, display, drops, ranks)
@@ -255,36 +252,10 @@ def audit_verdict(directory: RunDirectory) -> str:
     return str(read_record(directory.audits / FIRST_AUDIT, "audit")["verdict"])
 
 
-def cheap_verdict(evaluation: Mapping[str, Any]) -> str | None:
-    """What an evaluation record's cheap gates say: enough to distrust a figure, too little to trust one."""
-    gates = evaluation.get("gates")
-    if gates is None:  # made before there were any
-        return None
-    return "cheap gates fail" if any(gate["passed"] is False for gate in gates) else "cheap gates pass"
-
-
-def _drops(path: Path, reference: Path, weights: str, threat: Threat) -> Drops:
+def _drops(path: Path, reference: Path | None, weights: str, threat: Threat) -> Drops:
+    if reference is None:
+        return None, None
     return drop_under_autoattack(path, weights, threat), drop_under_autoattack(reference, weights, threat)
-
-
-def drop_under_autoattack(path: Path, weights: str, threat: Threat) -> DropUnderAutoAttack:
-    """What the run's newest evaluation of these weights says of pgd-20 and AutoAttack under this threat.
-
-    Raises:
-        RunError: there is no such evaluation.
-    """
-    folder = RunDirectory.open(path).evaluations
-    for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
-        record = read_record(file, "evaluation")
-        accuracy = {attack["name"]: attack["accuracy"] for attack in record["attacks"]}
-        same = Path(record["weights"]).stem == weights and record["threat"] == {"norm": threat.norm, "eps": threat.eps}
-        if same and {"pgd-20", "autoattack"} <= accuracy.keys():
-            return DropUnderAutoAttack(accuracy["pgd-20"], accuracy["autoattack"], record["images"])
-    command = f"aalp evaluate {path} --weights {weights} --eps {threat.eps:.6g} --attacks pgd-20,autoattack"
-    raise RunError(
-        f"'{path}' has no evaluation of its {weights} weights with pgd-20 and autoattack at {threat.norm} eps "
-        f"{threat.eps:.4g}: make one with `{command}`"
-    )
 
 
 def report(record: Mapping[str, Any]) -> str:

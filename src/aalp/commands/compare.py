@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aalp.commands.audit import audit_once, audit_verdict, cheap_verdict
+from aalp.commands.audit import audit_once, audit_verdict
 from aalp.commands.comparison import markdown, summary, text
 from aalp.commands.config import (
     EvaluationOptions,
@@ -21,6 +21,7 @@ from aalp.commands.config import (
 )
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.dry_run import show
+from aalp.commands.evaluation_record import cheap_verdict
 from aalp.commands.one_run import (
     AGAIN,
     begin_or_go_on,

@@ -9,14 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from aalp.commands.config import (
-    ThreatOptions,
-    check_attack_trust,
-    device,
-    split_names,
-)
+from aalp.commands.config import ThreatOptions, check_attack_trust, device, split_names
 from aalp.commands.console import Display, command_line
 from aalp.commands.dry_run import evaluation_cost, show
+from aalp.commands.evaluation_record import content_of, report, table_of
 from aalp.commands.loading import LoadedModel
 from aalp.commands.opening import (
     chosen_images,
@@ -26,10 +22,8 @@ from aalp.commands.opening import (
     stored_model,
     stored_source,
     stored_threat,
-    whole_split,
 )
 from aalp.commands.resuming import journal_of, stopping
-from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import Split, as_float
 from aalp.distributed import ALONE, Ranks, joined
@@ -37,7 +31,7 @@ from aalp.errors import OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates
 from aalp.evaluation.foreign_attacks import is_foreign
-from aalp.evaluation.robustness import DEFAULT_ATTACKS, Evaluation, wilson_interval
+from aalp.evaluation.robustness import DEFAULT_ATTACKS
 from aalp.evaluation.robustness import evaluate as run_evaluation
 from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions
@@ -228,11 +222,11 @@ def evaluate_model(
                 "there it counts as failed"
             )
     evaluation = dataclasses.replace(evaluation, indices=indices)
-    content = {**about, **_content(evaluation, source, split_name, loaded, batch_size), "gates": gates}
+    content = {**about, **content_of(evaluation, source, split_name, loaded, batch_size), "gates": gates}
 
     def write() -> dict[str, Any]:
         # The record last: where it exists, the evaluation is whole.
-        write_table(record_path.with_suffix(".parquet"), _columns(evaluation))
+        write_table(record_path.with_suffix(".parquet"), table_of(evaluation))
         record = write_record(record_path, "evaluation", content)
         remove_leftovers(record_path.parent, f"{record_path.stem}.")
         journal.remove()
@@ -249,86 +243,3 @@ def _cheap_gates(classifier: Classifier, split: Split, threat: Threat, seed: int
     if failed:
         print(f"aalp: warning: gate failed: {'; '.join(failed)}: see `aalp audit` before trusting figures", file=sys.stderr)
     return [result.record() for result in results]
-
-
-def report(record: dict[str, Any]) -> str:
-    """The record as a table for the screen."""
-    rows = [["clean", *_figures(record["clean"], record["images"]), "", ""]]
-    for result in record["attacks"]:
-        rows.append([result["name"], *_figures(result["accuracy"], record["images"]), f"{result['seconds']:.1f}", ""])
-        for part in result["parts"]:
-            rows.append([f"  {part['name']}", f"{part['accuracy']:.1%}", "", f"{part['seconds']:.1f}", ""])
-    rows.append(["worst case", *_figures(record["robust"], record["images"]), "", ""])
-    for row in rows:
-        broken = record["broken_by"].get(row[0].strip(), record["broken_by"].get(f"autoattack/{row[0].strip()}"))
-        row[-1] = str(broken) if broken else ""
-    threat, data = record["threat"], record["data"]
-    title = (
-        f"{record['images']} {data['split']} images of {data['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
-        f"weights {record['weights']}"
-    )
-    table = text_table(["attack", "accuracy", "95 % interval", "seconds", "broke first"], rows)
-    return f"{title}\n\n{table}\n\nrecord: {record['path']}"
-
-
-def _figures(accuracy: float, count: int) -> tuple[str, str]:
-    low, high = wilson_interval(round(accuracy * count), count)
-    return f"{accuracy:.1%}", f"{low:.1%} - {high:.1%}"
-
-
-def _content(evaluation: Evaluation, source: Source, split: str, loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
-    count = len(evaluation)
-    parts = [
-        {
-            "name": part.name,
-            "accuracy": part.accuracy,
-            "attacked": part.attacked,
-            "seconds": part.seconds,
-            "search": part.settings["search"],
-        }
-        for part in evaluation.parts
-    ]
-    attacks = [
-        {
-            "name": result.name,
-            "accuracy": result.accuracy,
-            "attacked": result.attacked,
-            "seconds": result.seconds,
-            "settings": result.settings,
-            **({"outside": result.outside} if result.outside else {}),
-            "parts": parts if result.name == "autoattack" else [],
-        }
-        for result in evaluation.results
-    ]
-    broken = torch.bincount(evaluation.broken_by, minlength=len(evaluation.names)).tolist()
-    means = {name: float(values.nanmean()) for name, values in evaluation.measures.items() if not values.isnan().all()}
-    return {
-        "images": count,
-        "clean": evaluation.clean_accuracy,
-        "robust": evaluation.robust_accuracy,
-        "intervals": {
-            name: wilson_interval(round(value * count), count)
-            for name, value in (("clean", evaluation.clean_accuracy), ("robust", evaluation.robust_accuracy))
-        },
-        "attacks": attacks,
-        "broken_by": {name: number for name, number in zip(evaluation.names, broken, strict=True) if name},
-        "measures": {"on": evaluation.measured_on, **means},
-        "threat": {"norm": evaluation.threat.norm, "eps": evaluation.threat.eps},
-        "seed": evaluation.seed,
-        "batch_size": batch_size,
-        "data": {"name": source.name, "split": split, "digest": source.digest, "split_images": len(whole_split(source, split))},
-        "model": loaded.about,
-    }
-
-
-def _columns(evaluation: Evaluation) -> dict[str, list[Any]]:
-    names = [None if name == "" else name for name in evaluation.names]
-    columns: dict[str, list[Any]] = {
-        "index": evaluation.indices.tolist(),
-        "label": evaluation.labels.tolist(),
-        "clean_prediction": evaluation.predictions.tolist(),
-        "broken_by": [names[position] for position in evaluation.broken_by.tolist()],
-    }
-    for result in evaluation.results:
-        columns[f"stands_{result.name}"] = result.standing.tolist()
-    return columns | {name: values.tolist() for name, values in evaluation.measures.items()}

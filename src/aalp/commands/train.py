@@ -10,7 +10,7 @@ import torch
 from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions, same_options, to_plain
 from aalp.commands.console import Display
 from aalp.commands.dry_run import show
-from aalp.commands.evaluate import report
+from aalp.commands.evaluation_record import report
 from aalp.commands.one_run import (
     begin,
     build_classifier,

@@ -1,0 +1,133 @@
+"""The record of an evaluation: what it holds, how it reads on the screen, and what later verbs take from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aalp.commands.loading import LoadedModel
+from aalp.commands.opening import whole_split
+from aalp.commands.tables import text_table
+from aalp.data.sources import Source
+from aalp.errors import RunError
+from aalp.evaluation.audit import DropUnderAutoAttack
+from aalp.evaluation.robustness import Evaluation, wilson_interval
+from aalp.method.threat import Threat
+from aalp.store.records import read_record
+from aalp.store.run import RunDirectory
+
+
+def content_of(evaluation: Evaluation, source: Source, split: str, loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
+    """The record of an evaluation."""
+    count = len(evaluation)
+    parts = [
+        {
+            "name": part.name,
+            "accuracy": part.accuracy,
+            "attacked": part.attacked,
+            "seconds": part.seconds,
+            "search": part.settings["search"],
+        }
+        for part in evaluation.parts
+    ]
+    attacks = [
+        {
+            "name": result.name,
+            "accuracy": result.accuracy,
+            "attacked": result.attacked,
+            "seconds": result.seconds,
+            "settings": result.settings,
+            **({"outside": result.outside} if result.outside else {}),
+            "parts": parts if result.name == "autoattack" else [],
+        }
+        for result in evaluation.results
+    ]
+    broken = torch.bincount(evaluation.broken_by, minlength=len(evaluation.names)).tolist()
+    means = {name: float(values.nanmean()) for name, values in evaluation.measures.items() if not values.isnan().all()}
+    return {
+        "images": count,
+        "clean": evaluation.clean_accuracy,
+        "robust": evaluation.robust_accuracy,
+        "intervals": {
+            name: wilson_interval(round(value * count), count)
+            for name, value in (("clean", evaluation.clean_accuracy), ("robust", evaluation.robust_accuracy))
+        },
+        "attacks": attacks,
+        "broken_by": {name: number for name, number in zip(evaluation.names, broken, strict=True) if name},
+        "measures": {"on": evaluation.measured_on, **means},
+        "threat": {"norm": evaluation.threat.norm, "eps": evaluation.threat.eps},
+        "seed": evaluation.seed,
+        "batch_size": batch_size,
+        "data": {"name": source.name, "split": split, "digest": source.digest, "split_images": len(whole_split(source, split))},
+        "model": loaded.about,
+    }
+
+
+def table_of(evaluation: Evaluation) -> dict[str, list[Any]]:
+    """The table beside it: what happened to each image."""
+    names = [None if name == "" else name for name in evaluation.names]
+    table: dict[str, list[Any]] = {
+        "index": evaluation.indices.tolist(),
+        "label": evaluation.labels.tolist(),
+        "clean_prediction": evaluation.predictions.tolist(),
+        "broken_by": [names[position] for position in evaluation.broken_by.tolist()],
+    }
+    for result in evaluation.results:
+        table[f"stands_{result.name}"] = result.standing.tolist()
+    return table | {name: values.tolist() for name, values in evaluation.measures.items()}
+
+
+def report(record: dict[str, Any]) -> str:
+    """The record as a table for the screen."""
+    rows = [["clean", *_figures(record["clean"], record["images"]), "", ""]]
+    for result in record["attacks"]:
+        rows.append([result["name"], *_figures(result["accuracy"], record["images"]), f"{result['seconds']:.1f}", ""])
+        for part in result["parts"]:
+            rows.append([f"  {part['name']}", f"{part['accuracy']:.1%}", "", f"{part['seconds']:.1f}", ""])
+    rows.append(["worst case", *_figures(record["robust"], record["images"]), "", ""])
+    for row in rows:
+        broken = record["broken_by"].get(row[0].strip(), record["broken_by"].get(f"autoattack/{row[0].strip()}"))
+        row[-1] = str(broken) if broken else ""
+    threat, data = record["threat"], record["data"]
+    title = (
+        f"{record['images']} {data['split']} images of {data['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
+        f"weights {record['weights']}"
+    )
+    table = text_table(["attack", "accuracy", "95 % interval", "seconds", "broke first"], rows)
+    return f"{title}\n\n{table}\n\nrecord: {record['path']}"
+
+
+def _figures(accuracy: float, count: int) -> tuple[str, str]:
+    low, high = wilson_interval(round(accuracy * count), count)
+    return f"{accuracy:.1%}", f"{low:.1%} - {high:.1%}"
+
+
+def cheap_verdict(evaluation: Mapping[str, Any]) -> str | None:
+    """What an evaluation record's cheap gates say: enough to distrust a figure, too little to trust one."""
+    gates = evaluation.get("gates")
+    if gates is None:  # made before there were any
+        return None
+    return "cheap gates fail" if any(gate["passed"] is False for gate in gates) else "cheap gates pass"
+
+
+def drop_under_autoattack(path: Path, weights: str, threat: Threat) -> DropUnderAutoAttack:
+    """What the run's newest evaluation of these weights says of pgd-20 and AutoAttack under this threat.
+
+    Raises:
+        RunError: there is no such evaluation.
+    """
+    folder = RunDirectory.open(path).evaluations
+    for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+        record = read_record(file, "evaluation")
+        accuracy = {attack["name"]: attack["accuracy"] for attack in record["attacks"]}
+        same = Path(record["weights"]).stem == weights and record["threat"] == {"norm": threat.norm, "eps": threat.eps}
+        if same and {"pgd-20", "autoattack"} <= accuracy.keys():
+            return DropUnderAutoAttack(accuracy["pgd-20"], accuracy["autoattack"], record["images"])
+    command = f"aalp evaluate {path} --weights {weights} --eps {threat.eps:.6g} --attacks pgd-20,autoattack"
+    raise RunError(
+        f"'{path}' has no evaluation of its {weights} weights with pgd-20 and autoattack at {threat.norm} eps "
+        f"{threat.eps:.4g}: make one with `{command}`"
+    )
