@@ -10,15 +10,16 @@ import pytest
 import yaml
 
 from aalp import cli
-from aalp.cli import VERBS, build_parser, main, presets
+from aalp.cli import VERBS, main, presets
 from aalp.commands.config import to_plain
 from aalp.commands.one_run import check
 from aalp.errors import AalpError, DivergedError, InterruptedRunError
+from aalp.parsing import build_parser
 
 
 def parsed(verb: str, *words: str) -> dict[str, Any]:
     """What a verb is called with."""
-    return cli._parse(verb, list(words))
+    return cli.parse(verb, list(words))
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
@@ -175,16 +176,16 @@ def test_every_kind_of_end_has_its_exit_code_and_one_line(
     def fail(**options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_parse", lambda verb, words: {})
-    monkeypatch.setattr(cli, "_function", lambda verb: fail)
+    monkeypatch.setattr(cli, "parse", lambda verb, words: {})
+    monkeypatch.setattr(cli, "verb_function", lambda verb: fail)
     assert main(["train"]) == code
     assert capsys.readouterr() == ("", line + "\n")
 
 
 @pytest.mark.parametrize(("given", "code"), [(None, 0), (0, 0), (3, 3), (4, 4)])
 def test_a_verb_may_say_its_exit_code(given: int | None, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_parse", lambda verb, words: {})
-    monkeypatch.setattr(cli, "_function", lambda verb: lambda **options: given)
+    monkeypatch.setattr(cli, "parse", lambda verb, words: {})
+    monkeypatch.setattr(cli, "verb_function", lambda verb: lambda **options: given)
     assert main(["audit"]) == code
 
 
@@ -192,8 +193,8 @@ def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(**options: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_parse", lambda verb, words: {})
-    monkeypatch.setattr(cli, "_function", lambda verb: fail)
+    monkeypatch.setattr(cli, "parse", lambda verb, words: {})
+    monkeypatch.setattr(cli, "verb_function", lambda verb: fail)
     with pytest.raises(ZeroDivisionError):
         main(["train"])
 

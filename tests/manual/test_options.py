@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from aalp.cli import PATHS, VERBS, build_parser
+from aalp.cli import PATHS, VERBS
 from aalp.manual.options import names_in, read_verb
 from aalp.method.objectives import OBJECTIVES
 from aalp.models.catalog import BUILT_IN
+from aalp.parsing import build_parser
 
 OF_THE_PARSER = ("help", "config", "print_config")
 

@@ -30,8 +30,9 @@ from aalp.data.split import as_float
 from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import OptionError
 from aalp.evaluation.attack_gates import QUICK, THOROUGH
-from aalp.evaluation.audit import Audit, DropUnderAutoAttack
+from aalp.evaluation.audit import Audit
 from aalp.evaluation.audit import audit as run_audit
+from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
 from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions
 from aalp.store.files import remove_leftovers

@@ -13,7 +13,7 @@ from aalp.commands.opening import whole_split
 from aalp.commands.tables import text_table
 from aalp.data.sources import Source
 from aalp.errors import RunError
-from aalp.evaluation.audit import DropUnderAutoAttack
+from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
 from aalp.evaluation.robustness import Evaluation, wilson_interval
 from aalp.method.threat import Threat
 from aalp.store.records import read_record

@@ -16,6 +16,7 @@ from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
 from aalp.evaluation import gates as g
 from aalp.evaluation.attack_gates import QUICK, THOROUGH, Bench, Effort, Path, converged_gate, silent_gate
+from aalp.evaluation.autoattack_gap import DropUnderAutoAttack, autoattack_gap_gate
 from aalp.evaluation.findings import (
     FEWEST_RIGHT,
     NOT_FINITE,
@@ -48,15 +49,6 @@ NO_LOGITS = "not run: the outputs are not finite"
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 Step = Iterator[tuple[Gate, Finding]]
-
-
-@dataclass(frozen=True)
-class DropUnderAutoAttack:
-    """What an evaluation says of pgd-20 and AutoAttack: accuracies (shares) on so many images."""
-
-    pgd: float
-    autoattack: float
-    images: int
 
 
 @dataclass(frozen=True)
@@ -313,20 +305,3 @@ def _larger_eps(bench: Bench, base: Tensor) -> Finding:
     steps = [rise_finding(half, base, g.LARGER_EPS, "eps/2 -> eps"), rise_finding(base, double, g.LARGER_EPS, "eps -> 2 eps")]
     # The worse of the two: failed before undecided before passed.
     return max(steps, key=lambda step: (step.passed is False, step.passed is None, step.measured or 0.0))
-
-
-def autoattack_gap_gate(own: DropUnderAutoAttack | None, reference: DropUnderAutoAttack | None) -> Finding:
-    """Whether AutoAttack takes more from pgd-20's figure than twice what it takes from the reference's."""
-    if own is None or reference is None:
-        return undecided("not run: it needs a reference and evaluations with pgd-20 and autoattack of both")
-    drops = own.pgd - own.autoattack, reference.pgd - reference.autoattack
-    # A reference that loses nothing would allow nothing: a point is within what any two attacks differ by.
-    allowed = max(drops[1], 0.01)
-    low = wilson_interval(max(0, round(drops[0] * own.images)), own.images)[0]
-    passed: bool | None = None
-    if drops[0] <= g.AUTOATTACK_GAP.limit * allowed + 1e-9:
-        passed = True
-    elif low > g.AUTOATTACK_GAP.limit * allowed:
-        passed = False
-    detail = f"pgd-20 to AutoAttack: {100 * drops[0]:.1f} points, reference {100 * drops[1]:.1f} points"
-    return Finding(drops[0] / allowed, passed, detail)
