@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import inspect
-import os
 import random
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +26,7 @@ from torch import Tensor
 from aalp.errors import AalpError, OptionError, unknown_name
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
+from aalp.own_code import imported
 from aalp.seeding import seed_global_generators
 
 OwnAttack = Callable[..., Tensor]
@@ -111,15 +109,7 @@ def leaving(candidates: Tensor, images: Tensor, threat: Threat) -> Tensor:
 
 
 def _imported(name: str) -> OwnAttack:
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        # As for models: an installed command does not look in the user's folder by itself; last, so that nothing is shadowed.
-        sys.path.append(os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's module runs here, and may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise OptionError(f"attack '{name}': {reason}; name it as package.module:function, importable from here") from error
+    function = imported(name, "attack", "package.module:function", OptionError)
     if not callable(function) or inspect.isclass(function):
         raise OptionError(f"attack '{name}' is a {type(function).__name__}: a function (model, images, labels) is needed")
     return function  # type: ignore[no-any-return]

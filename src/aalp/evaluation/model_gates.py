@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aalp.evaluation.findings import NOT_FINITE, Finding, count_finding
 from aalp.evaluation.gates import DETERMINISTIC, GRADIENT, STABLE
@@ -27,19 +25,13 @@ class WithGradient:
 
     def __init__(self, classifier: ImageClassifier) -> None:
         self.classifier = classifier
-        self.training = classifier.training
+        self.training, self.head, self.modules = classifier.training, classifier.head, classifier.modules
 
     def __call__(self, images: Tensor, /) -> Tensor:
         return self.classifier(images) + 0 * images.flatten(1).sum(1, keepdim=True)
 
     def features(self, images: Tensor, /) -> Tensor:
         return self.classifier.features(images) + 0 * images.flatten(1).sum(1, keepdim=True)
-
-    def head(self, features: Tensor, mask: Tensor | None = None, /) -> Tensor:
-        return self.classifier.head(features, mask)
-
-    def modules(self) -> Iterator[nn.Module]:
-        return self.classifier.modules()
 
     @property
     def head_weight(self) -> Tensor:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +16,7 @@ from aalp.models.heads import class_order, reorder_head
 from aalp.models.preact_resnet import preact_resnet18, thin_resnet, wide_resnet
 from aalp.models.published import ImageShape, Published, Tell, timm_model, torchvision_model
 from aalp.models.small_cnn import SmallCNN
+from aalp.own_code import imported
 
 BUILT_IN: dict[str, Callable[[int, ImageShape], nn.Module]] = {
     "small-cnn": SmallCNN,
@@ -180,15 +178,7 @@ def _network(
 
 
 def _from_factory(name: str, num_classes: int, image_shape: ImageShape, arguments: Mapping[str, Any]) -> nn.Module:
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        # An installed command does not look in the user's folder by itself; last, so that nothing is shadowed.
-        sys.path.append(os.getcwd())
-    try:
-        factory = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # the user's module runs here, and may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise ModelError(f"model '{name}': {reason}; name it as package.module:factory, importable from here") from error
+    factory = imported(name, "model", "package.module:factory", ModelError)
     try:
         network = factory(num_classes=num_classes, image_shape=image_shape, **arguments)
     except Exception as error:

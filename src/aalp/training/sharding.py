@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aalp.distributed import Ranks, Shard
 from aalp.method.pgd import ImageClassifier
@@ -26,19 +25,13 @@ class WholeBatch:
 
     def __init__(self, classifier: ImageClassifier, ranks: Ranks, count: int) -> None:
         self.classifier, self.ranks, self.count = classifier, ranks, count
-        self.training = classifier.training
+        self.training, self.head, self.modules = classifier.training, classifier.head, classifier.modules
 
     def __call__(self, images: Tensor, /) -> Tensor:
         return self.ranks.gather_rows(self.classifier(images), self.count)
 
     def features(self, images: Tensor, /) -> Tensor:
         return self.ranks.gather_rows(self.classifier.features(images), self.count)
-
-    def head(self, features: Tensor, mask: Tensor | None = None, /) -> Tensor:
-        return self.classifier.head(features, mask)
-
-    def modules(self) -> Iterator[nn.Module]:
-        return self.classifier.modules()
 
     @property
     def head_weight(self) -> Tensor:
