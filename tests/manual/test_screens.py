@@ -42,7 +42,7 @@ def test_the_help_of_train_shows_what_is_turned_most(capsys: pytest.CaptureFixtu
     out = said(capsys, "train", "-h")
     assert len(out.splitlines()) >= 24
     assert all(f"--{name} " in out for name in OFTEN)
-    assert "trades" in out
+    assert "aalp-no-dropout" in out
     assert "--training.awp " not in out
 
 

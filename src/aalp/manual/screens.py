@@ -122,8 +122,9 @@ def _short(about: Verb, paths: str | None, options: Sequence[Option]) -> str:
     named = {option.name: _named(option, paths) for option in shown}
     indent = min(max(map(len, named.values())), 30) + 4
     rows = [_rows(named[o.name], o, indent, lines=1 if o.group or o in EVERYWHERE else 2) for o in shown]
-    if sum(map(len, rows)) > SCREEN:
-        rows = [_rows(named[option.name], option, indent, lines=1) for option in shown]
+    for place in reversed(range(len(shown))):  # what a user needs first is cut last
+        if sum(map(len, rows)) > SCREEN:
+            rows[place] = _rows(named[shown[place].name], shown[place], indent, lines=1)
     lines += [line for row in rows for line in row]
     hidden = {group: sum(option.group == group and option not in shown for option in options) for group in about.groups}
     if any(hidden.values()):
