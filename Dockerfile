@@ -9,11 +9,11 @@ RUN if [ -n "$VERSION" ]; then export SETUPTOOLS_SCM_PRETEND_VERSION="$VERSION";
 
 FROM python:3.12-slim
 ARG EXTRA_INDEX=""
-COPY --from=build /dist/*.whl /src/constraints.txt /tmp/
-RUN pip install --no-cache-dir ${EXTRA_INDEX:+--extra-index-url "$EXTRA_INDEX"} --constraint /tmp/constraints.txt /tmp/*.whl \
-    && rm /tmp/*.whl /tmp/constraints.txt \
-    && useradd --create-home aalp && mkdir /work && chown aalp /work
+COPY --from=build /dist/*.whl /src/constraints.txt /wheels/
+RUN pip install --no-cache-dir ${EXTRA_INDEX:+--extra-index-url "$EXTRA_INDEX"} --constraint /wheels/constraints.txt /wheels/*.whl \
+    && rm -r /wheels \
+    && useradd --create-home aalp && mkdir /data && chown aalp /data
 USER aalp
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["aalp"]
 CMD ["--help"]
