@@ -73,7 +73,7 @@ def test_every_block_says_its_language_and_why_it_is_left_out(name: str) -> None
 def test_few_blocks_are_left_out() -> None:
     code = [block for found in ALL.values() for block in found if block.language != "text"]
     skipped = [block for block in code if block.skipped]
-    assert len(skipped) <= 0.5 * len(code), f"{len(skipped)} of {len(code)}"
+    assert len(skipped) <= 0.4 * len(code), f"{len(skipped)} of {len(code)}"
     assert len(code) - len(skipped) >= 12
 
 
@@ -97,7 +97,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def template(
     tmp_path_factory: pytest.TempPathFactory, tiny_npz: Path, tiny_run: Path, write_images: Callable[..., Path]
 ) -> Path:
-    """What is there where a page begins: mnist.npz, photos/, and a finished run in runs/mine."""
+    """What is there where a page begins: mnist.npz, photos/, and a finished run in runs/mine; benchmarks/ is linked to."""
     folder = tmp_path_factory.mktemp("template")
     shutil.copy(tiny_npz, folder / "mnist.npz")
     for tone, name in ((0, "cat"), (180, "dog")):
@@ -125,6 +125,7 @@ def test_the_blocks_of_a_page_run(
 ) -> None:
     page = tmp_path / "page"
     shutil.copytree(template, page)
+    (page / "benchmarks").symlink_to(ROOT / "benchmarks")
     monkeypatch.chdir(page)
     monkeypatch.setenv("PATH", f"{server}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     names = given()
