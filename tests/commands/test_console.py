@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
-import subprocess
-import sys
+from contextlib import redirect_stderr
 from typing import Any
 
 import pytest
@@ -14,53 +13,50 @@ import pytest
 from aalp.commands import console
 from aalp.commands.console import Display
 
-SHOW = """
-import sys
-from aalp.commands.console import Display
-display = Display()
-with display.bar():
-    for step in range(1, 4):
-        display.training_step(step, 3, 0.5)
-    display.epoch({"epoch": 1, "loss": 0.5, "train_accuracy": 1, "validation_clean": 1, "validation_robust": 1,
-                   "images_per_second": 10, "seconds": 1}, 2)
-    display.attack("pgd-20", 0, 5)
-    display.attack("pgd-20", 5, 5)
-sys.exit(0 if display.live == (sys.argv[1] == "live") else 9)
-"""
+
+def show(kind: str) -> None:
+    display = Display()
+    assert display.live == (kind == "live")
+    with display.bar():
+        for step in range(1, 4):
+            display.training_step(step, 3, 0.5)
+        row = {"epoch": 1, "loss": 0.5, "train_accuracy": 1, "validation_clean": 1, "validation_robust": 1}
+        display.epoch({**row, "images_per_second": 10, "seconds": 1}, 2)
+        display.attack("pgd-20", 0, 5)
+        display.attack("pgd-20", 5, 5)
 
 
-@pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1"}, {"TTY_COMPATIBLE": "1"}, {"NO_COLOR": "1"}])
-def test_a_pipe_gets_plain_lines_alone(variables: dict[str, str]) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", SHOW, "plain"], capture_output=True, text=True, env={**os.environ, **variables}
-    )
-    assert process.returncode == 0
-    lines = process.stderr.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("epoch   1/2  loss 0.500")
-    assert lines[1].startswith("pgd-20: 5 images in ")
-    assert all(line.isprintable() for line in lines)
-    assert "\r" not in process.stderr
-
-
-def on_a_terminal(kind: str, variables: dict[str, str]) -> str:
-    """What the display writes to a terminal."""
-    leader, follower = pty.openpty()
-    kept = {name: value for name, value in os.environ.items() if name not in ("TERM", "NO_COLOR")}
-    process = subprocess.run([sys.executable, "-c", SHOW, kind], stderr=follower, env={**kept, **variables})
-    os.close(follower)
+def written(kind: str, ends: tuple[int, int], variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the display writes into the second end where stderr is that, with these variables and no others of its kind."""
+    reading, writing = ends
+    for name in ("TERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with os.fdopen(writing, "w") as stream, redirect_stderr(stream):
+        show(kind)
     seen = b""
     while True:
         try:
-            part = os.read(leader, 65536)
+            part = os.read(reading, 65536)
         except OSError:  # the end of a terminal on Linux
             break
         if not part:
             break
         seen += part
-    os.close(leader)
-    assert process.returncode == 0
+    os.close(reading)
     return seen.decode()
+
+
+@pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1"}, {"TTY_COMPATIBLE": "1"}, {"NO_COLOR": "1"}])
+def test_a_pipe_gets_plain_lines_alone(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = written("plain", os.pipe(), variables, monkeypatch)
+    lines = text.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("epoch   1/2  loss 0.500")
+    assert lines[1].startswith("pgd-20: 5 images in ")
+    assert all(line.isprintable() for line in lines)
+    assert "\r" not in text
 
 
 def colours(text: str) -> list[str]:
@@ -69,15 +65,15 @@ def colours(text: str) -> list[str]:
     return [code for code in codes if code.isdigit() and int(code) >= 30]
 
 
-def test_a_terminal_gets_a_bar_and_no_colour_takes_its_colours() -> None:
-    assert colours(on_a_terminal("live", {"TERM": "xterm-256color"}))
-    plain = on_a_terminal("live", {"TERM": "xterm-256color", "NO_COLOR": "1"})
+def test_a_terminal_gets_a_bar_and_no_colour_takes_its_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert colours(written("live", pty.openpty(), {"TERM": "xterm-256color"}, monkeypatch))
+    plain = written("live", pty.openpty(), {"TERM": "xterm-256color", "NO_COLOR": "1"}, monkeypatch)
     assert "\x1b[" in plain
     assert colours(plain) == []
 
 
-def test_a_dumb_terminal_gets_plain_lines() -> None:
-    assert "\x1b" not in on_a_terminal("plain", {"TERM": "dumb"})
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b" not in written("plain", pty.openpty(), {"TERM": "dumb"}, monkeypatch)
 
 
 def test_a_long_attack_says_now_and_then_that_it_is_alive(
