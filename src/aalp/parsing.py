@@ -7,6 +7,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,9 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+@cache
 def build_parser(verb: str) -> ArgumentParser:
-    """The parser of a verb."""
+    """The parser of a verb, made once in a process: it takes far longer than to parse with it."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)

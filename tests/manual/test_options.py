@@ -16,7 +16,7 @@ from aalp.method.objectives import OBJECTIVES
 from aalp.models.catalog import BUILT_IN
 from aalp.parsing import build_parser
 
-OF_THE_PARSER = ("help", "config", "print_config")
+OF_THE_PARSER = ("help", "config", "print_config", "print_shtab")
 
 
 def parser_options(verb: str) -> dict[str, Any]:
