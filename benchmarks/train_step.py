@@ -55,6 +55,7 @@ from aalp.models.classifier import Classifier
 from aalp.store.records import write_record
 from aalp.training.devices import resolve_precision
 from aalp.training.host_memory import keep_freed_memory
+from aalp.training.sharded_weights import Weights
 from aalp.training.step import OuterLoss, TrainingStep
 
 CASES = {
@@ -171,7 +172,9 @@ class Bench:
         objective = OBJECTIVES[name][0]()
         module, wrapped = self.fabric.setup(OuterLoss(self.ours_model, objective), self.optimizer)
         attack, threat = AttackOptions(self.steps), Linf(self.eps)
-        step = TrainingStep(self.fabric, module, self.ours_model, objective, threat, attack, wrapped, 0.0, 0.0, None)
+        step = TrainingStep(
+            self.fabric, module, self.ours_model, Weights(self.ours_model), objective, threat, attack, wrapped, 0.0, 0.0, None
+        )
         generator = torch.Generator(self.fabric.device).manual_seed(0)
 
         def work() -> None:

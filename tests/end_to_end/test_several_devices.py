@@ -79,7 +79,7 @@ def test_a_process_that_dies_takes_the_run_down_and_torchrun_on_two_machines_end
     assert "Traceback" not in err
     assert (tmp_path / "two" / "states" / "step-00000004.safetensors").is_file()
 
-    # Two machines go on with it, one process each, and evaluate.
+    # Two machines go on with it, one process each, that share the weights out as well, and evaluate.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -87,7 +87,8 @@ def test_a_process_that_dies_takes_the_run_down_and_torchrun_on_two_machines_end
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1"),
-                *("--master-addr=127.0.0.1", f"--master-port={port}", "-m", "aalp", *words, "--resume", str(tmp_path / "two")),
+                *("--master-addr=127.0.0.1", f"--master-port={port}", "-m", "aalp", *words, "--strategy", "fsdp"),
+                *("--resume", str(tmp_path / "two")),
             ],
             env=environment(tmp_path, GLOO_SOCKET_IFNAME="lo"),
             stdout=subprocess.PIPE,

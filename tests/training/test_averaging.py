@@ -33,6 +33,15 @@ def test_a_decay_of_0_copies_the_weights_exactly() -> None:
     assert torch.equal(averager.shadow.weight, module.weight)
 
 
+def test_tied_weights_are_averaged_once() -> None:
+    module = nn.Sequential(one_weight(1.0), one_weight(1.0))
+    module[1].weight = module[0].weight
+    averager = Averager(module, decay=0.9)
+    nn.init.constant_(module[0].weight, 2.0)
+    averager.update(0)
+    assert float(averager.shadow[1].weight) == pytest.approx(0.1 * 1.0 + 0.9 * 2.0)
+
+
 def test_statistics_are_averaged_and_counters_are_copied() -> None:
     module = nn.BatchNorm1d(2)
     averager = Averager(module, decay=0.999)

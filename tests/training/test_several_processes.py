@@ -8,7 +8,6 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +67,13 @@ def assert_close(one: RunDirectory, other: RunDirectory) -> None:
             assert float(value) == pytest.approx(float(also_row[name]), rel=1e-4, abs=1e-5), name
 
 
-@pytest.fixture(scope="module")
-def runs(fit_plan_in: MakeFit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def runs(fit_plan_in: MakeFit, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """What one and two processes trained: whole, and stopped in the middle of the first epoch and resumed."""
     folder = tmp_path_factory.mktemp("several")
-    make = partial(fit_plan_in, folder)
+
+    def make(*words: Any, **changes: Any) -> Fit:
+        return fit_plan_in(folder, *words, strategy=request.param, **changes)
 
     def two(ranks: Ranks) -> list[str]:
         said: list[str] = []

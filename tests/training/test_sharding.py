@@ -19,13 +19,16 @@ from aalp.method.sample_weights import SampleWeights
 from aalp.method.threat import L2, Linf, Threat
 from aalp.models.classifier import Classifier
 from aalp.training import step as step_module
-from aalp.training.devices import make_fabric
+from aalp.training.devices import Strategy, make_fabric, used
+from aalp.training.sharded_weights import Weights
 from aalp.training.sharding import ShardThreat
 from aalp.training.step import TrainingStep
 
 IMAGES = 7  # no equal shares for two ranks, nor for three
 TIGHT, OF_FLOAT32 = 1e-12, 1e-6
 """Relative; some statistics of a batch are float32 whatever the model is."""
+
+STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp")
 
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"objective": factory()} for name, (factory, _) in OBJECTIVES.items()},
@@ -38,15 +41,17 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def one_batch(ranks: Ranks, classifier: Classifier, case: dict[str, Any]) -> dict[str, Tensor]:
+def one_batch(ranks: Ranks, classifier: Classifier, case: dict[str, Any], strategy: Strategy = "ddp") -> dict[str, Tensor]:
     """Gradients, loss, its parts and logits of a step on this batch, in float64."""
-    fabric = make_fabric(ranks, "64-true", [], classifier, (1, 8, 8))
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1)
+    fabric = make_fabric(ranks, "64-true", [], classifier, (1, 8, 8), strategy)
+    # Buckets of few numbers, so that there are some.
+    weights = Weights(classifier, None, ranks, used(classifier, (1, 8, 8)) if strategy == "fsdp" else (), bucket=500)
+    optimizer = torch.optim.SGD(weights.parameters, lr=0.1)
     module, wrapped = fabric.setup(step_module.OuterLoss(classifier, case["objective"], ranks), optimizer)
     attack = AttackOptions(steps=3)
     threat: Threat = case.get("threat", Linf(0.1))
     settings = {"awp": case.get("awp", 0.0), "awp_start": 0.0, "clip": case.get("clip"), "ranks": ranks}
-    step = TrainingStep(fabric, module, classifier, case["objective"], threat, attack, wrapped, **settings)
+    step = TrainingStep(fabric, module, classifier, weights, case["objective"], threat, attack, wrapped, **settings)
     pixels = torch.rand(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     labels = torch.arange(IMAGES) % 4
     generator = torch.Generator().manual_seed(2)
@@ -54,11 +59,10 @@ def one_batch(ranks: Ranks, classifier: Classifier, case: dict[str, Any]) -> dic
     images = augment(pixels[shard.rows], case.get("augment", "none"), generator, shard)
     loss, parts, logits = step.losses(images, labels, 0.9, generator)
     found = {"loss": loss, "logits": logits, **{f"part {name}": value for name, value in parts.items()}}
-    for name, parameter in classifier.named_parameters():
-        assert parameter.grad is not None
-        found[f"gradient {name}"] = parameter.grad.clone()
+    found |= {f"gradient {name}": gradient.clone() for name, gradient in weights.joined(lambda each: each.grad).items()}
     step.update()
-    return found | {f"after {name}": value.clone() for name, value in classifier.state_dict().items()}
+    with weights.whole():
+        return found | {f"after {name}": value.clone() for name, value in classifier.state_dict().items()}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,11 @@ def found(small_classifier: Callable[..., Classifier]) -> dict[int, list[dict[st
                 return adversarial
 
             step_module.perturb = twice
-        return {name: one_batch(ranks, small_classifier(4).double(), case) for name, case in CASES.items()}
+        return {
+            (strategy, name): one_batch(ranks, small_classifier(4).double(), case, strategy)
+            for strategy in STRATEGIES
+            for name, case in CASES.items()
+        }
 
     alone = {name: one_batch(ALONE, small_classifier(4).double(), case) for name, case in CASES.items()}
     return {1: [alone], 2: in_ranks(2, work), 3: in_ranks(3, work)}
@@ -85,11 +93,14 @@ def found(small_classifier: Callable[..., Classifier]) -> dict[int, list[dict[st
 
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_a_batch_on_several_ranks_gives_the_gradients_of_one(name: str, size: int, found: dict[int, Any]) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_batch_on_several_ranks_gives_the_gradients_of_one(
+    strategy: Strategy, name: str, size: int, found: dict[int, Any]
+) -> None:
     (alone,) = found[1]
     tolerance = OF_FLOAT32 if isinstance(CASES[name]["objective"], AALP) else TIGHT
     for rank in range(size):
-        together = found[size][rank][name]
+        together = found[size][rank][strategy, name]
         assert together.keys() == alone[name].keys()
         for key, expected in alone[name].items():
             assert together[key].shape == expected.shape, key
@@ -100,8 +111,9 @@ def test_a_batch_on_several_ranks_gives_the_gradients_of_one(name: str, size: in
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ranks_end_a_step_with_the_same_bits(name: str, found: dict[int, Any]) -> None:
-    first, second = (rank[name] for rank in found[2])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_ranks_end_a_step_with_the_same_bits(strategy: Strategy, name: str, found: dict[int, Any]) -> None:
+    first, second = (rank[strategy, name] for rank in found[2])
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 

@@ -19,6 +19,7 @@ from aalp.store.checkpoint import read_tensors, write_tensors
 from aalp.store.run import RunDirectory
 from aalp.training.averaging import Averager
 from aalp.training.loop import Fit, fit
+from aalp.training.sharded_weights import Weights
 from aalp.training.state import Progress, load_state, save_state
 
 MakeFit = Callable[..., Fit]
@@ -44,15 +45,29 @@ def take_step(module: nn.Module, averager: Averager, optimizer: torch.optim.Opti
     averager.update(step)
 
 
+def saved(
+    run: RunDirectory, progress: Progress, module: nn.Module, averager: Averager, optimizer: torch.optim.Optimizer
+) -> None:
+    save_state(run, progress, Weights(module), averager, optimizer)
+
+
+def loaded(
+    run: RunDirectory, module: nn.Module, averager: Averager, optimizer: torch.optim.Optimizer, warn: Any = lambda line: None
+) -> Progress:
+    progress, momenta = load_state(run, module, averager, warn)
+    Weights(module).set_momenta(optimizer, momenta)
+    return progress
+
+
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_loaded_state_goes_on_exactly_as_the_saved_one(steps: int, layout: torch.memory_format, tmp_path: Any) -> None:
     run = RunDirectory(tmp_path)
     parts = trained(0, steps, layout)
     progress = Progress(steps, 0.1 + 0.2, 1 / 3, 2, {"loss": 0.1, "images": 5.0}, 1.7)
-    save_state(run, progress, *parts)
+    saved(run, progress, *parts)
     others = trained(1, 0, layout)
-    assert load_state(run, *others) == progress
+    assert loaded(run, *others) == progress
     for module, averager, optimizer in (parts, others):
         take_step(module, averager, optimizer, steps)
     for one, other in zip((parts[0], parts[1].shadow), (others[0], others[1].shadow), strict=True):
@@ -64,19 +79,19 @@ def test_the_newest_state_is_the_one_that_is_loaded(tmp_path: Any) -> None:
     run = RunDirectory(tmp_path)
     parts = trained(0, 1, torch.contiguous_format)
     for step in (9, 10, 100):
-        save_state(run, Progress(step), *parts)
-    assert load_state(run, *parts).step == 100
+        saved(run, Progress(step), *parts)
+    assert loaded(run, *parts).step == 100
     assert run.states() == [run.state(10), run.state(100)]
 
 
 def test_a_run_that_was_killed_before_its_first_state_begins_at_the_start(tmp_path: Any) -> None:
-    assert load_state(RunDirectory(tmp_path), *trained(0, 0, torch.contiguous_format)) == Progress()
+    assert loaded(RunDirectory(tmp_path), *trained(0, 0, torch.contiguous_format)) == Progress()
 
 
 def test_a_run_whose_states_are_gone_cannot_be_resumed(tmp_path: Any) -> None:
     (tmp_path / "metrics.csv").write_text("epoch")
     with pytest.raises(RunError, match="has no saved state to resume from: start a new run"):
-        load_state(RunDirectory(tmp_path), *trained(0, 0, torch.contiguous_format))
+        loaded(RunDirectory(tmp_path), *trained(0, 0, torch.contiguous_format))
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -92,17 +107,17 @@ def test_a_damaged_newest_state_is_passed_over_with_one_line(damage: Callable[[b
     run = RunDirectory(tmp_path)
     parts = trained(0, 1, torch.contiguous_format)
     for step in (10, 20):
-        save_state(run, Progress(step), *parts)
+        saved(run, Progress(step), *parts)
     run.state(20).write_bytes(damage(run.state(20).read_bytes()))
     lines: list[str] = []
-    assert load_state(run, *parts, lines.append).step == 10
+    assert loaded(run, *parts, lines.append).step == 10
     (line,) = lines
     assert "\n" not in line
     assert str(run.state(20)) in line
     assert "going on from 'step-00000010.safetensors', the one before it" in line
     run.state(10).write_bytes(b"")
     with pytest.raises(RunError, match=r"no saved state of .* can be read: .*step-00000020"):
-        load_state(run, *parts)
+        loaded(run, *parts)
 
 
 def test_a_run_goes_on_from_the_state_before_a_damaged_one_to_the_same_end(fit_plan: MakeFit) -> None:
@@ -125,15 +140,15 @@ def test_a_state_whose_progress_makes_no_sense_is_refused(progress: Any, tmp_pat
     run = RunDirectory(tmp_path)
     write_tensors(run.state(1), {"model.w": torch.ones(1)}, {"kind": "state", "progress": progress})
     with pytest.raises(RunError, match="is not a training state"):
-        load_state(run, *trained(0, 0, torch.contiguous_format))
+        loaded(run, *trained(0, 0, torch.contiguous_format))
 
 
 def test_the_state_of_another_model_is_refused_in_one_line(tmp_path: Any) -> None:
     run = RunDirectory(tmp_path)
-    save_state(run, Progress(3), *trained(0, 1, torch.contiguous_format))
+    saved(run, Progress(3), *trained(0, 1, torch.contiguous_format))
     other = nn.Linear(3, 2)
     with pytest.raises(RunError, match="does not fit the run's model") as caught:
-        load_state(run, other, Averager(other, 0.9), torch.optim.SGD(other.parameters(), lr=0.1))
+        loaded(run, other, Averager(other, 0.9), torch.optim.SGD(other.parameters(), lr=0.1))
     assert str(run.state(3)) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -143,7 +158,7 @@ def test_a_weights_file_in_place_of_a_state_is_refused(tmp_path: Any) -> None:
     parts = trained(0, 0, torch.contiguous_format)
     write_tensors(run.state(1), parts[0].state_dict(), {"kind": "weights"})
     with pytest.raises(RunError, match="step-00000001"):
-        load_state(run, *parts)
+        loaded(run, *parts)
 
 
 def interrupting(at: set[int], number: signal.Signals) -> Callable[[int, int, float], None]:

@@ -33,6 +33,7 @@ from aalp.commands.one_run import (
     run_cost,
     run_options,
     train_run,
+    warn_if_alone,
     write_config,
 )
 from aalp.data.sources import DataOptions, Source, load_source
@@ -43,6 +44,7 @@ from aalp.models.catalog import ModelOptions
 from aalp.store.files import write_atomically
 from aalp.store.records import read_record, write_record
 from aalp.store.run import RunDirectory
+from aalp.training.devices import Strategy
 from aalp.training.loop import steps_per_epoch
 from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.trackers import tracking
@@ -62,6 +64,7 @@ def compare(
     audit: bool = False,
     devices: int = 1,
     nodes: int = 1,
+    strategy: Strategy = "ddp",
     threat: ThreatOptions = ThreatOptions(),
     attack: AttackOptions = AttackOptions(),
     method: MethodOptions = MethodOptions(),
@@ -86,6 +89,7 @@ def compare(
         audit: audit every run as well, with the `at` run of its seed as the reference where there is one.
         devices: as for `aalp train`: processes that work together on one run after the other.
         nodes: as for `aalp train`.
+        strategy: as for `aalp train`.
         threat: what the adversary may do.
         attack: the attack used in training.
         method: numbers of the objectives; each takes those that it has.
@@ -100,6 +104,8 @@ def compare(
     rows = _rows(split_names(objectives), variants or {}, shared)
     ranks = ALONE if dry_run else joined(devices, nodes)
     display = Display(quiet, ranks)
+    if not dry_run:
+        warn_if_alone(strategy, ranks, display)
     source = ranks.first_of_machine(lambda: load_source(data, data_options))
     # Whatever can fail on bad input does so before anything is written.
     costs = []
@@ -117,7 +123,7 @@ def compare(
     ranks.from_main(lambda: begin_or_go_on(run, shared))
     paths = {(name, seed): run / f"{name}-seed{seed}" for seed in numbers for name in rows}
     for (name, seed), path in paths.items():
-        _work_on_cell(path, {**rows[name], "seed": seed}, source, display, ranks)
+        _work_on_cell(path, {**rows[name], "seed": seed}, source, display, ranks, strategy)
     if audit:
         for name, seed in paths:
             _audited(run, name, seed, rows[name], source, display, ranks)
@@ -184,7 +190,9 @@ def _rows(names: Sequence[str], variants: Mapping[str, Any], shared: Mapping[str
     return rows
 
 
-def _work_on_cell(path: Path, options: dict[str, Any], source: Source, display: Display, ranks: Ranks) -> None:
+def _work_on_cell(
+    path: Path, options: dict[str, Any], source: Source, display: Display, ranks: Ranks, strategy: Strategy
+) -> None:
     """Train and evaluate one row with one seed: what is done already stays, what is begun is continued."""
     directory = RunDirectory(path)
 
@@ -205,7 +213,13 @@ def _work_on_cell(path: Path, options: dict[str, Any], source: Source, display: 
     classifier = build_classifier(options, source, begun=begun)
     try:
         with tracking(directory, None, to_plain(options), ranks) as loggers:
-            train_run(directory, options, source, classifier, display, begun, strict=False, ranks=ranks, loggers=loggers)
+            train_run(
+                *(directory, options, source, classifier, display, begun),
+                strict=False,
+                ranks=ranks,
+                loggers=loggers,
+                strategy=strategy,
+            )
         evaluate_run(directory, options, source, display, ranks)
     except InterruptedRunError as error:
         alone = resume_command(path, options)

@@ -30,6 +30,7 @@ from aalp.seeding import derive_seed, seed_global_generators
 from aalp.store.files import write_atomically
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory
+from aalp.training.devices import Strategy
 from aalp.training.loop import Fit, fit
 from aalp.training.options import TrainingOptions
 from aalp.training.state import Progress
@@ -56,6 +57,12 @@ RUN_OPTIONS = (
 def run_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Of a verb's arguments by name those that a run is made of."""
     return {name: arguments[name] for name in RUN_OPTIONS if name in arguments}
+
+
+def warn_if_alone(strategy: Strategy, ranks: Ranks, display: Display) -> None:
+    """Say that one process cannot share its weights with anybody; it may go on with what several have begun."""
+    if strategy == "fsdp" and ranks.size == 1:
+        display.warn("strategy is fsdp and there is one process: it keeps all weights, as with ddp; give --devices")
 
 
 def check(options: Mapping[str, Any], strict: bool = True) -> None:
@@ -209,12 +216,14 @@ def train_run(
     ranks: Ranks = ALONE,
     loggers: Sequence[Logger] = (),
     on_epoch: Callable[[Mapping[str, Any]], None] = lambda row: None,
+    strategy: Strategy = "ddp",
 ) -> Progress:
     """Train a classifier into a run directory, from the start or from where it stands.
 
     Args:
         loggers: of the tracker (see `tracking`).
         on_epoch: called with each epoch's row of metrics once its state is saved; what it raises ends the training.
+        strategy: what the ranks share.
 
     Raises:
         AalpError: see `aalp.training.loop.fit`.
@@ -226,7 +235,8 @@ def train_run(
         on_epoch(row)
 
     with display.bar():
-        return fit(dataclasses.replace(plan, report=report_epoch, ranks=ranks, loggers=loggers), resume=resuming)
+        spread = dataclasses.replace(plan, ranks=ranks, loggers=loggers, strategy=strategy)
+        return fit(dataclasses.replace(spread, report=report_epoch), resume=resuming)
 
 
 def evaluate_run(

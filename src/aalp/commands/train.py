@@ -21,6 +21,7 @@ from aalp.commands.one_run import (
     run_cost,
     run_options,
     train_run,
+    warn_if_alone,
 )
 from aalp.commands.pictures import log_adversarial
 from aalp.data.sources import DataOptions, Source, load_source
@@ -29,6 +30,7 @@ from aalp.errors import InterruptedRunError, OptionError
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
 from aalp.store.run import RunDirectory, free_path
+from aalp.training.devices import Strategy
 from aalp.training.loop import steps_per_epoch
 from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.state import Progress, newest_state
@@ -48,6 +50,7 @@ def train(
     trust_model_code: bool = False,
     devices: int = 1,
     nodes: int = 1,
+    strategy: Strategy = "ddp",
     tracker: TrackerName | None = None,
     threat: ThreatOptions = ThreatOptions(),
     attack: AttackOptions = AttackOptions(),
@@ -78,6 +81,8 @@ started if there is none yet, so that one command both starts and continues a ru
         trust_model_code: let --resume run the code that the run's own config.yaml names as package.module:factory.
         devices: processes on this machine that share each batch, one a GPU, or on the CPU; torchrun and srun say it themselves.
         nodes: machines, each started with the same command and MASTER_ADDR, MASTER_PORT and NODE_RANK; see docs/distributed.md.
+        strategy: ddp: each process keeps all weights; fsdp, for large models: each keeps its part of weights, gradients, \
+momentum and average, and has the weights whole only while they are used.
         tracker: tensorboard, wandb or mlflow, each an extra; by default TensorBoard where it is installed. A resumed run \
 goes on in its own entry.
         threat: what the adversary may do.
@@ -101,6 +106,8 @@ goes on in its own entry.
         same_options(resume, options, f"go on with `{resume_command(resume, options)}` alone, or start another --run")
     ranks = ALONE if dry_run else joined(devices, nodes)
     display = Display(quiet, ranks)
+    if not dry_run:
+        warn_if_alone(strategy, ranks, display)
     source = ranks.first_of_machine(lambda: load_source(data, options["data_options"]))
     # Whatever can fail on bad input does so before anything is written.
     classifier = build_classifier(options, source, display.warn, begun)
@@ -121,7 +128,9 @@ goes on in its own entry.
         display.say(uneven)
     try:
         with tracking(directory, tracker, to_plain(options), ranks) as loggers:
-            progress = train_run(directory, options, source, classifier, display, begun, ranks=ranks, loggers=loggers)
+            progress = train_run(
+                directory, options, source, classifier, display, begun, ranks=ranks, loggers=loggers, strategy=strategy
+            )
             log_adversarial(loggers, directory, options, source)
             if evaluate:
                 evaluated = evaluate_run(directory, options, source, display, ranks)
@@ -130,6 +139,7 @@ goes on in its own entry.
     except InterruptedRunError as error:
         again = resume_command(directory.path, options) + (" --evaluate" if evaluate else "")
         again += "".join(f" --{name} {count}" for name, count in (("devices", devices), ("nodes", nodes)) if count > 1)
+        again += f" --strategy {strategy}" if strategy != "ddp" else ""
         raise InterruptedRunError(error.signal_number, again) from error
     display.result(f"run: {directory.path}", results(directory, progress))
 

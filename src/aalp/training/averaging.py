@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from aalp.training.sharded_weights import Weights
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -20,22 +22,28 @@ class Averager:
     Args:
         module: the module to follow.
         decay: in [0, 1); 0 makes the shadow a copy of the weights.
+
+    Attributes:
+        shadow: the averaged module.
+        weights: its parameters, as they lie on the ranks.
     """
 
     def __init__(self, module: Module, decay: float) -> None:
         self.shadow = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
-        sources, targets = module.state_dict(keep_vars=True), self.shadow.state_dict(keep_vars=True)
-        floating = [name for name, value in sources.items() if value.is_floating_point()]
-        self._averaged = [sources[name] for name in floating], [targets[name] for name in floating]
-        copied = [name for name in sources if name not in set(floating)]
-        self._copied = [sources[name] for name in copied], [targets[name] for name in copied]
+        self.follow(Weights(module), Weights(self.shadow))
+
+    def follow(self, weights: Weights, average: Weights) -> None:
+        """Go on with the module's and the shadow's parameters as they now lie, shared out alike or not at all."""
+        self.weights = average
+        pairs = list(zip(weights.values(), average.values(), strict=True))
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the shadow towards the weights after optimizer step number `step` (from 0)."""
-        sources, targets = self._averaged
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([t.data for t in targets], [s.data for s in sources], 1.0 - decay)
-        for source, target in zip(*self._copied, strict=True):
+        torch._foreach_lerp_([t.data for _, t in self._averaged], [s.data for s, _ in self._averaged], 1.0 - decay)
+        for source, target in self._copied:
             target.copy_(source)

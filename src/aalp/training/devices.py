@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -19,13 +19,32 @@ from aalp.method.precision import multiplies_bfloat16
 from aalp.models.classifier import Classifier
 from aalp.store.run import RunDirectory
 
+Strategy = Literal["ddp", "fsdp"]
+"""What ranks that train together share: gradients alone, or the weights and all that belongs to them."""
+
 
 def make_fabric(
-    ranks: Ranks, precision: Any, loggers: Sequence[Any], classifier: Classifier, image_shape: tuple[int, int, int]
+    ranks: Ranks,
+    precision: Any,
+    loggers: Sequence[Any],
+    classifier: Classifier,
+    image_shape: tuple[int, int, int],
+    strategy: Strategy = "ddp",
 ) -> Fabric:
-    """Fabric on this process's device, launched; with several ranks it shares gradients among them."""
+    """Fabric on this process's device, launched; with several ranks and ddp it shares gradients among them.
+
+    With fsdp that is the affair of `sharded_weights`: Fabric's own runs on GPUs only, see docs/decisions/0008.
+    """
     if ranks.size == 1:
         fabric = Fabric(accelerator="auto", devices=1, precision=precision, loggers=list(loggers))
+    elif strategy == "fsdp":
+        fabric = Fabric(
+            accelerator="auto",
+            devices=[ranks.local_rank] if torch.cuda.is_available() else 1,
+            precision=precision,
+            loggers=list(loggers),
+            plugins=TorchElasticEnvironment(),
+        )
     else:
         fabric = Fabric(
             accelerator="auto",
@@ -50,11 +69,16 @@ def resolve_precision(precision: str) -> Any:
 
 def has_unused(classifier: Classifier, image_shape: tuple[int, int, int]) -> bool:
     """Whether the logits leave out some of the trained weights, whose gradients nobody must wait for then."""
-    trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    return len(used(classifier, image_shape)) < sum(parameter.requires_grad for parameter in classifier.parameters())
+
+
+def used(classifier: Classifier, image_shape: tuple[int, int, int]) -> list[str]:
+    """The names of the trained weights that the logits are made of; all others never get a gradient."""
+    trained = {name: parameter for name, parameter in classifier.named_parameters() if parameter.requires_grad}
     with evaluating(classifier):
         logits = classifier(classifier.head_weight.new_zeros(2, *image_shape))
-        gradients = torch.autograd.grad(logits.sum(), trained, allow_unused=True)
-    return any(gradient is None for gradient in gradients)
+        gradients = torch.autograd.grad(logits.sum(), list(trained.values()), allow_unused=True)
+    return [name for name, gradient in zip(trained, gradients, strict=True) if gradient is not None]
 
 
 def check_shares(batch_size: int, ranks: Ranks) -> None:

@@ -29,11 +29,20 @@ from aalp.store.checkpoint import write_tensors
 from aalp.store.run import RunDirectory
 from aalp.training import overfitting
 from aalp.training.averaging import Averager
-from aalp.training.devices import batch_statistics, check_same_step, check_shares, make_fabric, resolve_precision
+from aalp.training.devices import (
+    Strategy,
+    batch_statistics,
+    check_same_step,
+    check_shares,
+    make_fabric,
+    resolve_precision,
+    used,
+)
 from aalp.training.host_memory import keep_freed_memory
 from aalp.training.metrics import read_rows, write_rows
 from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.schedule import one_cycle, step_down
+from aalp.training.sharded_weights import Weights
 from aalp.training.state import Progress, load_state, save_state
 from aalp.training.step import OuterLoss, TrainingStep
 from aalp.training.validation import accuracies
@@ -53,6 +62,7 @@ class Fit:
         ranks: the processes that train together, each with a plan of its own that is the same; the main one alone writes
             files and calls report, tick and warn.
         loggers: where Fabric logs the metrics of each epoch; whoever opened them closes them (see `trackers`).
+        strategy: what the processes share; fsdp leaves a share of weights, momentum and average on each between steps.
     """
 
     classifier: Classifier
@@ -72,6 +82,7 @@ class Fit:
     warn: Callable[[str], None] = lambda line: warnings.warn(line, stacklevel=2)
     ranks: Ranks = ALONE
     loggers: Sequence[Logger] = ()
+    strategy: Strategy = "ddp"
 
 
 def fit(plan: Fit, resume: bool = False) -> Progress:
@@ -86,19 +97,24 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
         RunError: the state cannot be written (the last one is intact), or none can be read.
         DataError: a batch is larger than the training split.
     """
-    options, ranks = plan.options, plan.ranks
+    options, ranks, image_shape = plan.options, plan.ranks, plan.train.image_shape
     check_shares(options.batch_size, ranks)
-    fabric = make_fabric(ranks, resolve_precision(options.precision), plan.loggers, plan.classifier, plan.train.image_shape)
+    precision = resolve_precision(options.precision)
+    fabric = make_fabric(ranks, precision, plan.loggers, plan.classifier, image_shape, plan.strategy)
     if fabric.device.type == "cpu":
         keep_freed_memory()
-    plan.classifier.to(fabric.device)
-    optimizer = torch.optim.SGD(
-        plan.classifier.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=options.weight_decay
-    )
     averager = Averager(plan.classifier, options.ema)
     warn = plan.warn if ranks.is_main else (lambda line: None)
-    progress = load_state(plan.run, plan.classifier, averager, optimizer, warn) if resume else Progress()
+    progress, momenta = load_state(plan.run, plan.classifier, averager, warn) if resume else (Progress(), {})
     check_same_step(plan.run, progress.step, ranks)
+    # Shared out before they go to a device: it need not hold what this rank does not keep.
+    shared = used(plan.classifier, image_shape) if plan.strategy == "fsdp" and ranks.size > 1 else ()
+    weights, average = (Weights(module, fabric.device, ranks, shared) for module in (plan.classifier, averager.shadow))
+    averager.follow(weights, average)
+    optimizer = torch.optim.SGD(
+        weights.parameters, lr=options.lr, momentum=0.9, nesterov=True, weight_decay=options.weight_decay
+    )
+    weights.set_momenta(optimizer, momenta)
     if ranks.is_main:
         plan.run.remove_leftovers()
     # The state of the global generators is irrelevant here: every step sets it.
@@ -107,6 +123,7 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
         fabric=fabric,
         module=wrapped,
         classifier=plan.classifier,
+        weights=weights,
         objective=plan.objective,
         threat=plan.threat,
         attack=plan.attack,
@@ -119,6 +136,7 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
     trainer = _Trainer(plan, fabric, step, averager, optimizer, progress)
     with noted_signals() as received:
         trainer.run_to_end(received)
+    weights.give_back()
     ranks.wait()  # what the main process wrote is there for all from here on
     return progress
 
@@ -269,9 +287,10 @@ class _Trainer:
         progress.sums = {}
         shadow, plan = self.averager.shadow, self.plan
         assert isinstance(shadow, Classifier)
-        clean, robust = accuracies(
-            shadow, validation, plan.threat, plan.options.validation_steps, plan.seed, self.fabric, plan.ranks
-        )
+        with self.averager.weights.whole():
+            clean, robust = accuracies(
+                shadow, validation, plan.threat, plan.options.validation_steps, plan.seed, self.fabric, plan.ranks
+            )
         row |= {"validation_clean": clean, "validation_robust": robust}
         row |= {"images_per_second": images / seconds, "seconds": progress.seconds}
         # Training without an adversary is judged on clean images: its most robust epoch is one that has learned nothing.
@@ -286,18 +305,15 @@ class _Trainer:
         return row
 
     def _export(self, which: str, epoch: int) -> None:
-        if not self.plan.ranks.is_main:
-            return
-        metadata = {"kind": "weights", **self.plan.metadata, "epoch": epoch}
-        write_tensors(self.plan.run.weights(which), self.averager.shadow.state_dict(), metadata)
+        tensors = self.averager.weights.state()
+        if self.plan.ranks.is_main:
+            write_tensors(self.plan.run.weights(which), tensors, {"kind": "weights", **self.plan.metadata, "epoch": epoch})
 
     def _save(self) -> None:
         if self.progress.sums:  # within an epoch; at its end the time is counted already
             self._count_time()
-        if self.plan.ranks.is_main:
-            save_state(
-                self.plan.run, self.progress, self.plan.classifier, self.averager, self.optimizer, self.plan.checkpoint.keep
-            )
+        keep = self.plan.checkpoint.keep
+        save_state(self.plan.run, self.progress, self.step.weights, self.averager, self.optimizer, keep)
         # Saving is not training: its time counts for neither clock.
         self.clock = self.saved_at = time.perf_counter()
 

@@ -51,10 +51,11 @@ def accuracies(
     shard = Shard(before, within, len(chosen))
     images, labels = images[chosen[shard.rows] - own.start], labels[chosen[shard.rows]]
     right = []
-    for each in (attack, JUDGE):
-        adversarial = step.perturb(images, labels, generator, each, eps_share, shard=shard)
-        with torch.no_grad(), evaluating(step.classifier), step.fabric.autocast():
-            right.append(int((step.classifier(adversarial).argmax(1) == labels).sum()))
+    with step.weights.whole():
+        for each in (attack, JUDGE):
+            adversarial = step.perturb(images, labels, generator, each, eps_share, shard=shard)
+            with torch.no_grad(), evaluating(step.classifier), step.fabric.autocast():
+                right.append(int((step.classifier(adversarial).argmax(1) == labels).sum()))
     trained, judged = step.ranks.total(*right)
     return trained / len(chosen), judged / len(chosen)
 

@@ -15,6 +15,7 @@ from aalp.errors import RunError
 from aalp.store.checkpoint import read_tensors, write_tensors
 from aalp.store.run import RunDirectory
 from aalp.training.averaging import Averager
+from aalp.training.sharded_weights import Weights
 
 
 @dataclass
@@ -44,12 +45,14 @@ class Progress:
 def save_state(
     run: RunDirectory,
     progress: Progress,
-    classifier: nn.Module,
+    weights: Weights,
     averager: Averager,
     optimizer: torch.optim.Optimizer,
     keep: int = 2,
 ) -> None:
-    """Write the state under the number of its step, and drop all but the newest `keep`.
+    """Write the state under the number of its step, and drop all but the newest `keep`; the main rank does. Together.
+
+    Every tensor is whole, however the weights are shared out: any number of processes goes on with it.
 
     Randomness needs no state: every step derives its seeds from its number (see `aalp.seeding`). Neither does
     adversarial weight perturbation: it is undone within the step.
@@ -57,12 +60,12 @@ def save_state(
     Raises:
         RunError: the state cannot be written; those before it are as they were.
     """
-    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in classifier.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in averager.shadow.state_dict().items()}
-    for name, parameter in classifier.named_parameters():
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = momentum
+    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in weights.state().items()}
+    tensors |= {f"average.{name}": value for name, value in averager.weights.state().items()}
+    momenta = weights.joined(lambda parameter: optimizer.state.get(parameter, {}).get("momentum_buffer"))
+    tensors |= {f"momentum.{name}": value for name, value in momenta.items()}
+    if not weights.ranks.is_main:
+        return
     write_tensors(run.state(progress.step), tensors, {"kind": "state", "progress": asdict(progress)})
     run.drop_old_states(keep, progress.step)
 
@@ -71,20 +74,22 @@ def load_state(
     run: RunDirectory,
     classifier: nn.Module,
     averager: Averager,
-    optimizer: torch.optim.Optimizer,
     warn: Callable[[str], None] = lambda line: None,
-) -> Progress:
-    """Bring model, average and optimizer to the newest saved state; returns where the run stood.
+) -> tuple[Progress, dict[str, Tensor]]:
+    """Bring a model and its average, both whole, to the newest saved state.
 
     Args:
         warn: called with one line for each state that is damaged and therefore passed over.
+
+    Returns:
+        Where the run stood, and the momentum of each parameter that had one, by name.
 
     Raises:
         RunError: there is no state that can be read, or it belongs to another model.
     """
     state = newest_state(run, warn)
     if state is None:
-        return Progress()
+        return Progress(), {}
     tensors, progress = _read_state(state)
     try:
         classifier.load_state_dict(_under("model.", tensors))
@@ -92,11 +97,10 @@ def load_state(
         momenta = _under("momentum.", tensors)
         for name, parameter in classifier.named_parameters():
             if name in momenta:
-                # As the optimizer made it: on the parameter's device, in its memory layout.
-                optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momenta[name])
+                momenta[name] = momenta[name].view_as(parameter)
     except RuntimeError as error:
         raise RunError(f"'{state}' does not fit the run's model: {str(error).splitlines()[0]}") from error
-    return progress
+    return progress, momenta
 
 
 def newest_state(run: RunDirectory, warn: Callable[[str], None] = lambda line: None) -> Path | None:

@@ -17,6 +17,7 @@ from aalp.method.pgd import AttackOptions, evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 from aalp.models.folding import folded_norms
+from aalp.training.sharded_weights import Weights
 from aalp.training.sharding import ShardThreat, WholeBatch
 from aalp.training.weight_perturbation import perturbed_weights
 
@@ -54,6 +55,7 @@ class TrainingStep:
 
     Attributes:
         module: the `OuterLoss` as Fabric set it up; the attack goes past its wrappers, to `classifier`.
+        weights: the classifier's parameters, as they lie on the ranks.
         awp, awp_start, clip: as in `TrainingOptions`.
         ranks: the processes that share each batch.
     """
@@ -61,6 +63,7 @@ class TrainingStep:
     fabric: Fabric
     module: nn.Module
     classifier: Classifier
+    weights: Weights
     objective: Objective
     threat: Threat
     attack: AttackOptions
@@ -91,9 +94,17 @@ class TrainingStep:
             The loss (scalar), its parts by name, and the logits (N, C) that it was computed from, all detached, of the
             whole batch.
         """
+        # Once for all passes of the step: they use the same weights.
+        with self.weights.whole():
+            found = self._losses(images, labels, progress, generator, attack or self.attack.at(progress))
+            self.weights.collect()
+        return found
+
+    def _losses(
+        self, images: Tensor, labels: Tensor, progress: float, generator: torch.Generator, attack: AttackOptions
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         shard = self.ranks.shard(len(labels))
         mask = self._attack_mask(images, labels, progress, generator)
-        attack = attack or self.attack.at(progress)
         own_mask = None if mask is None else mask[shard.rows]
         eps_share = attack.eps_share(progress)
         adversarial = self.perturb(images, labels[shard.rows], generator, attack, eps_share, own_mask, shard)
@@ -114,6 +125,8 @@ class TrainingStep:
         shard: Shard | None = None,
     ) -> Tensor:
         """Adversarial images (N, ...) of the classifier as it stands, in a ball of `eps_share` times the threat's radius.
+
+        Called where the classifier's weights are whole.
 
         Args:
             shard: the rows of a batch that the images are, whose random starts are then drawn for the whole batch.
@@ -139,7 +152,7 @@ class TrainingStep:
     def update(self) -> None:
         """Move the weights along the gradients and clear them."""
         if self.clip is not None:
-            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.clip, error_if_nonfinite=False)
+            self.weights.clip(self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
