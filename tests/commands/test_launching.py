@@ -152,3 +152,12 @@ def test_a_verb_that_runs_alone_says_so(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["report", str(tiny_run)]) == 2
     assert "`aalp report` runs in one process: start it without torchrun or srun" in capsys.readouterr().err
+
+
+def test_one_process_says_that_it_cannot_share_its_weights(
+    train_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*train_words, "--strategy", "fsdp", "--training.epochs", "1"]
+    assert main([*words, "--run", str(tmp_path / "run")]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "fsdp" in line]
+    assert told == ["aalp: strategy is fsdp and there is one process: it keeps all weights, as with ddp; give --devices"]
