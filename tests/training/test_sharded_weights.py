@@ -132,10 +132,12 @@ def test_shared_weights_are_of_no_use_outside_and_keep_their_shapes() -> None:
         assert found["after an error"]
 
 
-def test_a_weight_that_only_some_processes_use_gets_the_mean_over_all() -> None:
+@pytest.mark.parametrize("kept_whole", [(), SPARE])
+def test_a_weight_that_only_some_processes_use_gets_the_mean_over_all(kept_whole: tuple[str, ...]) -> None:
     def work(ranks: Ranks) -> dict[str, Tensor]:
         module = odd()
-        weights = Weights(module, None, ranks, [name for name, _ in module.named_parameters()], bucket=1)
+        names = [name for name, _ in module.named_parameters() if name not in kept_whole]
+        weights = Weights(module, None, ranks, names, bucket=1)
         with weights.whole():
             loss = module(torch.ones(2, 3, 6, 6)).mean()
             (loss + module.spare.weight.sum() if ranks.rank == 0 else loss).backward()
@@ -144,8 +146,21 @@ def test_a_weight_that_only_some_processes_use_gets_the_mean_over_all() -> None:
 
     for gradients in in_ranks(2, work):
         assert torch.equal(gradients["spare.weight"], torch.full((2, 2), 0.5))
-        assert torch.equal(gradients["spare.bias"], torch.zeros(2))
+        assert "spare.bias" not in gradients if kept_whole else torch.equal(gradients["spare.bias"], torch.zeros(2))
         assert float(gradients["linear.bias"].sum()) == pytest.approx(1.0)
+
+
+def test_a_momentum_that_only_some_parameters_had_is_taken_over() -> None:
+    given = {"conv.weight": torch.ones(5, 3, 3, 3)}
+
+    def work(ranks: Ranks) -> dict[str, Tensor]:
+        _, weights, _, optimizer = odd_parts(ranks, shared=True, bucket=10**6)
+        weights.set_momenta(optimizer, given)
+        return weights.joined(lambda parameter: optimizer.state.get(parameter, {}).get("momentum_buffer"))
+
+    for momenta in in_ranks(2, work):
+        assert torch.equal(momenta["conv.weight"], given["conv.weight"])
+        assert not momenta["conv.bias"].any()
 
 
 def held_bytes() -> int:

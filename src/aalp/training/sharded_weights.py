@@ -56,14 +56,15 @@ class Weights:
         if device is not None:
             module.to(device)
         self.parameters = [each.share for each in self._buckets]
-        self.parameters += [parameter for name, parameter in module.named_parameters() if name not in named]
+        self._kept = [parameter for name, parameter in module.named_parameters() if name not in named]
+        self.parameters += self._kept
         self._shared = set(named)
         # Sent from the last to the first, on every rank alike, however its backward pass comes by them.
         self._to_send = list(self._buckets)
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(partial(self._arrived, each))  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(partial(self._arrived, each, number))  # type: ignore[no-untyped-call]
             for each in self._buckets
-            for parameter in each.parameters
+            for number, parameter in enumerate(each.parameters)
             if parameter.requires_grad
         ]
 
@@ -89,10 +90,17 @@ class Weights:
             hook.remove()
 
     def collect(self) -> None:
-        """Send what is left of the gradients after a backward pass; parameters without one get zeros. Together."""
+        """Send what is left of the gradients after a backward pass; shared parameters without one get zeros. Together."""
         while self._to_send:
             self._to_send.pop().send_gradients()
         self._to_send = list(self._buckets)
+        if self._buckets and self._kept:
+            # Whole parameters that got one on some rank after all, as in a branch that is taken in training only.
+            found = self.ranks.largest(*(int(parameter.grad is not None) for parameter in self._kept))
+            used = [parameter for parameter, anywhere in zip(self._kept, found, strict=True) if anywhere]
+            for parameter in used:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            self.ranks.average([parameter.grad for parameter in used if parameter.grad is not None])
 
     def clip(self, longest: float) -> None:
         """Scale the gradients of all parameters down to a norm of `longest`, if theirs is larger. Together."""
@@ -135,11 +143,13 @@ class Weights:
                 # As the optimizer makes it: on the parameter's device, in its memory layout.
                 optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momenta[name])
         for each in self._buckets:
-            if momenta.keys() >= set(each.names):
-                optimizer.state[each.share]["momentum_buffer"] = each.own(momenta).to(each.share.device)
+            if momenta.keys() & set(each.names):
+                # A momentum that is 0 is none.
+                whole = {name: torch.zeros_like(parameter) for name, parameter in zip(each.names, each.parameters, strict=True)}
+                optimizer.state[each.share]["momentum_buffer"] = each.own({**whole, **momenta}).to(each.share.device)
 
-    def _arrived(self, bucket: _Bucket, parameter: Tensor) -> None:
-        bucket.take_gradient(parameter)
+    def _arrived(self, bucket: _Bucket, number: int, parameter: Tensor) -> None:
+        bucket.take_gradient(number, parameter)
         while self._to_send and self._to_send[-1].is_complete:
             self._to_send.pop().send_gradients()
 
@@ -194,12 +204,11 @@ class _Bucket:
         for parameter in self.parameters:
             parameter.data = self._empty.expand(parameter.shape)
 
-    def take_gradient(self, parameter: Tensor) -> None:
-        """Move a parameter's gradient into the row of gradients."""
+    def take_gradient(self, number: int, parameter: Tensor) -> None:
+        """Move the gradient of one of the parameters into the row of gradients."""
         assert parameter.grad is not None
         if self._gradients is None:
             self._gradients = parameter.grad.new_zeros(self._length)
-        number = next(number for number, own in enumerate(self.parameters) if own is parameter)
         self._view(self._gradients, number).copy_(parameter.grad)
         parameter.grad = None
         self._missing -= 1
