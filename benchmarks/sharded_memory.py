@@ -3,8 +3,9 @@
     python benchmarks/sharded_memory.py [--model wide-resnet28-10] [--out benchmarks/results/sharded_memory.json]
 
 Four steps of training (AT, FGSM) on one random 32x32 image a process, in float32, so that there is little but weights.
-Between steps: all tensors that are alive. At most: resident memory in the last step, less that before the model was made,
-with a C library that gives freed blocks back at once. Of the process that holds most.
+Between steps: all tensors that python knows of (DDP's copy of the gradients is not among them). At most: resident
+memory in the last step, less that before the model was made, with a C library that gives freed blocks back at once. Of
+the process that holds most.
 """
 
 from __future__ import annotations
