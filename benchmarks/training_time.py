@@ -27,6 +27,7 @@ from aalp.models.classifier import Classifier
 from aalp.store.records import write_record
 from aalp.training.host_memory import keep_freed_memory
 from aalp.training.loop import resolve_precision
+from aalp.training.sharded_weights import Weights
 from aalp.training.step import OuterLoss, TrainingStep
 
 CASES = {
@@ -87,7 +88,9 @@ def training_step(name: str, classifier: Classifier, fabric: Fabric, eps: float,
     objective = OBJECTIVES[name][0]()
     optimizer = torch.optim.SGD(classifier.parameters(), lr=1e-3, momentum=0.9)
     module, wrapped = fabric.setup(OuterLoss(classifier, objective), optimizer)
-    return TrainingStep(fabric, module, classifier, objective, Linf(eps), AttackOptions(steps), wrapped, 0.0, 0.0, None)
+    return TrainingStep(
+        fabric, module, classifier, Weights(classifier), objective, Linf(eps), AttackOptions(steps), wrapped, 0.0, 0.0, None
+    )
 
 
 if __name__ == "__main__":
