@@ -2,15 +2,16 @@
 
 FAB looks for the nearest misclassified image however far it is; a verdict asks for one inside the ball, so an image leaves
 the batch with its first. All targets of an image may go through the network together: nothing here is random.
+
+In float32 throughout: steps get as small as what bfloat16 rounds away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from aalp.evaluation.hyperplane import shortest_change
 from aalp.evaluation.views import Views
 from aalp.method.threat import Threat
 
@@ -18,9 +19,6 @@ STEPS = 100
 ALPHA_MAX = 0.1
 OVERSHOOT = 1.05
 BACKWARD = 0.9
-
-Projection = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Points (N, D) in [0, 1], normals (N, D), offsets (N,) -> the shortest changes (N, D) onto the hyperplanes within [0, 1]."""
 
 
 @torch.no_grad()
@@ -51,10 +49,9 @@ def _search(views: Views, images: Tensor, labels: Tensor, targets: Tensor, threa
     """One run. `rows` are the places of the images that still stand; every other tensor is of those alone."""
     candidates = images.clone()
     rows, now = torch.arange(len(images), device=images.device), images
-    project = _projection(threat)
     for _ in range(STEPS):
         gap, gradient = _boundary(views, now, labels, targets)
-        now = _stepped(images, now, gap, gradient, project, threat)
+        now = _stepped(images, now, gap, gradient, threat)
         outside = views.steady(now).argmax(1) != labels
         near = (outside & (threat.distance(now, images) <= threat.eps)).nonzero()[:, 0]
         done = torch.zeros_like(outside)
@@ -80,25 +77,18 @@ def _boundary(views: Views, images: Tensor, labels: Tensor, targets: Tensor) -> 
     return gap.detach(), gradient
 
 
-def _stepped(images: Tensor, now: Tensor, gap: Tensor, gradient: Tensor, project: Projection, threat: Threat) -> Tensor:
+def _stepped(images: Tensor, now: Tensor, gap: Tensor, gradient: Tensor, threat: Threat) -> Tensor:
     """Towards the linearised boundary from both the current point and the image, more from the one that is nearer to it."""
     count = len(images)
     normal = gradient.flatten(1)
     offset = -gap + (gradient * now).flatten(1).sum(1)
     points = torch.cat([now.flatten(1), images.flatten(1)])
-    change = project(points, torch.cat([normal, normal]), torch.cat([offset, offset]))
+    change = shortest_change(points, torch.cat([normal, normal]), torch.cat([offset, offset]), threat)
     length = change.abs().amax(1) if threat.norm == "Linf" else (change**2).sum(1).sqrt()
     length = length.clamp_min(1e-8)
     share = _like((length[:count] / (length[:count] + length[count:])).clamp(0, ALPHA_MAX), now)
     from_now, from_image = change[:count].reshape(now.shape), change[count:].reshape(now.shape)
     return ((now + OVERSHOOT * from_now) * (1 - share) + (images + from_image * OVERSHOOT) * share).clamp(0, 1)
-
-
-def _projection(threat: Threat) -> Projection:
-    from pyautoattack import fab_projections  # pulls in what only an evaluation needs
-
-    projection: Projection = fab_projections.projection_linf if threat.norm == "Linf" else fab_projections.projection_l2
-    return projection
 
 
 def _like(values: Tensor, images: Tensor) -> Tensor:
