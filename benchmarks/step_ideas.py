@@ -28,7 +28,7 @@ from aalp.method.losses import cross_entropy
 from aalp.method.pgd import evaluating, perturb
 from aalp.method.threat import Linf
 from aalp.models import preact_resnet
-from aalp.models.folding import folded_norms
+from aalp.models.folding_in_place import folded_norms
 from aalp.store.records import write_record
 from aalp.training.host_memory import keep_freed_memory
 

@@ -20,7 +20,7 @@ from aalp.method.pgd import perturb
 from aalp.method.precision import full_precision
 from aalp.method.threat import L2, Linf
 from aalp.models.classifier import Classifier
-from aalp.models.folding import folded_norms
+from aalp.models.folding_in_place import folded_norms
 from aalp.models.preact_resnet import thin_resnet
 from aalp.store.checkpoint import read_tensors
 from aalp.store.run import RunDirectory

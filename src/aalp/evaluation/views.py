@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aalp.method.precision import multiplies_bfloat16
 from aalp.models.classifier import Classifier
-from aalp.models.fold import folded, in_bfloat16
+from aalp.models.inference_copy import folded, in_bfloat16
 
 Logits = Callable[[Tensor], Tensor]
 """Images (N, ...) in [0, 1] -> float32 logits (N, C)."""

@@ -16,7 +16,7 @@ from aalp.method.objectives import AALP, Objective
 from aalp.method.pgd import AttackOptions, evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
-from aalp.models.folding import folded_norms
+from aalp.models.folding_in_place import folded_norms
 from aalp.training.sharded_weights import Weights
 from aalp.training.sharding import ShardThreat, WholeBatch
 from aalp.training.weight_perturbation import perturbed_weights

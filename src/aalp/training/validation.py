@@ -10,7 +10,7 @@ from aalp.distributed import Ranks
 from aalp.method.pgd import evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
-from aalp.models.folding import folded_norms
+from aalp.models.folding_in_place import folded_norms
 from aalp.seeding import derive_seed, seed_global_generators
 
 

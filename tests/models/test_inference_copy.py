@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from aalp.models.catalog import build
-from aalp.models.fold import folded, in_bfloat16
+from aalp.models.inference_copy import folded, in_bfloat16
 
 
 def norms(network: nn.Module) -> int:

@@ -1,4 +1,9 @@
-"""Inference copies of a network: BatchNorm folded into the layer before it, and weights in a shorter number format."""
+"""Frozen copies of a network to search by: BatchNorm folded into the layer before it, weights in a shorter number format.
+
+The pairs are found by tracing, in any network that can be traced. Tracing and comparing the logits takes several
+passes, which an evaluation pays once and a training would pay at every step, since the weights have changed: the
+training attack folds in place instead (`folding_in_place.py`).
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from aalp.method.pgd import perturb
 from aalp.method.threat import Linf
 from aalp.models.classifier import Classifier
-from aalp.models.folding import foldable, folded_norms
+from aalp.models.folding_in_place import foldable, folded_norms
 from aalp.models.preact_resnet import thin_resnet
 
 

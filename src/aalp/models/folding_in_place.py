@@ -1,9 +1,10 @@
-"""BatchNorm folded into the convolution before it, while a network's statistics stand still.
+"""BatchNorm folded into the convolution before it, in the network itself, while its statistics stand still.
 
 In evaluation mode a BatchNorm that follows a convolution is one more linear map of its output: scaling the
 convolution's filters and shifting its bias does the same in one pass less, forward and backward. An attack of K
 steps between two optimizer steps is where that pays. Only pairs of modules that are known to run one straight after
-the other are folded; every other part of a network runs as it is.
+the other are folded, without tracing; every other part of a network runs as it is. Searches of an evaluation, which keep
+their network for thousands of passes, use a traced copy (`inference_copy.py`), which finds more pairs.
 """
 
 from __future__ import annotations
