@@ -101,6 +101,20 @@ def test_several_seeds_have_a_mean_and_a_row_each_and_the_worst_verdict(tmp_path
     assert (first.name, first.robust.main, second.robust.main) == ("seed 0", "50.0\u00a0%", "60.0\u00a0%")
 
 
+@pytest.mark.parametrize(("seeds", "folded"), [(3, False), (4, True)])
+def test_the_seeds_of_many_models_are_folded_away(tmp_path, seeds, folded):
+    paths = [
+        make_run(tmp_path / f"{name}{seed}", name, seed, analysis=False)
+        for name in ("at", "alp", "aalp")
+        for seed in range(seeds)
+    ]
+    page = page_of(*paths)
+    head, fold, rest = page.partition("<summary>Each seed</summary>")
+    assert bool(fold) is folded
+    assert head.count('<tr role="row" class="seed">') == (0 if folded else 3 * seeds)
+    assert rest.count('<tr role="row" class="seed">') == (3 * seeds if folded else 0)
+
+
 def test_a_lead_over_overlapping_intervals_is_not_called_one(tmp_path):
     paths = [make_run(tmp_path / name, name, robust=robust, analysis=False) for name, robust in (("at", 0.5), ("aalp", 0.6))]
     words = " ".join(lead(groups_of(*paths)))
