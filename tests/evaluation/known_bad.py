@@ -95,7 +95,8 @@ class Jumping(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits = self.inner(images)
         spread = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)
-        ripple = 0.1 * spread * torch.sin(images.flatten(1) @ self.waves)
+        # In float64: what float32 rounds, and each processor and batch size otherwise, is not small here.
+        ripple = 0.1 * spread * torch.sin(images.flatten(1).double() @ self.waves.double()).to(spread.dtype)
         return self.logits(logits + ripple.detach())
 
 
