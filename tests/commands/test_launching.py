@@ -91,7 +91,7 @@ def test_signals_reach_every_process_once() -> None:
 
 def test_processes_end_with_a_launcher_that_is_killed() -> None:
     code = "from aalp.commands.launching import _follow_launcher\nimport os, time\n_follow_launcher()\n"
-    process = start(code + "print(os.getpid(), flush=True)\ntime.sleep(60)")
+    process = start(code + "os.write(1, f'{os.getpid()}\\n'.encode())\ntime.sleep(60)")
     children = [int(line) for line in lines(process, 2)]
     process.kill()
     process.wait()
