@@ -51,3 +51,10 @@ def test_a_plane_out_of_reach_and_a_normal_that_is_none(threat: Threat) -> None:
     assert change[1].tolist() == [0, 0]
     # What is not a number comes out as one that is not, and does not go on for ever.
     assert bool(change[2].isnan().any())
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.1)], ids=["linf", "l2"])
+def test_a_point_on_no_plane_at_all_stays_beside_one_that_moves(threat: Threat) -> None:
+    points, normals = torch.tensor([[0.2, 0.7], [0.9, 0.5]]), torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    change = shortest_change(points, normals, torch.tensor([0.0, 2.6]), threat)
+    torch.testing.assert_close(change, torch.tensor([[0.0, 0.0], [0.1, 0.3]]))

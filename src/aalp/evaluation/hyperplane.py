@@ -33,8 +33,10 @@ def shortest_change(points: Tensor, normals: Tensor, offsets: Tensor, threat: Th
     speed = weights if threat.norm == "L2" else torch.ones((), device=points.device)
     gain, most = weights * speed, weights * room
     rest, rate, length = distance, gain.sum(1), torch.zeros_like(distance)
+    least = torch.finfo(rate.dtype).tiny
     while True:
-        ahead = (rest / rate).clamp_max(FAR)
+        # Where nothing is left to do and nothing to do it with, 0 / 0 would be no number.
+        ahead = (rest / rate.clamp_min(least)).clamp_max(FAR)
         if not bool((ahead > length).any()):
             return direction.sign() * torch.minimum(length[:, None] * speed, room)
         length = torch.maximum(length, ahead)
