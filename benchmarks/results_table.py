@@ -14,6 +14,8 @@ from aalp.commands.comparison import markdown, summary
 from aalp.commands.tables import markdown_table
 from aalp.store.records import read_record
 
+TRAINING_TIME = Path(__file__).parent / "results" / "training_time.json"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -29,9 +31,7 @@ def main() -> None:
             # From the cells anew, so that older records too show every test that comparisons make by now.
             record |= summary(record["cells"], list(record["table"]))
             print(f"\n{path.parent.name}: {markdown(record)}")
-    for path in (folder.parent / "training_time.json" for folder in folders[:1]):
-        if path.is_file():
-            print(training_time(read_record(path, "training_time_benchmark")))
+    print(training_time(read_record(TRAINING_TIME, "training_time_benchmark")))
 
 
 def training_time(record: dict[str, Any]) -> str:

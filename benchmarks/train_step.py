@@ -169,12 +169,7 @@ class Bench:
         return work
 
     def ours(self, name: str) -> Work:
-        objective = OBJECTIVES[name][0]()
-        module, wrapped = self.fabric.setup(OuterLoss(self.ours_model, objective), self.optimizer)
-        attack, threat = AttackOptions(self.steps), Linf(self.eps)
-        step = TrainingStep(
-            self.fabric, module, self.ours_model, Weights(self.ours_model), objective, threat, attack, wrapped, 0.0, 0.0, None
-        )
+        step = training_step(name, self.ours_model, self.fabric, self.eps, self.steps)
         generator = torch.Generator(self.fabric.device).manual_seed(0)
 
         def work() -> None:
@@ -200,6 +195,16 @@ class Bench:
             classification_boost(weights, sample_weights(weights, logits, shifted, self.labels))
 
         return work
+
+
+def training_step(name: str, classifier: Classifier, fabric: Fabric, eps: float, steps: int) -> TrainingStep:
+    """Our step of an objective, with its defaults."""
+    objective = OBJECTIVES[name][0]()
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=1e-3, momentum=0.9)
+    module, wrapped = fabric.setup(OuterLoss(classifier, objective), optimizer)
+    return TrainingStep(
+        fabric, module, classifier, Weights(classifier), objective, Linf(eps), AttackOptions(steps), wrapped, 0.0, 0.0, None
+    )
 
 
 def serve(arguments: argparse.Namespace) -> None:

@@ -16,19 +16,14 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from train_step import ratios, seconds
+from train_step import ratios, seconds, training_step
 
 from aalp.commands.tables import text_table
-from aalp.method.objectives import OBJECTIVES
-from aalp.method.pgd import AttackOptions
-from aalp.method.threat import Linf
 from aalp.models.catalog import build
-from aalp.models.classifier import Classifier
 from aalp.store.records import write_record
 from aalp.training.host_memory import keep_freed_memory
 from aalp.training.loop import resolve_precision
-from aalp.training.sharded_weights import Weights
-from aalp.training.step import OuterLoss, TrainingStep
+from aalp.training.step import TrainingStep
 
 CASES = {
     "digits": ("small-cnn", (1, 8, 8), 0.2, 7, 64),
@@ -82,15 +77,6 @@ def measure(data: str, repeats: int) -> dict[str, Any]:
                 taken[name].append(spent)
     over_at = {name: statistics.median(ratios(taken[name], taken["at"])) for name in TRAINED}
     return {"data": data, "model": model, "steps": steps, "batch_size": batch, "seconds": taken, "over_at": over_at}
-
-
-def training_step(name: str, classifier: Classifier, fabric: Fabric, eps: float, steps: int) -> TrainingStep:
-    objective = OBJECTIVES[name][0]()
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=1e-3, momentum=0.9)
-    module, wrapped = fabric.setup(OuterLoss(classifier, objective), optimizer)
-    return TrainingStep(
-        fabric, module, classifier, Weights(classifier), objective, Linf(eps), AttackOptions(steps), wrapped, 0.0, 0.0, None
-    )
 
 
 if __name__ == "__main__":
