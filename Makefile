@@ -12,8 +12,9 @@ demo: .venv/installed
 	$(BIN)/aalp analyze $$run --quiet && \
 	$(BIN)/aalp report $$run
 
+# Side by side, as each test uses one core; a file's tests stay together, as they share what it prepares.
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: .venv/installed-test
 	$(BIN)/ruff check .
