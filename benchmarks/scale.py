@@ -9,7 +9,8 @@ images         images a second through the loader alone, and the memory that a d
                end of the pass more than before the data set was made, counted once where they share it (PSS).
 cost           an adversarial training step in units of an ordinary one, by objective and attack steps: what one more attack
                step costs, and what is there without any; the figure that docs/scale.md computes with.
-processes      one process, and two side by side, each training on its own: images a second of both together.
+processes      one process of one thread, one of two, and two of one side by side, each training on its own: images a second
+               of all together, by the wall clock: on a machine that does nothing else.
 
 Settings of a section run in turn, in rounds, and the medians are reported; where only one process computes, its clock is
 processor time on a CPU, so that what else the machine does is not counted.
@@ -189,24 +190,33 @@ def train_on_signal(arguments: argparse.Namespace) -> None:
 
 
 def side_by_side(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Wall-clock images a second of one process, and of two at the same time, in turn."""
+    """Wall-clock images a second of one process of one thread and of two, and of two processes at the same time, in turn."""
     words = [sys.executable, __file__, "--train", "--steps", str(arguments.steps), "--precision", arguments.precision]
-    workers = [subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    taken: dict[int, list[float]] = {1: [], 2: []}
+
+    def start(threads: int) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    single, double = [start(1), start(1)], start(2)
+    settings = {(1, 1): single[:1], (1, 2): [double], (2, 1): single}
+    taken: dict[tuple[int, int], list[float]] = {setting: [] for setting in settings}
     for _ in range(arguments.repeats + 1):
-        for count in taken:
+        for setting, workers in settings.items():
             started = time.perf_counter()
-            for worker in workers[:count]:
+            for worker in workers:
                 assert worker.stdin is not None
                 print("step", file=worker.stdin, flush=True)
-            for worker in workers[:count]:
+            for worker in workers:
                 assert worker.stdout is not None
                 worker.stdout.readline()
-            taken[count].append(time.perf_counter() - started)
-    for worker in workers:
+            taken[setting].append(time.perf_counter() - started)
+    for worker in (*single, double):
         worker.communicate()
-    rates = {count: statistics.median(64 * count / spent for spent in times[1:]) for count, times in taken.items()}
-    return [{"processes": count, "images_per_second": rates[count], "seconds": taken[count][1:]} for count in taken]
+    rows = []
+    for (processes, threads), spent in taken.items():
+        rate = statistics.median(64 * processes / one for one in spent[1:])
+        rows.append({"processes": processes, "threads": threads, "images_per_second": rate, "seconds": spent[1:]})
+    return rows
 
 
 def tables(record: dict[str, Any]) -> str:
@@ -219,13 +229,13 @@ def tables(record: dict[str, Any]) -> str:
         for row in record["images"]
     ]
     costs = [[row["model"], row["work"], f"{row['over_standard']:.2f}"] for row in record["cost"]]
-    aside = [[str(row["processes"]), f"{row['images_per_second']:.0f}"] for row in record["processes"]]
+    aside = [[str(row["processes"]), str(row["threads"]), f"{row['images_per_second']:.0f}"] for row in record["processes"]]
     return "\n\n".join(
         [
             text_table(["model", "parameters", "batch", f"images/s, AT PGD-{record['steps']}"], trained),
             text_table(["model", "step", "ordinary steps"], costs),
             text_table(["data set", "images", "images/s", "memory, MiB"], loaded),
-            text_table(["processes", "images/s together"], aside),
+            text_table(["processes", "threads each", "images/s together"], aside),
         ]
     )
 

@@ -10,6 +10,7 @@ change. docs/decisions/0007 tells what followed. Clock as in train_step.py.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from train_step import Bench, Work, ratios, seconds
 
 from aalp.commands.tables import text_table
 from aalp.method.losses import cross_entropy
-from aalp.method.pgd import evaluating, perturb
+from aalp.method.pgd import ImageClassifier, evaluating, perturb
 from aalp.method.threat import Linf
 from aalp.models import preact_resnet
 from aalp.models.folding_in_place import folded_norms
@@ -119,6 +120,13 @@ def attacks(bench: Bench) -> dict[str, Work]:
 
         return run
 
+    frozen = copy.deepcopy(bench.ours_model).requires_grad_(False)
+    compiled: ImageClassifier = torch.compile(frozen)  # type: ignore[assignment]
+
+    def by_the_compiler() -> None:
+        with bench.fabric.autocast():
+            perturb(compiled, bench.images, bench.labels, linf, bench.steps)
+
     linf = Linf(bench.eps)
     works = {
         "as it is": attack(linf),
@@ -128,6 +136,7 @@ def attacks(bench: Bench) -> dict[str, Work]:
         "float32": attack(linf, mixed=False),
         "pieces of 32 images": attack(linf, piece=32),
         "ReLU in place": attack(linf, in_place=True),
+        "torch.compile, BatchNorm unfolded": by_the_compiler,
     }
     works = {name: in_channels_last(work) for name, work in works.items()}
     return {**works, "default layout": in_default_layout(attack(linf))}
