@@ -27,7 +27,10 @@ from aalp.cli import main as aalp
 from aalp.commands.console import Display
 from aalp.commands.tables import text_table
 from aalp.store.records import write_record
-from aalp.training import loop
+from aalp.training import loop as training_loop
+
+loop: Any = training_loop
+"""Of which names are replaced here."""
 
 
 def main() -> None:
@@ -48,7 +51,7 @@ def main() -> None:
 
 def measure_cost(folder: Path, images: int) -> dict[str, Any]:
     noise = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, count in (("train", images + 100), ("test", 10)):
         arrays[f"x_{split}"] = noise.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         arrays[f"y_{split}"] = np.arange(count) % 10
@@ -71,7 +74,7 @@ def measure_cost(folder: Path, images: int) -> dict[str, Any]:
     torch.isfinite = timed("finite checks, attacks' own included", before[2])
     shown: list[float] = []
     epoch = Display.epoch
-    Display.epoch = lambda self, row, epochs: shown.append(row["seconds"])  # type: ignore[method-assign,assignment]
+    Display.epoch = lambda self, row, epochs: shown.append(row["seconds"])  # type: ignore[method-assign]
     try:
         words = [
             "train",
@@ -95,7 +98,7 @@ def measure_cost(folder: Path, images: int) -> dict[str, Any]:
 def measure_memory(folder: Path, epochs: int) -> dict[str, Any]:
     resident: list[float] = []
     epoch = Display.epoch
-    Display.epoch = lambda self, row, epochs: resident.append(resident_kilobytes())  # type: ignore[method-assign,assignment]
+    Display.epoch = lambda self, row, epochs: resident.append(resident_kilobytes())  # type: ignore[method-assign]
     try:
         words = ["train", "--config", "digits", "--training.epochs", str(epochs), "--attack.steps", "1", "--quiet"]
         words += ["--training.validation_steps", "1", "--data_options.validation", "50", "--run", str(folder / "digits")]

@@ -35,11 +35,12 @@ from PIL import Image
 from train_step import Bench, seconds
 
 from aalp.commands.tables import text_table
-from aalp.data.folder import FileSplit
+from aalp.data.images import Decoding
 from aalp.data.loaders import Loader, epoch_order
 from aalp.data.paths import Paths
 from aalp.data.sources import load_source
 from aalp.data.split import ResidentSplit, Split
+from aalp.data.stored import FileSplit
 from aalp.store.records import write_record
 from aalp.training.host_memory import keep_freed_memory
 
@@ -70,10 +71,10 @@ def main() -> None:
     record["images"] = [image_row(kind, 10**power) for kind in ("resident", "files") for power in range(3, 7)]
     record["processes"] = side_by_side(arguments)
     print(tables(record))
-    if arguments.plot:
-        plot(record, arguments.plot)
     if arguments.out:
         write_record(arguments.out, "scale_benchmark", record)
+    if arguments.plot:
+        plot(record, arguments.plot)
 
 
 def parse() -> argparse.Namespace:
@@ -166,7 +167,7 @@ def files(few: Split, count: int, folder: Path) -> FileSplit:
     for number, image in enumerate(few.read(torch.arange(16))):
         Image.fromarray(image[0].numpy()).save(folder / f"{number}.png")
     paths = Paths([Path(f"{folder}/{number % 16}.png") for number in range(count)])
-    return FileSplit(paths, torch.arange(count) % 10, (1, 8, 8), False)
+    return FileSplit(torch.arange(count) % 10, Decoding((1, 8, 8), None), paths)
 
 
 def held_memory() -> float:

@@ -31,8 +31,11 @@ from aalp.method.threat import Linf
 from aalp.models.catalog import ModelOptions, build
 from aalp.store.records import write_record
 from aalp.store.run import RunDirectory
-from aalp.training import loop
+from aalp.training import loop as training_loop
 from aalp.training.options import TrainingOptions
+
+loop: Any = training_loop
+"""Of which names are replaced here."""
 
 STEPS = 4
 PROCESSES = ((1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp"))
@@ -84,7 +87,7 @@ def work(model: str, strategy: Any, folder: Path) -> None:
         if step == STEPS - 1:
             held["peak"] = resident("VmHWM") - before
 
-    loop.Averager.update = update  # type: ignore[method-assign]
+    loop.Averager.update = update
     torch.manual_seed(0)
     classifier = build(model, 10, (3, 32, 32), ModelOptions()).train()
     held["weights"] = sum(parameter.nbytes for parameter in classifier.parameters())

@@ -184,7 +184,7 @@ def fork(work: Callable[[], int], kill_after: float | None = None) -> int:
 def write_images(path: Path) -> Path:
     """Noisy 8x8 images of three classes."""
     noise = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, count in (("train", 54), ("test", 24)):
         labels = np.arange(count) % 3
         images = noise.integers(0, 60, (count, 8, 8))

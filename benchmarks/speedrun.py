@@ -22,8 +22,8 @@ from typing import Any
 
 import yaml
 
-from aalp.cli import presets
 from aalp.commands.tables import text_table
+from aalp.parsing import presets
 from aalp.store.records import read_record, write_record
 
 RECIPES = {"pgd": None, "short-pgd": "cifar10-short-pgd", "n-fgsm": "cifar10-n-fgsm", "fgsm-rs": "cifar10-fgsm-rs"}

@@ -28,10 +28,13 @@ from aalp.commands.tables import text_table
 from aalp.method.losses import cross_entropy
 from aalp.method.pgd import ImageClassifier, evaluating, perturb
 from aalp.method.threat import Linf
-from aalp.models import preact_resnet
+from aalp.models import preact_resnet as preact_resnet_module
 from aalp.models.folding_in_place import folded_norms
 from aalp.store.records import write_record
 from aalp.training.host_memory import keep_freed_memory
+
+preact_resnet: Any = preact_resnet_module
+"""Of which names are replaced here."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def attacks(bench: Bench) -> dict[str, Work]:
             classifier, count = bench.ours_model, piece or bench.batch
             before = preact_resnet.F
             if in_place:
-                preact_resnet.F = SimpleNamespace(relu=partial(F.relu, inplace=True))  # type: ignore[assignment]
+                preact_resnet.F = SimpleNamespace(relu=partial(F.relu, inplace=True))
             try:
                 for images, labels in zip(bench.images.split(count), bench.labels.split(count), strict=True):
                     with (

@@ -75,7 +75,8 @@ def main() -> None:
     if arguments.serve:
         serve(arguments)
     elif arguments.peak:
-        print(json.dumps(peak_of(*arguments.peak.split(","), arguments)))
+        model, name, contender = arguments.peak.split(",")
+        print(json.dumps(peak_of(model, name, contender, arguments)))
     elif arguments.profile:
         profile(arguments)
     else:
@@ -211,7 +212,8 @@ def serve(arguments: argparse.Namespace) -> None:
     """Answer each line `model objective contender` with the seconds of one step of it."""
     if arguments.serve == "kept" and not torch.cuda.is_available():
         keep_freed_memory()  # as `aalp train` does
-    bench, works, built = None, {}, ""
+    works: dict[tuple[str, str], Work] = {}
+    bench, built = None, ""
     for line in sys.stdin:
         model, name, contender = line.split()
         if bench is None or model != built:

@@ -21,8 +21,8 @@ from train_step import ratios, seconds, training_step
 from aalp.commands.tables import text_table
 from aalp.models.catalog import build
 from aalp.store.records import write_record
+from aalp.training.devices import resolve_precision
 from aalp.training.host_memory import keep_freed_memory
-from aalp.training.loop import resolve_precision
 from aalp.training.step import TrainingStep
 
 CASES = {
@@ -59,8 +59,8 @@ def measure(data: str, repeats: int) -> dict[str, Any]:
     images = torch.rand(batch, *shape, device=fabric.device)
     labels = torch.randint(10, (batch,), device=fabric.device)
     grey = ([0.5] * shape[0], [0.25] * shape[0])
-    classifier = build(model, 10, shape, default_normalisation=grey).to(fabric.device, memory_format=torch.channels_last)
-    classifier.verify(images)
+    classifier = build(model, 10, shape, default_normalisation=grey).to(fabric.device)
+    classifier.to(memory_format=torch.channels_last).verify(images)
     made = {name: training_step(name, classifier.train(), fabric, eps, steps) for name in TRAINED}
     generator = torch.Generator(fabric.device).manual_seed(0)
     taken: dict[str, list[float]] = {name: [] for name in TRAINED}
