@@ -45,8 +45,9 @@ from baselines import art_step, papers_step, torchattacks_step
 from lightning_fabric import Fabric
 
 from aalp.commands.tables import text_table
+from aalp.method.aalp import AALP
 from aalp.method.losses import cross_entropy
-from aalp.method.objectives import AALP, OBJECTIVES
+from aalp.method.objectives import OBJECTIVES
 from aalp.method.pgd import AttackOptions, evaluating
 from aalp.method.sample_weights import classification_boost, sample_weights
 from aalp.method.threat import Linf

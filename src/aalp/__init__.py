@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     from aalp.errors import AalpError
     from aalp.evaluation.audit import Audit, audit
     from aalp.evaluation.robustness import Evaluation, evaluate
+    from aalp.method.aalp import AALP
     from aalp.method.guided_dropout import GuidedDropout
-    from aalp.method.objectives import AALP, ALP, AT, CLP, MART, TRADES, LossParts, Objective, Standard
+    from aalp.method.objective_base import LossParts, Objective
+    from aalp.method.objectives import ALP, AT, CLP, MART, TRADES, Standard
     from aalp.method.pgd import perturb
     from aalp.method.sample_weights import SampleWeights
     from aalp.method.threat import L2, Linf, Threat

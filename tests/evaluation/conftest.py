@@ -9,7 +9,9 @@ import torch
 
 from aalp.data.sources import load_source
 from aalp.data.split import as_float, channel_statistics
-from aalp.method.objectives import AALP, AT, TRADES, Objective, Standard
+from aalp.method.aalp import AALP
+from aalp.method.objective_base import Objective
+from aalp.method.objectives import AT, TRADES, Standard
 from aalp.method.pgd import perturb
 from aalp.method.threat import Linf
 from aalp.models.classifier import Classifier

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from aalp.data.loaders import Loader
 from aalp.data.split import ResidentSplit
 from aalp.errors import InterruptedRunError
+from aalp.method.aalp import AALP
 from aalp.method.guided_dropout import GuidedDropout
-from aalp.method.objectives import AALP
 from aalp.method.pgd import perturb
 from aalp.method.precision import full_precision
 from aalp.method.threat import L2, Linf

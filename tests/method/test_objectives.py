@@ -13,9 +13,10 @@ from torch import nn
 import aalp
 from aalp.errors import OptionError
 from aalp.method import losses
+from aalp.method.aalp import AALP
 from aalp.method.contributions import contributions
 from aalp.method.guided_dropout import GuidedDropout, keep_mask
-from aalp.method.objectives import AALP, ALP, AT, CLP, MART, OBJECTIVES, TRADES, Standard
+from aalp.method.objectives import ALP, AT, CLP, MART, OBJECTIVES, TRADES, Standard
 from aalp.method.pgd import AgainstClean
 from aalp.method.sample_weights import SampleWeights
 from aalp.models.preact_resnet import thin_resnet

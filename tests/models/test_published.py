@@ -10,9 +10,9 @@ import torch
 import torchvision
 
 from aalp.errors import ModelError
+from aalp.method.aalp import AALP
 from aalp.method.contributions import contributions
 from aalp.method.guided_dropout import GuidedDropout
-from aalp.method.objectives import AALP
 from aalp.models.catalog import ModelOptions, architecture, build
 from aalp.models.published import check_arguments
 

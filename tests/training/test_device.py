@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from aalp.method.aalp import AALP
 from aalp.method.guided_dropout import GuidedDropout
-from aalp.method.objectives import AALP
 from aalp.training.devices import resolve_precision
 from aalp.training.loop import Fit, fit
 

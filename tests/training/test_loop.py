@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from aalp.data.augment import Augmentation
 from aalp.errors import DataError, DivergedError, OptionError
+from aalp.method.aalp import AALP
 from aalp.method.guided_dropout import GuidedDropout
-from aalp.method.objectives import AALP, AT, OBJECTIVES, Standard
+from aalp.method.objectives import AT, OBJECTIVES, Standard
 from aalp.method.threat import L2
 from aalp.models.classifier import Classifier
 from aalp.models.preact_resnet import thin_resnet

@@ -17,8 +17,8 @@ from several_ranks import in_ranks
 
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import InterruptedRunError, OptionError, RunError
+from aalp.method.aalp import AALP
 from aalp.method.guided_dropout import GuidedDropout
-from aalp.method.objectives import AALP
 from aalp.models.classifier import Classifier
 from aalp.models.preact_resnet import thin_resnet
 from aalp.store.checkpoint import read_tensors

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from aalp.data.augment import augment
 from aalp.distributed import ALONE, Ranks
+from aalp.method.aalp import AALP
 from aalp.method.guided_dropout import GuidedDropout
-from aalp.method.objectives import AALP, ALP, OBJECTIVES
+from aalp.method.objectives import ALP, OBJECTIVES
 from aalp.method.pgd import AttackOptions
 from aalp.method.sample_weights import SampleWeights
 from aalp.method.threat import L2, Linf, Threat

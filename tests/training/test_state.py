@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from aalp.errors import DivergedError, InterruptedRunError, RunError
+from aalp.method.aalp import AALP
 from aalp.method.guided_dropout import GuidedDropout
-from aalp.method.objectives import AALP, AT, Objective, Standard
+from aalp.method.objective_base import Objective
+from aalp.method.objectives import AT, Standard
 from aalp.models.classifier import Classifier
 from aalp.models.preact_resnet import thin_resnet
 from aalp.store.checkpoint import read_tensors, write_tensors

@@ -14,8 +14,10 @@ import yaml
 
 from aalp.errors import AalpError, ModelError, OptionError, RunError, unknown_name
 from aalp.evaluation.foreign_attacks import runs_own_code
+from aalp.method.aalp import Distance
 from aalp.method.guided_dropout import GuidedDropout
-from aalp.method.objectives import OBJECTIVES, Distance, Objective
+from aalp.method.objective_base import Objective
+from aalp.method.objectives import OBJECTIVES
 from aalp.method.sample_weights import SampleWeights
 from aalp.method.threat import L2, Linf, Threat
 from aalp.models.catalog import is_own_code

@@ -19,7 +19,7 @@ from aalp.data.loaders import Loader, balanced_order, epoch_order
 from aalp.data.split import Split
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import DataError, DivergedError, InterruptedRunError
-from aalp.method.objectives import Objective
+from aalp.method.objective_base import Objective
 from aalp.method.pgd import AttackOptions
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier

@@ -11,8 +11,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from aalp.distributed import ALONE, Ranks, Shard
+from aalp.method.aalp import AALP
 from aalp.method.guided_dropout import GuidedDropout
-from aalp.method.objectives import AALP, Objective
+from aalp.method.objective_base import Objective
 from aalp.method.pgd import AttackOptions, evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier

@@ -1,0 +1,102 @@
+"""AALP itself: logit pairing under Guided Dropout and sample weights (arXiv 2005.11904)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aalp.errors import OptionError, unknown_name
+from aalp.method import losses
+from aalp.method.contributions import contributions
+from aalp.method.guided_dropout import GuidedDropout, keep_mask
+from aalp.method.objective_base import (
+    Batch,
+    LossParts,
+    OnBatch,
+    averaged,
+    check_at_least_zero,
+    check_share,
+    conflict,
+    shared_cross_entropy,
+)
+from aalp.method.pgd import ImageClassifier, InnerLoss
+from aalp.method.sample_weights import SampleWeights, classification_boost, sample_weights
+
+Distance = Literal["squared", "one-sided", "kl"]
+
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squared": losses.logit_pairing,
+    "one-sided": lambda clean_logits, adversarial_logits: losses.logit_pairing(clean_logits.detach(), adversarial_logits),
+    "kl": losses.kl_divergence,
+}
+"""How far apart the clean and the adversarial logits of a pair are, by name: (N, C), (N, C) -> (N,)."""
+
+
+@dataclass(frozen=True)
+class AALP(OnBatch):
+    """Adaptive adversarial logits pairing (arXiv 2005.11904; the variants of both modules are ours).
+
+    ALP on features under one Guided Dropout mask a pair, with a weight w_i on each sample's pairing term:
+    boost_i ((1 - s) CE(z', y) + s CE(z, y)) + lambda w_i d(z, z'), d the `distance`: `squared` mean_c (z - z')^2;
+    `one-sided` the same with no gradient through the clean logits; `kl` KL(p, p'). With both modules None and
+    the squared distance this is ALP.
+    """
+
+    pairing_weight: float = 0.5
+    clean_share: float = 0.5
+    distance: Distance = "squared"
+    dropout: GuidedDropout | None = field(default_factory=GuidedDropout)
+    weights: SampleWeights | None = field(default_factory=SampleWeights)
+
+    def __post_init__(self) -> None:
+        check_at_least_zero("pairing_weight", self.pairing_weight)
+        check_share("clean_share", self.clean_share)
+        if self.distance not in DISTANCES:
+            raise OptionError(unknown_name("pairing distance", self.distance, DISTANCES))
+
+    @property
+    def inner(self) -> InnerLoss | None:
+        return losses.cross_entropy
+
+    def loss(self, batch: Batch) -> LossParts:
+        classifier, labels, mask = batch.classifier, batch.labels, batch.mask
+        features = classifier.features(torch.cat([batch.images, batch.adversarial]))
+        if mask is None:
+            mask = self.mask(classifier, features.detach()[len(labels) :], labels, batch.progress, batch.generator)
+        pair_mask = None if mask is None else torch.cat([mask, mask])
+        clean_logits, adversarial_logits = classifier.head(features, pair_mask).chunk(2)
+        classification = shared_cross_entropy(self.clean_share, clean_logits, adversarial_logits, batch.labels)
+        pairing = DISTANCES[self.distance](clean_logits, adversarial_logits)
+        spread: dict[str, Tensor] = {}
+        if self.weights is not None:
+            weights = sample_weights(self.weights, clean_logits, adversarial_logits, labels)
+            classification = classification * classification_boost(self.weights, weights)
+            pairing = weights * pairing
+            spread = _weight_spread(weights)
+        terms = {"classification": classification, "pairing": pairing, **spread}
+        terms |= conflict(clean_logits, adversarial_logits, labels, pairing)
+        return averaged(classification + self.pairing_weight * pairing, terms, adversarial_logits)
+
+    def mask(
+        self,
+        classifier: ImageClassifier,
+        features: Tensor,
+        labels: Tensor,
+        progress: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor | None:
+        """A Guided Dropout mask (N, D) drawn for features (N, D), or None while nothing is dropped."""
+        if self.dropout is None or self.dropout.probability_at(progress) == 0:
+            return None
+        weight = classifier.head_weight.detach()
+        return keep_mask(contributions(features.float(), weight, labels), self.dropout, progress, generator)
+
+
+def _weight_spread(weights: Tensor) -> dict[str, Tensor]:
+    """How the sample weights of a batch are distributed: mean, 10th, 50th and 90th percentile."""
+    low, median, high = weights.quantile(weights.new_tensor([0.1, 0.5, 0.9])).unbind()
+    return {"weight_mean": weights.mean(), "weight_low": low, "weight_median": median, "weight_high": high}
