@@ -16,7 +16,7 @@ from aalp.method.guided_dropout import GuidedDropout, keep_mask
 from aalp.method.objective_base import (
     Batch,
     LossParts,
-    OnBatch,
+    Objective,
     averaged,
     check_at_least_zero,
     check_share,
@@ -37,7 +37,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class AALP(OnBatch):
+class AALP(Objective):
     """Adaptive adversarial logits pairing (arXiv 2005.11904; the variants of both modules are ours).
 
     ALP on features under one Guided Dropout mask a pair, with a weight w_i on each sample's pairing term:

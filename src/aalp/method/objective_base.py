@@ -8,7 +8,6 @@ Shapes: N images, C classes, D features. Per-image terms are averaged over the b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,12 +33,35 @@ class LossParts:
     logits: Tensor
 
 
-class Objective(Protocol):
-    """The call signature that all objectives share."""
+@dataclass(frozen=True)
+class Batch:
+    """The arguments of an objective's call, see `Objective`."""
+
+    classifier: ImageClassifier
+    images: Tensor
+    adversarial: Tensor
+    labels: Tensor
+    progress: float
+    generator: torch.Generator | None
+    mask: Tensor | None
+
+    def both_logits(self) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) of the clean and of the adversarial images, in one forward pass."""
+        clean_logits, adversarial_logits = self.classifier(torch.cat([self.images, self.adversarial])).chunk(2)
+        return clean_logits, adversarial_logits
+
+
+class Objective:
+    """What a classifier is trained on: a subclass says what the adversary maximises (`inner`) and the `loss`."""
 
     @property
     def inner(self) -> InnerLoss | None:
         """What the adversary maximises; None where there is no adversary."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> LossParts:
+        """The batch's loss."""
+        raise NotImplementedError
 
     def __call__(
         self,
@@ -63,44 +85,6 @@ class Objective(Protocol):
             generator: source of randomness, on the images' device.
             mask: feature factors (N, D) to use instead of drawing them (AALP that attacked through its mask).
         """
-        ...
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The arguments of an objective's call, see `Objective`."""
-
-    classifier: ImageClassifier
-    images: Tensor
-    adversarial: Tensor
-    labels: Tensor
-    progress: float
-    generator: torch.Generator | None
-    mask: Tensor | None
-
-    def both_logits(self) -> tuple[Tensor, Tensor]:
-        """Logits (N, C) of the clean and of the adversarial images, in one forward pass."""
-        clean_logits, adversarial_logits = self.classifier(torch.cat([self.images, self.adversarial])).chunk(2)
-        return clean_logits, adversarial_logits
-
-
-class OnBatch:
-    """The call that all objectives share."""
-
-    def loss(self, batch: Batch) -> LossParts:
-        raise NotImplementedError
-
-    def __call__(
-        self,
-        classifier: ImageClassifier,
-        images: Tensor,
-        adversarial: Tensor,
-        labels: Tensor,
-        *,
-        progress: float = 1.0,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> LossParts:
         return self.loss(Batch(classifier, images, adversarial, labels, progress, generator, mask))
 
 

@@ -17,7 +17,6 @@ from aalp.method.objective_base import (
     Batch,
     LossParts,
     Objective,
-    OnBatch,
     averaged,
     check_at_least_zero,
     check_share,
@@ -28,7 +27,7 @@ from aalp.method.pgd import AgainstClean, InnerLoss
 
 
 @dataclass(frozen=True)
-class Standard(OnBatch):
+class Standard(Objective):
     """Ordinary training: CE(z, y)."""
 
     @property
@@ -41,7 +40,7 @@ class Standard(OnBatch):
 
 
 @dataclass(frozen=True)
-class AT(OnBatch):
+class AT(Objective):
     """Adversarial training: CE(z', y) (arXiv 1706.06083)."""
 
     @property
@@ -54,7 +53,7 @@ class AT(OnBatch):
 
 
 @dataclass(frozen=True)
-class ALP(OnBatch):
+class ALP(Objective):
     """Adversarial logit pairing (arXiv 1803.06373).
 
     (1 - s) CE(z', y) + s CE(z, y) + lambda mean_c (z - z')^2 with s = clean_share, lambda = pairing_weight.
@@ -81,7 +80,7 @@ class ALP(OnBatch):
 
 
 @dataclass(frozen=True)
-class CLP(OnBatch):
+class CLP(Objective):
     """Clean logit pairing (arXiv 1803.06373): CE(z, y) + lambda mean_c (z(x1) - z(x2))^2 on random clean pairs."""
 
     pairing_weight: float = 0.5
@@ -103,7 +102,7 @@ class CLP(OnBatch):
 
 
 @dataclass(frozen=True)
-class TRADES(OnBatch):
+class TRADES(Objective):
     """CE(z, y) + beta KL(p, p') (arXiv 1901.08573); the adversary maximises the KL term."""
 
     beta: float = 6.0
@@ -124,7 +123,7 @@ class TRADES(OnBatch):
 
 
 @dataclass(frozen=True)
-class MART(OnBatch):
+class MART(Objective):
     """BCE(z', y) + beta (1 - p_y) KL(p, p') (ICLR 2020, code YisenWang/MART): misclassified images count more."""
 
     beta: float = 5.0
