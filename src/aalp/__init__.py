@@ -65,3 +65,8 @@ def __getattr__(name: str) -> Any:
             value = globals()[name] = getattr(import_module(home), name)
             return value
     raise AttributeError(f"module 'aalp' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """The public names, those that are not imported yet too, for completion."""
+    return sorted(__all__)

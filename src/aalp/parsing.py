@@ -114,7 +114,7 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
         return words
     flags = {word.partition("=")[0] for word in words}
     if verb == "train" and "--resume" in flags and not flags & {"--config", "--data"}:
-        from aalp.commands.config import check_attack_trust, check_trust, read_yaml
+        from aalp.commands.config import check_attack_trust, check_trust, one_run, read_yaml
 
         run = Path(_value_of("--resume", words))
         if not (run / "config.yaml").is_file():
@@ -123,6 +123,7 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
                 "or start it with --config or --data"
             )
         config = read_yaml(run / "config.yaml")
+        one_run(run, config)
         _check_groups(verb, str(run / "config.yaml"), config)
         model = config.get("model")
         said = bool({"--trust_model_code", "--trust_model_code=true"} & set(words))
@@ -181,5 +182,9 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         return f"unknown option {name}: " + (f"did you mean {near[0][2:]}?" if near else f"see `{parser.prog} --help`")
     typed = re.search(r'Parser key "([\w.]+)": (.*)', text)
     if typed:
+        choices = re.match(r"Expected a typing.Literal\[(.*?)\]\. Got value: (.*)", typed.group(2))
+        if choices:
+            words = choices.group(1).replace("'", "")
+            return f"--{typed.group(1)} is '{choices.group(2)}': choose {words}"
         return f"--{typed.group(1)}: {typed.group(2)}; see `{parser.prog} --help`"
     return f"{text}; see `{parser.prog} --help`" if "--help" not in text else text

@@ -40,6 +40,21 @@ BAD_DATA: dict[str, Case] = {
     "a label of the test images alone": (arrays_with(y_test=with_value(3)), ON_CHANGED, ("label 3", "0..2")),
     "only one class": (arrays_with(y_train=np.zeros_like, y_test=np.zeros_like), ON_CHANGED, ("class", "2")),
     "labels that are fractions": (arrays_with(y_train=lambda y: y + 0.5), ON_CHANGED, ("float64", "integers 0..C-1")),
+    "labels from 1": (
+        arrays_with(y_train=lambda y: y + 1, y_test=lambda y: y + 1),
+        ON_CHANGED,
+        ("no training image with the label 0 of 0..3", "subtract the lowest"),
+    ),
+    "labels with a gap": (
+        arrays_with(y_train=lambda y: y + (y > 1), y_test=lambda y: y + (y > 1)),
+        ON_CHANGED,
+        ("no training image with the label 2 of 0..3", "number the classes anew"),
+    ),
+    "pixels of 0 and 1": (
+        arrays_with(x_train=lambda x: (x > 127).astype(np.uint8)),
+        ON_CHANGED,
+        ("'changed.npz' train", "all 0 or 1", "multiply them by 255"),
+    ),
     "labels that are text": (
         arrays_with(y_train=lambda y: y.astype(str)),
         ON_CHANGED,

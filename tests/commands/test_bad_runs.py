@@ -25,6 +25,18 @@ from bad_input import (
 )
 from safetensors.torch import save_file
 
+
+def a_comparison(folder: Path) -> None:
+    empty_folder("several/at-seed0")(folder)
+    text_file("several/at-seed0/config.yaml", "objective: at\n")(folder)
+    text_file("several/config.yaml", "data: digits\n")(folder)
+
+
+def a_search(folder: Path) -> None:
+    empty_folder("several")(folder)
+    text_file("several/config.yaml", "data: digits\nobjective: aalp\nspace: {}\n")(folder)
+
+
 BAD_RUNS: dict[str, Case] = {
     "a missing run": (None, "evaluate other", ("'other' does not exist", "name a run directory")),
     "a run that is a folder": (
@@ -32,6 +44,10 @@ BAD_RUNS: dict[str, Case] = {
         "evaluate other",
         ("'other' is not a run directory", "aalp train"),
     ),
+    "a comparison to evaluate": (a_comparison, "evaluate several", ("'several' is a comparison", "several/at-seed0")),
+    "a comparison to train on": (a_comparison, "train --resume several", ("'several' is a comparison", "several/at-seed0")),
+    "a search to audit": (a_search, "audit several", ("'several' is a search", "several/best")),
+    "a search to train on": (a_search, "train --resume several", ("'several' is a search", "several/best")),
     "a missing weights file": (
         None,
         "evaluate other/weights.safetensors",

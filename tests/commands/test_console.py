@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shlex
 from contextlib import redirect_stderr
 from typing import Any
 
@@ -87,3 +88,9 @@ def test_a_long_attack_says_now_and_then_that_it_is_alive(
         display.attack("square", done, 100)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["square: 3/100 images", "square: 6/100 images", "square: 9/100 images"]
+
+
+def test_the_command_of_a_record_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["search", "--space", '{"training.lr": [0.1, 0.2]}', "--run", "runs/my search"]
+    monkeypatch.setattr("sys.argv", ["/somewhere/aalp", *words])
+    assert shlex.split(console.command_line()) == ["aalp", *words]

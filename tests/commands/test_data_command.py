@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -79,3 +80,15 @@ def test_of_many_classes_the_smallest_and_the_largest_are_listed(
     assert Path("data-checks/many-001/check.json").is_file()
     assert main(["data", "digits", "--quiet", "--data_options.images", "50"]) == 0
     assert Path("data-checks/digits-001/contact-sheet.png").is_file()
+
+
+def test_black_and_transparent_images_are_pointed_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(8):
+        for label in ("a", "b"):
+            (tmp_path / "faint" / label).mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 2, (8, 8, 4)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "faint" / label / f"{number}.png")
+    main(["data", f"folder:{tmp_path / 'faint'}", "--out", str(tmp_path / "check"), "--quiet"])
+    text = capfd.readouterr().out
+    assert "0 or 1 of 255" in text
+    assert "transparency is left out" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from aalp.cli import main
 from aalp.commands.loading import load
+from aalp.errors import ModelError, OptionError
 from aalp.store.checkpoint import read_metadata, read_tensors, write_tensors
 
 FACTORY = """
@@ -59,6 +61,23 @@ def test_a_named_head_is_found_again(own, tmp_path, train_words) -> None:
     run = tmp_path / "run"
     assert trained(train_words, run, "--model", MODEL, "--model_options.head", "3") == {"head": "3"}
     assert main(["evaluate", str(run), "--attacks", "fgsm", "--quiet", "--trust-model-code"]) == 0
+
+
+def test_own_models_load_into_a_network_that_was_built(own, tmp_path, train_words) -> None:
+    run = tmp_path / "run"
+    trained(train_words, run, "--model", MODEL, "--model_options.head", "3", "--model_options.arguments.width", "6")
+    with pytest.raises(ModelError, match=r"aalp\.load\(path, network=\.\.\.\)"):
+        load(run)
+    network = importlib.import_module("own_nets_with_arguments").net(3, (1, 8, 8), width=6)
+    classifier = load(run, "last", network)
+    assert (classifier.head_name, classifier.training) == ("3", False)
+    tensors = read_tensors(run / "weights" / "last.safetensors")[0]
+    assert torch.equal(classifier.network[1].weight, tensors["network.1.weight"])
+    assert torch.equal(classifier.mean, tensors["mean"])
+    with pytest.raises(ModelError, match="do not fit"):
+        load(run, network=importlib.import_module("own_nets_with_arguments").net(3, (1, 8, 8)))
+    with pytest.raises(OptionError, match="'best' or 'last'"):
+        load(run, "first")
 
 
 def test_a_timm_model_with_arguments_loads_from_its_file_alone(tmp_path, train_words) -> None:

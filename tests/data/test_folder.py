@@ -222,3 +222,12 @@ def test_channels_and_fewer_images_may_be_asked_for(image_folder: Path) -> None:
     colour = load_source("digits", DataOptions(channels=3)).train.read(torch.arange(5))
     plain = load_source("digits").train.read(torch.arange(5))
     assert torch.equal(colour, plain.expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_of_32_bits_are_refused_as_nobody_says_where_white_is(kind: type, tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        for number in (0, 1):
+            save(tmp_path / label / f"{number}.tif", COLOURS[:, :, 0].astype(kind))
+    with pytest.raises(DataError, match="32-bit pixels"):
+        open_folder(tmp_path, Layout(), 0.5, 0).train.decode()

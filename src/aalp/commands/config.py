@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -283,6 +284,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise RunError(f"'{path}' is not a mapping of options: write lines such as `data: digits`")
     return content
+
+
+def one_run(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse the directory of several runs where one is meant.
+
+    Args:
+        config: what its config.yaml says.
+
+    Raises:
+        RunError: it is that of a search or of a comparison.
+    """
+    if "space" in config:
+        raise RunError(f"'{path}' is a search, not a run: name one of the runs in it, such as {shown(path / 'best')}")
+    cells = sorted(file.parent for file in path.glob("*/config.yaml"))
+    if "objective" not in config and cells:
+        raise RunError(f"'{path}' is a comparison, not a run: name one of the runs in it, such as {shown(cells[0])}")
+
+
+def shown(path: Path) -> str:
+    """A path as a shell takes it, for commands that a user may copy."""
+    return shlex.quote(str(path))
 
 
 def _count(value: Any, left: int) -> int:

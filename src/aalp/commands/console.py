@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -154,4 +155,4 @@ def print_out(text: str, result: Mapping[str, Any] | None = None) -> None:
 
 def command_line() -> str:
     """The command that this process was started with, for records."""
-    return " ".join(["aalp", *sys.argv[1:]])
+    return shlex.join(["aalp", *sys.argv[1:]])

@@ -150,6 +150,10 @@ def report(record: Mapping[str, Any]) -> str:
             f"the largest class has {record['imbalance']:.1f} times the images of the smallest: "
             "--training.balance classes draws all equally often"
         )
+    if any(0 < split["values"]["most"] <= 1 / 255 for split in splits.values()):
+        lines.append("all values are 0 or 1 of 255, all but black: save the images anew with values of 0 to 255")
+    if any(mode in ("RGBA", "LA", "PA") for split in splits.values() for mode in split["modes"]):
+        lines.append("transparency is left out: images that differ in nothing else become the same")
     if any(split["sizes"] > 1 for split in splits.values()):
         lines.append("sizes differ: train with --data_options.size")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from aalp.commands.config import shown
 from aalp.commands.loading import LoadedModel
 from aalp.commands.opening import whole_split
 from aalp.commands.tables import text_table
@@ -126,7 +127,7 @@ def drop_under_autoattack(path: Path, weights: str, threat: Threat) -> DropUnder
         same = Path(record["weights"]).stem == weights and record["threat"] == {"norm": threat.norm, "eps": threat.eps}
         if same and {"pgd-20", "autoattack"} <= accuracy.keys():
             return DropUnderAutoAttack(accuracy["pgd-20"], accuracy["autoattack"], record["images"])
-    command = f"aalp evaluate {path} --weights {weights} --eps {threat.eps:.6g} --attacks pgd-20,autoattack"
+    command = f"aalp evaluate {shown(path)} --weights {weights} --eps {threat.eps:.6g} --attacks pgd-20,autoattack"
     raise RunError(
         f"'{path}' has no evaluation of its {weights} weights with pgd-20 and autoattack at {threat.norm} eps "
         f"{threat.eps:.4g}: make one with `{command}`"

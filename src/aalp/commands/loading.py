@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from aalp.commands.config import one_run, read_yaml, shown
 from aalp.data.split import Split, as_float
-from aalp.errors import AalpError, ModelError, RunError
+from aalp.errors import AalpError, ModelError, OptionError, RunError
 from aalp.models.catalog import ModelOptions, build, is_own_code
 from aalp.models.classifier import Classifier
 from aalp.store.checkpoint import read_foreign_tensors, read_tensors
@@ -32,21 +33,31 @@ class LoadedModel:
         return {key: self.metadata.get(key) for key in ("model", "objective", "epoch", "seed", "parameters")}
 
 
-def load(path: str | Path, weights: str = "best") -> Classifier:
+def load(path: str | Path, weights: str = "best", network: nn.Module | None = None) -> Classifier:
     """The classifier of a run directory or of a weights file that aalp wrote, in evaluation mode on the CPU.
 
-    Nothing in the file is executed. A model that was built by `package.module:factory` has to be built by the
-    caller instead: `load_weights(classifier, path)`.
+    Nothing in the file is executed.
 
     Args:
         path: a run directory or a .safetensors file.
         weights: `best` or `last`, for a run directory.
+        network: what the weights go into, as it was built for the training; needed for a model that was trained as
+            `package.module:factory`. It is used as it is, not copied.
 
     Raises:
+        OptionError: weights are neither `best` nor `last`.
         RunError: the path is neither.
-        ModelError: the weights name a model that cannot be built from a name alone.
+        ModelError: the weights name a model that cannot be built from a name alone, or do not fit the network.
     """
-    return load_model(weights_file(Path(path), weights)).classifier
+    if weights not in ("best", "last"):
+        raise OptionError(f"weights is '{weights}': it has to be 'best' or 'last'")
+    file = weights_file(Path(path), weights)
+    if network is None:
+        return load_model(file).classifier
+    tensors, metadata = read_tensors(file)
+    classifier = with_own_buffers(Classifier(network, head=_architecture(file, metadata).get("head")), tensors)
+    load_weights(classifier, tensors, str(file))
+    return ready(classifier)
 
 
 def load_model(path: Path, model: str | None = None, options: ModelOptions | None = None) -> LoadedModel:
@@ -70,7 +81,10 @@ def load_model(path: Path, model: str | None = None, options: ModelOptions | Non
     except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
         raise RunError(f"'{path}' does not say which model it holds: name a weights file, not a training state") from error
     if model is None and is_own_code(name):
-        raise ModelError(f"'{path}' was trained with your own model '{name}': say so with --model {name} to run its code")
+        raise ModelError(
+            f"'{path}' was trained with your own model '{name}': say so with --model {name} to run its code "
+            "(in Python: aalp.load(path, network=...))"
+        )
     stored = _architecture(path, metadata)
     if options is None:
         if is_own_code(name) and stored.get("arguments"):
@@ -82,18 +96,22 @@ def load_model(path: Path, model: str | None = None, options: ModelOptions | Non
     options = dataclasses.replace(options, mean=None, std=None, pretrained=False)
 
     def make() -> Classifier:
-        classifier = build(name, num_classes, image_shape, options, stored=stored)
-        for buffer in ("mean", "std"):
-            value = tensors.get(buffer)
-            if value is not None and value.dim() == 1:  # the file's own, of however many channels
-                setattr(classifier, buffer, torch.empty_like(value))
-        return classifier
+        return with_own_buffers(build(name, num_classes, image_shape, options, stored=stored), tensors)
 
     if not is_own_code(name):
         _check_size(path, name, make, tensors)
     classifier = make()
     load_weights(classifier, tensors, str(path))
     return LoadedModel(ready(classifier), metadata)
+
+
+def with_own_buffers(classifier: Classifier, tensors: dict[str, Tensor]) -> Classifier:
+    """The classifier with room for the normalisation of the file, of however many channels."""
+    for buffer in ("mean", "std"):
+        value = tensors.get(buffer)
+        if value is not None and value.dim() == 1:
+            setattr(classifier, buffer, torch.empty_like(value))
+    return classifier
 
 
 def _architecture(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +177,7 @@ WRAPPERS = ("", "module.", "_orig_mod.", "model.", "network.", "model._orig_mod.
 """What data parallelism, torch.compile and trainers put in front of every name."""
 
 
-def own_names(classifier: Classifier, tensors: dict[str, Tensor]) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+def own_names(classifier: Classifier, tensors: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
     """The tensors under the names of the classifier or of its network, whichever they fit, and that module."""
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     if "mean" in tensors and any(name.startswith("network.") for name in tensors):
@@ -184,9 +202,12 @@ def weights_file(path: Path, which: str) -> Path:
         if not path.is_file():
             raise RunError(f"'{path}' does not exist: name a run directory or a weights file")
         return path
-    file = RunDirectory.open(path).weights(which)
+    run = RunDirectory.open(path)
+    one_run(path, read_yaml(run.config))
+    file = run.weights(which)
     if not file.is_file():
-        raise RunError(f"'{path}' has no {which} weights yet: let its first epoch finish (`aalp train --resume {path}`)")
+        again = f"`aalp train --resume {shown(path)}`"
+        raise RunError(f"'{path}' has no {which} weights yet: let its first epoch finish ({again})")
     return file
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from lightning_fabric.loggers.logger import Logger
 
-from aalp.commands.config import EvaluationOptions, build_objective, same_options, split_names, to_plain
+from aalp.commands.config import EvaluationOptions, build_objective, same_options, shown, split_names, to_plain
 from aalp.commands.console import Display, command_line
 from aalp.commands.dry_run import evaluation_cost, training_cost
 from aalp.commands.evaluate import evaluate_model
@@ -30,7 +30,7 @@ from aalp.seeding import derive_seed, seed_global_generators
 from aalp.store.files import write_atomically
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory
-from aalp.training.devices import Strategy
+from aalp.training.devices import Strategy, resolve_precision
 from aalp.training.loop import Fit, fit
 from aalp.training.options import TrainingOptions
 from aalp.training.state import Progress
@@ -113,7 +113,7 @@ def write_config(path: Path, options: Mapping[str, Any]) -> None:
 
 def resume_command(path: Path, options: Mapping[str, Any]) -> str:
     """The command that goes on with a run."""
-    return f"aalp train --resume {path}" + (" --trust-model-code" if is_own_code(options["model"]) else "")
+    return f"aalp train --resume {shown(path)}" + (" --trust-model-code" if is_own_code(options["model"]) else "")
 
 
 def describe(options: Mapping[str, Any], source: Source, path: Path) -> str:
@@ -122,7 +122,8 @@ def describe(options: Mapping[str, Any], source: Source, path: Path) -> str:
     return (
         f"{options['objective']} on {source.name}: {len(source.train)} training, {len(source.validation)} validation, "
         f"{len(source.test)} test images of {'x'.join(map(str, source.image_shape))}; {options['model']}, "
-        f"{threat.norm} eps {threat.eps}, {options['training'].epochs} epochs; {_where(options, source)}; run {path}"
+        f"{threat.norm} eps {threat.eps}, {options['training'].epochs} epochs, "
+        f"{resolve_precision(options['training'].precision)}; {_where(options, source)}; run {path}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,19 @@ def check_images(images: Tensor, labels: Tensor, num_classes: int, what: str) ->
         raise DataError(f"{what} has the label {wrong}: labels have to be 0..{num_classes - 1}")
 
 
+def as_tensors(images: Any, labels: Any, num_classes: int, what: str) -> tuple[Tensor, Tensor]:
+    """What a caller gave as images and labels, on the CPU, the labels int64.
+
+    Raises:
+        DataError: it is none, naming the first thing that is wrong.
+    """
+    for name, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise DataError(f"{what} has {name} of type {type(value).__name__}: give a tensor, torch.as_tensor({name})")
+    check_images(images, labels, num_classes, what)
+    return images.cpu(), labels.cpu().long()
+
+
 def open_npz(path: Path) -> tuple[ResidentSplit, ResidentSplit, tuple[str, ...]]:
     """Training split, test split and class names of an archive.
 
@@ -74,6 +88,11 @@ def open_npz(path: Path) -> tuple[ResidentSplit, ResidentSplit, tuple[str, ...]]
         )
     if num_classes < 2:
         raise DataError(f"'{path}' has training labels of 1 class: at least 2 classes are needed")
+    counts = splits[0].labels.bincount(minlength=num_classes)
+    if not counts.all():
+        label = int((counts == 0).nonzero()[0])
+        remedy = "subtract the lowest label" if not counts[0] else "number the classes anew"
+        raise DataError(f"'{path}' has no training image with the label {label} of 0..{num_classes - 1}: {remedy}")
     return splits[0], splits[1], tuple(str(label) for label in range(num_classes))
 
 
@@ -96,6 +115,8 @@ def _largest_label(labels: np.ndarray) -> int:
 
 def as_images(array: np.ndarray, what: str) -> Tensor:
     """An array of images, of whatever layout, as (N, channels, height, width)."""
+    if array.dtype == np.uint8 and array.size and array.max() == 1:
+        raise DataError(f"{what} has uint8 pixels that are all 0 or 1, of 255: multiply them by 255, or give floats in [0, 1]")
     if array.dtype == np.uint8:
         images = torch.from_numpy(array)
     elif np.issubdtype(array.dtype, np.floating):

@@ -126,7 +126,13 @@ def decode(file: Path | bytes, name: str, decoding: Decoding) -> np.ndarray:
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits; Pillow's own conversion would cut everything above 255 to white."""
+    """16-bit grey scaled to 8 bits; Pillow's own conversion would cut everything above 255 to white.
+
+    Raises:
+        ValueError: 32 bits, of which Pillow would cut off likewise, or make black of 0 to 1.
+    """
+    if image.mode in ("F", "I"):
+        raise ValueError("32-bit pixels, of which nobody says where white is: save it with 8 or 16 bits")
     if not image.mode.startswith("I;16"):
         return image
     return Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))

@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aalp.data.arrays import check_images
+from aalp.data.arrays import as_tensors
 from aalp.data.loaders import Tick
+from aalp.data.split import as_float
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
 from aalp.evaluation import gates as g
@@ -35,7 +36,7 @@ from aalp.method.losses import cross_entropy, margin
 from aalp.method.pgd import evaluating
 from aalp.method.precision import full_precision
 from aalp.method.threat import Threat
-from aalp.models.classifier import Classifier
+from aalp.models.classifier import Classifier, check_classifier
 from aalp.seeding import derive_seed
 
 CHEAP_IMAGES = 64
@@ -127,7 +128,7 @@ def audit(
 
     Args:
         classifier: on the device to run on.
-        images: (N, channels, height, width) in [0, 1].
+        images: (N, channels, height, width) uint8 or in [0, 1].
         labels: (N,) integers.
         threat: the ball, such as `Linf(8 / 255)`.
         thorough: 100 steps everywhere, 1,000 noises and 5,000 queries, for figures that go into a paper.
@@ -141,16 +142,18 @@ def audit(
 
     Raises:
         OptionError: threat is missing, or batch_size is below 1.
+        ModelError: the classifier is none.
         DataError: images or labels are not what they have to be.
     """
     if threat is None:
         raise OptionError("threat is missing: give one, such as Linf(8 / 255)")
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}: it has to be at least 1")
-    check_images(images, labels, classifier.num_classes, "the audit")
+    check_classifier(classifier)
+    images, labels = as_tensors(images, labels, classifier.num_classes, "the audit")
     started = time.perf_counter()
     device = classifier.head_weight.device
-    images, labels = images.float().to(device), labels.to(device)
+    images, labels = as_float(images).to(device), labels.to(device)
     effort = effort or (THOROUGH if thorough else QUICK)
     with evaluating(classifier), full_precision(), torch.no_grad():
         right = ranks.from_main(lambda: _right(classifier, images, labels, batch_size).cpu()).to(device)

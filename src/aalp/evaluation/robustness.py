@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from aalp.data.arrays import check_images
+from aalp.data.arrays import as_tensors
 from aalp.data.loaders import Tick, read_rows
 from aalp.data.split import ResidentSplit, Split
 from aalp.distributed import ALONE, Ranks
@@ -29,7 +29,7 @@ from aalp.method.pgd import evaluating
 from aalp.method.precision import full_precision
 from aalp.method.sample_weights import conflict_cosine
 from aalp.method.threat import Threat
-from aalp.models.classifier import Classifier
+from aalp.models.classifier import Classifier, check_classifier
 from aalp.seeding import derive_seed, seed_global_generators
 
 DEFAULT_ATTACKS = ("fgsm", "pgd-20", "cw-40", "autoattack")
@@ -104,7 +104,7 @@ def evaluate(
     images: Tensor | Split,
     labels: Tensor | None = None,
     threat: Threat | None = None,
-    attacks: Sequence[str | OwnAttack] = DEFAULT_ATTACKS,
+    attacks: str | Sequence[str | OwnAttack] = DEFAULT_ATTACKS,
     *,
     batch_size: int = 250,
     seed: int = 0,
@@ -121,11 +121,12 @@ def evaluate(
 
     Args:
         classifier: on the device to evaluate on.
-        images: (N, channels, height, width) in [0, 1], or a split, which brings its labels.
+        images: (N, channels, height, width) uint8 or in [0, 1], or a split, which brings its labels.
         labels: (N,) integers; only with image tensors.
         threat: the ball, such as `Linf(8 / 255)`.
-        attacks: names (see `evaluation/attacks.py`), or functions (model, images, labels) -> adversarial images, which
-            are given the ball as `threat` if they have a parameter of that name; `clean` is always measured.
+        attacks: names (see `evaluation/attacks.py`), also as one text with commas, or functions
+            (model, images, labels) -> adversarial images, which are given the ball as `threat` if they have a parameter of
+            that name; `clean` is always measured.
         batch_size: images attacked together.
         seed: of the attacks' random starts.
         tick: called before and after each batch.
@@ -137,16 +138,19 @@ def evaluate(
 
     Raises:
         OptionError: unknown attack, or threat or labels are missing.
+        ModelError: the classifier is none.
         DataError: images or labels are not what they have to be.
     """
     if threat is None:
         raise OptionError("threat is missing: give one, such as Linf(8 / 255)")
-    if isinstance(images, Tensor):
-        if labels is None:
-            raise OptionError("labels are missing: give one integer for each image")
-        check_images(images, labels, classifier.num_classes, "the evaluation")
-        images = ResidentSplit(images.cpu(), labels.cpu())
-    split = images
+    check_classifier(classifier)
+    if hasattr(images, "read"):
+        split = cast(Split, images)
+    elif labels is None:
+        raise OptionError("labels are missing: give one integer for each image")
+    else:
+        split = ResidentSplit(*as_tensors(images, labels, classifier.num_classes, "the evaluation"))
+    attacks = attacks.split(",") if isinstance(attacks, str) else attacks
     wanted = [name for name in dict.fromkeys(attacks) if name != "clean"]
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():

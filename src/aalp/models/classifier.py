@@ -12,6 +12,16 @@ from aalp.errors import DataError, ModelError
 from aalp.models.heads import Head, find_head, head_layer
 
 
+def check_classifier(model: object) -> None:
+    """Refuse what is no classifier yet.
+
+    Raises:
+        ModelError: naming what it is.
+    """
+    if not isinstance(model, Classifier):
+        raise ModelError(f"the classifier is a {type(model).__name__}: wrap the network, aalp.Classifier(network)")
+
+
 class Classifier(nn.Module):
     """Any network whose logits end in a `torch.nn.Linear`, with normalisation inside.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ def make_fabric(
 
     With fsdp that is the affair of `sharded_weights`: Fabric's own runs on GPUs only, see docs/decisions/0008.
     """
+    # It says on stderr which precision it uses, also where the user wants quiet; `aalp train` says so itself.
+    logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(_is_warning)
     if ranks.size == 1:
         fabric = Fabric(accelerator="auto", devices=1, precision=precision, loggers=list(loggers))
     elif strategy == "fsdp":
@@ -57,6 +60,10 @@ def make_fabric(
         )
     fabric.launch()
     return fabric
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
 
 
 def resolve_precision(precision: str) -> Any:

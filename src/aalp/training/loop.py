@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -200,7 +201,7 @@ class _Trainer:
     def _stop_if(self, signal_number: int) -> None:
         if signal_number:
             self.plan.ranks.wait()  # until the state is written
-            raise InterruptedRunError(signal_number, f"aalp train --resume {self.plan.run.path}")
+            raise InterruptedRunError(signal_number, f"aalp train --resume {shlex.quote(str(self.plan.run.path))}")
 
     def _count_time(self) -> None:
         now = time.perf_counter()
