@@ -87,3 +87,10 @@ def test_objectives_without_a_figure_are_left_out_of_it_only(order: list[str]) -
     assert content["table"]["aalp"]["conflict_rate"]["mean"] == 0.25
     assert content["table"]["standard"].get("conflict_rate", {"mean": None})["mean"] is None
     assert content["table"]["standard"]["autoattack"]["mean"] == pytest.approx(0.05)
+
+
+def test_objectives_that_nothing_attacked_are_compared_by_their_clean_accuracy() -> None:
+    clean = [{"objective": name, "seed": seed, "figures": {"clean": 0.9}} for name in ("at", "aalp") for seed in (0, 1)]
+    content = summary(clean, ["at", "aalp"])
+    assert content["compared"]["figure"] == "clean"
+    assert "worst case" not in text({**content, "seeds": [0, 1]})

@@ -140,6 +140,23 @@ def test_the_table_on_the_screen_says_what_broke_what(
     assert out.endswith(f"record: {tmp_path / 'best-001.json'}\n")
 
 
+def test_an_evaluation_without_an_attack_has_no_robust_accuracy(
+    copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--attacks", "clean", "--quiet", "--tracker", "tensorboard", "--out", str(tmp_path)]
+    assert main(["evaluate", str(copied_run), *words]) == 0
+    out = capsys.readouterr().out
+    assert "worst case" not in out
+    assert "nothing was attacked: no robust accuracy" in out
+    record = json.loads((tmp_path / "best-001.json").read_text())
+    assert 0 < record["clean"] < 1
+    assert record["robust"] is record["intervals"]["robust"] is None
+    assert not math.isnan(record["intervals"]["clean"][0])
+    events = b"".join(file.read_bytes() for file in (copied_run / "tensorboard").glob("events.*"))
+    assert b"test/clean" in events
+    assert b"test/robust" not in events
+
+
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:
     return {name: value.contiguous() for name, value in load(run).network.state_dict().items()}
 

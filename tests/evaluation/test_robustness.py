@@ -15,7 +15,7 @@ from aalp.data.split import ResidentSplit
 from aalp.errors import AalpError
 from aalp.evaluation import robustness
 from aalp.evaluation.attacks import Attack, attack_by_name
-from aalp.evaluation.robustness import Evaluation, evaluate, wilson_interval
+from aalp.evaluation.robustness import AttackResult, Evaluation, evaluate, wilson_interval
 from aalp.method.contributions import concentration_n, contributions
 from aalp.method.threat import L2, Linf, Threat
 from aalp.models.classifier import Classifier
@@ -51,6 +51,13 @@ def test_a_constant_model_is_as_robust_as_it_is_right(threat: Threat, attacks: l
     assert all(result.accuracy == 0.5 for result in evaluation.results)
     assert evaluation.broken_by.tolist() == [0, 1, 0, 1, 0, 1]
     assert evaluation.predictions.tolist() == [1] * 6
+
+
+def test_without_an_attack_there_is_no_robust_accuracy() -> None:
+    images, labels = torch.rand(2, 1, 8, 8), torch.tensor([1, 0])
+    evaluation = evaluate(Classifier(Constant()), images, labels, Linf(0.3), ["clean"])
+    assert evaluation.clean_accuracy == 0.5
+    assert math.isnan(evaluation.robust_accuracy)
 
 
 def test_a_model_that_is_always_wrong_is_attacked_on_no_image() -> None:
@@ -258,6 +265,7 @@ def test_labels_of_any_integers_and_attacks_in_one_text_are_taken(kind: torch.dt
 def test_accuracies_are_shares_by_hand() -> None:
     labels = torch.tensor([0, 1, 2, 3])
     evaluation = Evaluation(torch.arange(4), labels, torch.tensor([0, 1, 2, 0]), Linf(0.1), 0)
+    evaluation.results = [AttackResult("fgsm", torch.tensor([True, False, False, False]), 3, 0.1, {})]
     evaluation.broken_by = torch.tensor([0, 2, 2, 1])
     assert (evaluation.clean_accuracy, evaluation.robust_accuracy, len(evaluation)) == (0.75, 0.25, 4)
 

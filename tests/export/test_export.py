@@ -277,6 +277,18 @@ def test_the_card_tells_figures_verdict_and_limits(subject: Subject) -> None:
     assert "of another eps than the training's" in weak
 
 
+def test_the_card_of_a_model_that_nothing_attacked_claims_no_robustness(copied_run: Path) -> None:
+    for attacks in ("clean", "fgsm"):
+        assert main(["evaluate", str(copied_run), "--attacks", attacks, "--quiet"]) == 0
+        assert main(["export", str(copied_run), "--to", "safetensors"]) == 0
+    assert main(["evaluate", str(copied_run), "--attacks", "clean", "--quiet"]) == 0
+    assert main(["export", str(copied_run), "--to", "safetensors"]) == 0
+    first, *others = ((copied_run / "exports" / f"safetensors-{number:03d}" / "README.md").read_text() for number in (1, 2, 3))
+    assert "Nothing was attacked: this model's robustness is unknown." in first
+    assert "worst case" not in first
+    assert all("| all of them (worst case) |" in text for text in others)
+
+
 def test_the_records_of_other_weights_are_not_the_cards(copied_run: Path) -> None:
     words = ["evaluate", str(copied_run), "--attacks", "fgsm", "--quiet"]
     assert main([*words, "--weights", "last"]) == 0

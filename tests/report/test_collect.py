@@ -121,3 +121,43 @@ def test_models_are_named_by_what_tells_them_apart(tmp_path):
 def test_the_same_options_and_seed_twice_are_two_models(tmp_path):
     paths = [make_run(tmp_path / name, "aalp", 0, analysis=False) for name in ("first", "second")]
     assert [len(group.runs) for group in groups_of(*paths)] == [1, 1]
+
+
+def attacks(*names, accuracy=0.9):
+    return [{"name": name, "accuracy": accuracy, "attacked": 1, "seconds": 0.0, "settings": {}, "parts": []} for name in names]
+
+
+@pytest.mark.parametrize(
+    ("weaker", "stronger"),
+    [
+        ((), ("fgsm",)),
+        (("fgsm",), ("pgd-20", "cw-40")),
+        (("pgd-20",), ("fgsm", "pgd-20")),
+        (("pgd-5", "cw-5"), ("pgd-100",)),
+        (("pgd-20",), ("apgd-ce",)),
+        (("pgd-1000",), ("autoattack",)),
+    ],
+)
+def test_stronger_attacks_speak_before_more_images_and_any_attack_before_none(tmp_path, weaker, stronger):
+    path = make_run(tmp_path / "run")
+    write_evaluation(path, "newer", 0.9, attacks=attacks(*weaker), images=80)
+    write_evaluation(path, "test", 0.2, attacks=attacks(*stronger), images=20)
+    assert read(path).evaluation["path"].name == "test.json"
+
+
+def test_attacks_on_other_weights_or_a_validation_split_speak_before_no_attack(tmp_path):
+    path = make_run(tmp_path / "run")
+    held_out = {"name": "folder:pets", "split": "validation", "digest": "d"}
+    write_evaluation(path, "test", 0.2, data=held_out, weights="run/weights/last.safetensors")
+    write_evaluation(path, "clean", 0.9, attacks=[])
+    run = read(path)
+    assert run.evaluation["path"].name == "test.json"
+    # Earlier versions wrote the clean accuracy as the robust one of such a record.
+    assert run.evaluations[1]["robust"] is None
+
+
+def test_the_number_of_other_attacks_does_not_outweigh_the_images_of_autoattack(tmp_path):
+    path = make_run(tmp_path / "run")
+    write_evaluation(path, "few", 0.9, attacks=attacks("pgd-20", "cw-40", "autoattack"), images=10)
+    write_evaluation(path, "test", 0.2, attacks=attacks("autoattack"))
+    assert read(path).evaluation["path"].name == "test.json"

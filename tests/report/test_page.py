@@ -193,3 +193,18 @@ def test_images_that_do_not_move_have_a_grey_difference(tmp_path):
     run.gallery["adversarial"] = run.gallery["clean"].clone()
     assert torch.equal(run.gallery["adversarial"], run.gallery["clean"])
     assert gallery(run, 1, 10**6)[1] == 1.0
+
+
+def test_a_run_that_nothing_attacked_has_no_robust_figure(tmp_path):
+    run = make_run(tmp_path / "run", robust=0.9)
+    # As earlier versions wrote it: with the clean accuracy as the robust one.
+    write_evaluation(run, "test", 0.9, attacks=[], broken_by={"clean": 4})
+    (row,) = rows(groups_of(run), wilson_interval)
+    assert (row.clean.main, row.robust.main, row.robust.small) == ("90.0\u00a0%", "-", "not attacked")
+    text = " ".join(Parsed(page_of(run)).text.split())
+    assert "nothing was attacked, so there is no robust accuracy" in text
+    assert "All evaluations are without any attack" in text
+    assert "worst case" not in text.partition("Robustness")[2].partition("Observation 1")[0]
+    assert f"No attack yet. To make it:Copyaalp evaluate --attacks autoattack {run}" in text
+    other = make_run(tmp_path / "other", "at", robust=0.5)
+    assert "highest robust accuracy measured is that of at" in " ".join(lead(groups_of(run, other)))

@@ -238,7 +238,8 @@ def _cell(path: Path, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     record = read_record(_evaluation(directory, options), "evaluation")
     figures = {"clean": record["clean"]}
     figures |= {result["name"]: result["accuracy"] for result in record["attacks"]}
-    figures["robust"] = record["robust"]
+    if record["attacks"]:  # else there is none
+        figures["robust"] = record["robust"]
     figures |= {name: value for name, value in record["measures"].items() if name in ("n90", "n90_adversarial")}
     conflict = _last_metric(directory, "conflict_rate")
     if conflict is not None:

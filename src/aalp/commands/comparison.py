@@ -25,7 +25,7 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
         }
         for name in names
     }
-    judged = "autoattack" if "autoattack" in columns else "robust"
+    judged = next(figure for figure in ("autoattack", "robust", "clean") if figure in columns)
     by_seed = {(cell["objective"], cell["seed"]): cell["figures"] for cell in cells}
     seeds = sorted({cell["seed"] for cell in cells})
     reference = "aalp" if "aalp" in names else names[0]

@@ -47,14 +47,14 @@ def content_of(evaluation: Evaluation, source: Source, split: str, loaded: Loade
         for result in evaluation.results
     ]
     broken = torch.bincount(evaluation.broken_by, minlength=len(evaluation.names)).tolist()
+    # Without an attack there is no robust accuracy, and JSON has no NaN.
+    accuracies = {"clean": evaluation.clean_accuracy, "robust": evaluation.robust_accuracy if attacks else None}
     means = {name: float(values.nanmean()) for name, values in evaluation.measures.items() if not values.isnan().all()}
     return {
         "images": count,
-        "clean": evaluation.clean_accuracy,
-        "robust": evaluation.robust_accuracy,
+        **accuracies,
         "intervals": {
-            name: wilson_interval(round(value * count), count)
-            for name, value in (("clean", evaluation.clean_accuracy), ("robust", evaluation.robust_accuracy))
+            name: None if value is None else wilson_interval(round(value * count), count) for name, value in accuracies.items()
         },
         "attacks": attacks,
         "broken_by": {name: number for name, number in zip(evaluation.names, broken, strict=True) if name},
@@ -88,7 +88,8 @@ def report(record: dict[str, Any]) -> str:
         rows.append([result["name"], *_figures(result["accuracy"], record["images"]), f"{result['seconds']:.1f}", ""])
         for part in result["parts"]:
             rows.append([f"  {part['name']}", f"{part['accuracy']:.1%}", "", f"{part['seconds']:.1f}", ""])
-    rows.append(["worst case", *_figures(record["robust"], record["images"]), "", ""])
+    if record["attacks"]:
+        rows.append(["worst case", *_figures(record["robust"], record["images"]), "", ""])
     for row in rows:
         broken = record["broken_by"].get(row[0].strip(), record["broken_by"].get(f"autoattack/{row[0].strip()}"))
         row[-1] = str(broken) if broken else ""
@@ -98,7 +99,8 @@ def report(record: dict[str, Any]) -> str:
         f"weights {record['weights']}"
     )
     table = text_table(["attack", "accuracy", "95 % interval", "seconds", "broke first"], rows)
-    return f"{title}\n\n{table}\n\nrecord: {record['path']}"
+    nothing = "" if record["attacks"] else "nothing was attacked: no robust accuracy\n\n"
+    return f"{title}\n\n{table}\n\n{nothing}record: {record['path']}"
 
 
 def _figures(accuracy: float, count: int) -> tuple[str, str]:

@@ -94,8 +94,8 @@ class Evaluation:
 
     @property
     def robust_accuracy(self) -> float:
-        """Share of images that are right clean and under every attack that ran."""
-        return float((self.broken_by == 0).double().mean())
+        """Share of images that are right clean and under every attack that ran; NaN where none ran."""
+        return float((self.broken_by == 0).double().mean()) if self.results else math.nan
 
 
 @torch.no_grad()

@@ -143,17 +143,19 @@ def _figures(subject: Subject) -> str:
     data, threat = record["data"], record["threat"]
     rows = [("clean", record["clean"], record["intervals"]["clean"])]
     rows += [(attack["name"], attack["accuracy"], None) for attack in record["attacks"]]
-    rows.append(("all of them (worst case)", record["robust"], record["intervals"]["robust"]))
+    if record["attacks"]:
+        rows.append(("all of them (worst case)", record["robust"], record["intervals"]["robust"]))
     lines = ["| attack | accuracy | 95 % interval |", "|---|---:|---:|"]
     for title, accuracy, interval in rows:
         between = "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
         lines.append(f"| {_line(title)} | {accuracy:.1%} | {between} |")
     whole = data.get("split_images", data.get("test_images"))
+    attacked = "" if record["attacks"] else "Nothing was attacked: this model's robustness is unknown. "
     measured = f"attack seed {record['seed']}; measured {record['created'][:10]} with `{_line(record['command'])}`"
     where = f"{record['images']} of {whole} {data.get('split', 'test')} images of {_line(data['name'])}"
     return "\n".join(lines) + (
-        f"\n\nOn {where}, {threat['norm']} eps {fraction(threat['eps'])}, float32, {measured}. Intervals are over images, and "
-        "say nothing about other training seeds."
+        f"\n\n{attacked}On {where}, {threat['norm']} eps {fraction(threat['eps'])}, float32, {measured}. Intervals are over "
+        "images, and say nothing about other training seeds."
     )
 
 
@@ -201,7 +203,7 @@ def _limits(subject: Subject) -> str:
             lines.append("- The figures are of another eps than the training's.")
         if not any(attack["name"] == "autoattack" for attack in record["attacks"]):
             lines.append(
-                "- AutoAttack has not run: the figures are optimistic. "
+                f"- AutoAttack has not run: {'the figures are optimistic' if record['attacks'] else 'nothing was attacked'}. "
                 f"`aalp evaluate {subject.about} --weights {subject.which} --attacks autoattack` runs it."
             )
         whole = record["data"].get("split_images", record["data"].get("test_images"))

@@ -80,7 +80,7 @@ RESULTS = {
     },
     "evaluate": {
         "clean": "accuracy in [0, 1]",
-        "robust": "worst case over all attacks",
+        "robust": "worst case over all attacks, null where none ran",
         "intervals": "95 %",
         "attacks": "a list of name, accuracy, seconds, settings",
         "threat": "",

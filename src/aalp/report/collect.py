@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aalp.errors import RunError
 from aalp.report.style import Series, series
+from aalp.report.telling import age, same_subject, telling
 from aalp.store.checkpoint import read_foreign_tensors
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory
@@ -33,7 +34,7 @@ class Run:
         path: the run directory, as the user named it.
         config: the resolved options, and `config_text` as they stand in the file.
         metrics: columns of metrics.csv, None where a cell is empty.
-        evaluations: records, the one to put first in front (see `_telling`).
+        evaluations: records, the one to put first in front (see `telling`).
         audits: records, those of the same weights and threat as the first evaluation in front, then the newest.
         analysis: the analysis record chosen in the same way.
         gallery: `clean` and `adversarial` (M, channels, height, width) in [0, 1].
@@ -55,7 +56,7 @@ class Run:
     @property
     def audit(self) -> Mapping[str, Any] | None:
         """The audit that vouches for the first evaluation: one of other weights or another threat says nothing of it."""
-        fitting = [audit for audit in self.audits if self.evaluation is None or _same_subject(audit, self.evaluation)]
+        fitting = [audit for audit in self.audits if self.evaluation is None or same_subject(audit, self.evaluation)]
         return fitting[0] if fitting else None
 
     @property
@@ -87,12 +88,12 @@ def read_run(path: Path, config: Mapping[str, Any]) -> Run:
         RunError: a file in it is not what it should be; the message names it.
     """
     directory = RunDirectory(path)
-    evaluations = [_record(file, "evaluation") for file in sorted(directory.evaluations.glob("*.json"))]
+    evaluations = [_evaluation(file) for file in sorted(directory.evaluations.glob("*.json"))]
     audits = [_record(file, "audit") for file in sorted(directory.audits.glob("*.json"))]
     analyses = [_record(file, "analysis") for file in sorted(directory.analyses.glob("*/analysis.json"))]
-    evaluations.sort(key=lambda record: _telling(record, config), reverse=True)
+    evaluations.sort(key=lambda record: telling(record, config), reverse=True)
     for records in (audits, analyses):
-        records.sort(key=lambda record: (not evaluations or _same_subject(record, evaluations[0]), _age(record)), reverse=True)
+        records.sort(key=lambda record: (not evaluations or same_subject(record, evaluations[0]), age(record)), reverse=True)
     analysis = analyses[0] if analyses else None
     return Run(
         path=path,
@@ -140,44 +141,10 @@ def _record(path: Path, kind: str) -> dict[str, Any]:
     return {**record, "path": path}
 
 
-def _age(record: Mapping[str, Any]) -> tuple[str, str]:
-    return str(record.get("created", "")), str(record["path"])
-
-
-def _telling(record: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Which evaluation speaks for a run. Accuracy has no say in it, or the choice would flatter.
-
-    First test images, then the threat that the run was trained for, AutoAttack, the weights that its options name, the
-    number of images, and age.
-    """
-    norm = str((config.get("threat") or {}).get("norm", "")).lower()
-    weights = (config.get("evaluation") or {}).get("weights", "best")
-    return (
-        record["data"].get("split", "test") == "test",
-        record["threat"]["norm"].lower() == norm,
-        abs(record["threat"]["eps"] - _radius(config)) < 1e-9,
-        any(attack["name"] == "autoattack" for attack in record["attacks"]),
-        Path(record["weights"]).stem == weights,
-        record["images"],
-        *_age(record),
-    )
-
-
-def _same_subject(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two records are of the same weights and threat."""
-    return (
-        Path(record["weights"]).name == Path(other["weights"]).name
-        and record["threat"]["norm"].lower() == other["threat"]["norm"].lower()
-        and math.isclose(record["threat"]["eps"], other["threat"]["eps"])
-    )
-
-
-def _radius(config: Mapping[str, Any]) -> float:
-    top, slash, bottom = str((config.get("threat") or {}).get("eps", "nan")).partition("/")
-    try:
-        return float(top) / float(bottom) if slash else float(top)
-    except (ValueError, ZeroDivisionError):
-        return float("nan")
+def _evaluation(path: Path) -> dict[str, Any]:
+    """An evaluation; where nothing was attacked, its robust accuracy is None: earlier versions wrote the clean one there."""
+    record = _record(path, "evaluation")
+    return record if record["attacks"] else {**record, "robust": None}
 
 
 def _metrics(path: Path) -> dict[str, list[float | None]]:

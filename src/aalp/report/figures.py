@@ -141,7 +141,7 @@ def accuracy(groups: Sequence[Group], interval: Interval) -> Figure | None:
             if record is None:
                 continue
             row = group.name if len(group.runs) == 1 else f"{group.name} seed {run.seed}"
-            for what, filled in (("clean", False), ("robust", True)):
+            for what, filled in (("clean", False), ("robust", True)) if record["attacks"] else (("clean", False),):
                 low, high = interval(round(record[what] * record["images"]), record["images"])
                 mark = {"symbol": group.look.symbol + ("" if filled else "-open"), "size": 11, "color": group.look.light}
                 data.append(
@@ -218,7 +218,7 @@ def attacks(groups: Sequence[Group], interval: Interval) -> Figure | None:
     """Accuracy under each attack, with the single seeds' intervals."""
     data: list[dict[str, Any]] = []
     for group in groups:
-        found = [(run, attack_accuracies(run)) for run in group.runs if run.evaluation]
+        found = [(run, attack_accuracies(run)) for run in group.runs if run.evaluation and run.evaluation["attacks"]]
         if not found:
             continue
         names = [name for name in found[0][1] if all(name in figures for _, figures in found)]
@@ -255,7 +255,7 @@ def attacks(groups: Sequence[Group], interval: Interval) -> Figure | None:
 
 
 def attack_accuracies(run: Run) -> dict[str, float]:
-    """Clean accuracy, that under each attack and the worst case of the run's first evaluation."""
+    """Clean accuracy, that under each attack and the worst case of the run's first evaluation, in which something attacked."""
     record = run.evaluation or {}
     named = {attack["name"]: attack["accuracy"] for attack in record["attacks"]}
     return {"clean": record["clean"], **named, "worst case": record["robust"]}

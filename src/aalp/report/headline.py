@@ -51,6 +51,7 @@ def _single(group: Group, run: Run, interval: Interval, seed: bool = False) -> R
     figures = dict.fromkeys(("clean", "autoattack", "robust"), Cell("-", "not evaluated"))
     if record is not None:
         figures["autoattack"] = Cell("-", "did not run")
+        figures["robust"] = Cell("-", "not attacked")
         for name, value in three_figures(record).items():
             low, high = interval(round(value * record["images"]), record["images"])
             figures[name] = Cell(percent(value), f"{low * 100:.1f} to {high * 100:.1f}\u00a0%")
@@ -79,12 +80,12 @@ def _mean(group: Group) -> Row:
 
 
 def three_figures(record: Mapping[str, Any]) -> dict[str, float]:
-    """Clean, AutoAttack (where it ran) and worst-case accuracy of an evaluation."""
+    """Clean, AutoAttack (where it ran) and (where anything was attacked) worst-case accuracy of an evaluation."""
     named = {attack["name"]: attack["accuracy"] for attack in record["attacks"]}
     return {
         "clean": record["clean"],
         **({"autoattack": named["autoattack"]} if "autoattack" in named else {}),
-        "robust": record["robust"],
+        **({"robust": record["robust"]} if record["attacks"] else {}),
     }
 
 
@@ -103,11 +104,13 @@ def caption(groups: Sequence[Group]) -> str:
     if not records:
         return "No model has been evaluated yet."
     first = records[0]
-    attacks = ", ".join(attack["name"] for attack in first["attacks"]) or "no attack"
+    ranges = "Ranges are 95 % Wilson intervals over the images; they say nothing about other training seeds."
+    if not first["attacks"]:
+        return f"Accuracy on {images_of(first)}; nothing was attacked, so there is no robust accuracy. {ranges}"
+    attacks = ", ".join(attack["name"] for attack in first["attacks"])
     return (
         f"Accuracy on {images_of(first)}, {radius(first['threat'])}; robust: right clean and under every one of {attacks} "
-        f"(attack seed {first.get('seed', 0)}). Ranges are 95 % Wilson intervals over the images; they say nothing about "
-        "other training seeds."
+        f"(attack seed {first.get('seed', 0)}). {ranges}"
     )
 
 
@@ -140,7 +143,7 @@ def _comparison(groups: Sequence[Group]) -> list[str]:
     means = {
         group.name: statistics.fmean(values)
         for group in groups
-        if (values := [run.evaluation["robust"] for run in group.runs if run.evaluation])
+        if (values := [run.evaluation["robust"] for run in group.runs if run.evaluation and run.evaluation["attacks"]])
     }
     record: Mapping[str, Any] = next(run.evaluation for group in groups for run in group.runs if run.evaluation)
     best = max(means, key=lambda name: means[name])
@@ -184,8 +187,13 @@ def cautions(groups: Sequence[Group]) -> list[str]:
         lines.append(f"The evaluations differ in {_listed(differing)}: their figures do not compare.")
     if any(record["data"].get("split", "test") != "test" for record in records):
         lines.append("Not all figures are of test images: choices made on other images make their figures too high.")
-    weak = [record for record in records if not any(attack["name"] == "autoattack" for attack in record["attacks"])]
-    if weak:
-        whose = "All" if len(weak) == len(records) else f"{len(weak)} of {len(records)}"
-        lines.append(f"{whose} evaluations are without AutoAttack: robust accuracies without it are upper bounds.")
+    attacked = [record for record in records if record["attacks"]]
+    weak = [record for record in attacked if not any(attack["name"] == "autoattack" for attack in record["attacks"])]
+    for found, what in (
+        ([record for record in records if not record["attacks"]], "are without any attack: they say nothing of robustness"),
+        (weak, "are without AutoAttack: robust accuracies without it are upper bounds"),
+    ):
+        if found:
+            whose = "All" if len(found) == len(records) else f"{len(found)} of {len(records)}"
+            lines.append(f"{whose} evaluations {what}.")
     return lines

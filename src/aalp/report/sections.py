@@ -65,8 +65,13 @@ def _robustness(groups: Sequence[Group], interval: Interval) -> list[Any]:
     return [
         *(block for block in found if block),
         *_missing(groups, "No evaluation yet", "evaluate", lambda run: run.evaluation is None),
+        *_missing(groups, "No attack yet", "evaluate --attacks autoattack", _unattacked),
         *_missing(groups, "No accuracy against eps, by class or confusion yet", "analyze", lambda run: run.analysis is None),
     ]
+
+
+def _unattacked(run: Run) -> bool:
+    return run.evaluation is not None and not run.evaluation["attacks"]
 
 
 def _about_analysis(groups: Sequence[Group]) -> str:
@@ -89,7 +94,9 @@ def _attack_table(groups: Sequence[Group], interval: Interval) -> Table | None:
         for attack in record["attacks"]:
             parts.append((attack["name"], attack["accuracy"], attack["seconds"], attack["attacked"]))
             parts += [(f"autoattack/{p['name']}", p["accuracy"], p["seconds"], p["attacked"]) for p in attack["parts"]]
-        for attack_name, accuracy, seconds, attacked in [*parts, ("worst case", record["robust"], None, record["images"])]:
+        if record["attacks"]:
+            parts.append(("worst case", record["robust"], None, record["images"]))
+        for attack_name, accuracy, seconds, attacked in parts:
             low, high = interval(round(accuracy * record["images"]), record["images"])
             broke = record["broken_by"].get(attack_name)
             cells = [attack_name, percent(accuracy), f"{low * 100:.1f} to {high * 100:.1f} %"]

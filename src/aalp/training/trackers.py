@@ -82,7 +82,9 @@ def log_pictures(loggers: Sequence[Logger], name: str, pictures: Tensor, caption
 def log_figures(loggers: Sequence[Logger], record: Mapping[str, Any], step: int) -> None:
     """Log the headline figures of an evaluation under the name of its split."""
     split = record["data"]["split"]
-    figures = {f"{split}/clean": record["clean"], f"{split}/robust": record["robust"]}
+    figures = {f"{split}/clean": record["clean"]}
+    if record["robust"] is not None:
+        figures[f"{split}/robust"] = record["robust"]
     figures |= {f"{split}/{attack['name'].replace(':', '.')}": attack["accuracy"] for attack in record["attacks"]}
     for logger in loggers:
         logger.log_metrics(figures, step)
