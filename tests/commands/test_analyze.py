@@ -71,6 +71,10 @@ def test_a_comparison_is_analysed_run_by_run(copied: Path, tiny_npz: Path, capsy
 
 def test_the_figures_of_a_record_agree_with_each_other_and_with_the_network(copied: Path, tiny_npz: Path) -> None:
     run = copied / "aalp-seed0"
+    assert main(["evaluate", str(run), "--attacks", "clean", "--quiet"]) == 0
+    elsewhere = json.loads((run / "evaluations" / "best-001.json").read_text())
+    elsewhere |= {"data": {**elsewhere["data"], "name": "npz:other.npz"}, "attacks": [{"name": "fgsm"}]}
+    (run / "evaluations" / "other.json").write_text(json.dumps(elsewhere))
     assert main(["analyze", str(run), "--quiet"]) == 0
     record, folder = record_of(run), run / "analyses" / "best-001"
     table = parquet.read_table(folder / "images.parquet").to_pydict()
@@ -93,7 +97,7 @@ def test_the_figures_of_a_record_agree_with_each_other_and_with_the_network(copi
     assert clean["curve"] == sorted(clean["curve"])
     assert clean["curve"][-1] == pytest.approx(1.0)
     assert len(clean["curve"]) == len(clean["curve_features"]) <= 64
-    # The attacks of the newest evaluation of these weights.
+    # The attacks of the newest evaluation of these weights that attacked the run's own data.
     assert [attack["name"] for attack in record["attacks"]] == ["fgsm", "pgd-2", "cw-2"]
     evaluation = json.loads((run / "evaluations" / "test.json").read_text())
     assert [attack["accuracy"] for attack in record["attacks"]] == [a["accuracy"] for a in evaluation["attacks"]]

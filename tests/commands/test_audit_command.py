@@ -93,6 +93,14 @@ def test_a_reference_needs_evaluations_of_both_and_decides_the_gap(
     assert f"aalp evaluate {copied_run} --weights best --eps 0.1 --attacks pgd-20,autoattack" in capsys.readouterr().err
     for run in (copied_run, reference):
         assert main(["evaluate", str(run), "--images", "4", "--attacks", "pgd-20,autoattack", "--quiet"]) == 0
+    elsewhere = json.loads((reference / "evaluations" / "best-001.json").read_text())
+    elsewhere["data"]["digest"] = "of other data"
+    (reference / "evaluations" / "best-002.json").write_text(json.dumps({**elsewhere, "attacks": []}))
+    (reference / "evaluations" / "best-001.json").write_text(json.dumps(elsewhere))
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert f"'{reference}' has no evaluation of its best weights with pgd-20 and autoattack on npz:" in err
+    shutil.copy(copied_run / "evaluations" / "best-001.json", reference / "evaluations" / "best-001.json")
     main(words)
     record = records(copied_run)["best-001"]
     gate = record["gates"][-1]

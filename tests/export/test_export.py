@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -251,6 +252,7 @@ AUDIT: dict[str, Any] = {
     "created": "2026-01-02T03:04:05+00:00",
     "images": 10,
     "threat": {"norm": "Linf", "eps": 0.1},
+    "data": {"name": "npz:tiny.npz", "split": "test"},
     "gates": [
         {"name": "black-box", "passed": False, "detail": "Square does better by 9 %"},
         {"name": "finite", "passed": True, "detail": "all finite"},
@@ -289,6 +291,29 @@ def test_the_card_of_a_model_that_nothing_attacked_claims_no_robustness(copied_r
     assert all("| all of them (worst case) |" in text for text in others)
 
 
+def test_the_card_speaks_of_the_data_that_the_model_was_trained_on(copied_run: Path, tiny_npz: Path, tmp_path: Path) -> None:
+    arrays = dict(np.load(tiny_npz))
+    np.savez(tmp_path / "rotated.npz", **{n: np.rot90(a, axes=(1, 2)) if n.startswith("x_") else a for n, a in arrays.items()})
+    other = ["--data", f"npz:{tmp_path / 'rotated.npz'}", "--quiet"]
+    (tmp_path / "same.npz").write_bytes(tiny_npz.read_bytes())
+    cards = []
+    for words in (
+        ["evaluate", *other, "--attacks", "fgsm,pgd-2"],
+        ["audit", *other, "--images", "4"],
+        ["evaluate", "--data", f"npz:{tmp_path / 'same.npz'}", "--attacks", "fgsm", "--quiet"],
+    ):
+        main([words[0], str(copied_run), *words[1:]])
+        assert main(["export", str(copied_run), "--to", "safetensors"]) == 0
+        cards.append(sorted(copied_run.glob("exports/*/README.md"))[-1].read_text())
+    elsewhere, audited, own = cards
+    assert f"figures are of npz:{tmp_path / 'rotated.npz'}; the model was trained on npz:{tiny_npz}" in elsewhere
+    assert f"images of npz:{tmp_path / 'rotated.npz'}" in audited.partition("## Audit")[2]
+    assert "| pgd-2 |" not in own
+    assert f"npz:{tmp_path / 'same.npz'}" in own
+    assert "the model was trained on" not in own
+    assert "Not audited" in own
+
+
 def test_the_records_of_other_weights_are_not_the_cards(copied_run: Path) -> None:
     words = ["evaluate", str(copied_run), "--attacks", "fgsm", "--quiet"]
     assert main([*words, "--weights", "last"]) == 0
@@ -307,13 +332,15 @@ def test_the_records_of_other_weights_are_not_the_cards(copied_run: Path) -> Non
 
 def test_model_info_has_robustbench_s_fields_and_only_measured_figures(subject: Subject) -> None:
     cifar = {**subject.metadata, "data": {"name": "torchvision:CIFAR10"}, "threat": {"norm": "linf", "eps": 8 / 255}}
-    info = model_info(dataclasses.replace(subject, metadata=cifar, evaluation=EVALUATION, audit=AUDIT))
+    evaluation = {**EVALUATION, "data": {**EVALUATION["data"], "name": "torchvision:CIFAR10"}}
+    info = model_info(dataclasses.replace(subject, metadata=cifar, evaluation=evaluation, audit=AUDIT))
     fields = "link name authors additional_data number_forward_passes dataset venue architecture eps clean_acc reported"
     assert list(info) == [*fields.split(), "autoattack_acc", "unreliable", "footnote"]
     assert (info["dataset"], info["eps"], info["architecture"]) == ("cifar10", "8/255", "SmallCNN")
     assert (info["clean_acc"], info["autoattack_acc"], info["unreliable"]) == ("90.00", "40.00", True)
-    bare = model_info(subject)
-    assert (bare["clean_acc"], bare["autoattack_acc"], bare["unreliable"]) == (None, None, False)
+    elsewhere = model_info(dataclasses.replace(subject, metadata=cifar, evaluation=EVALUATION))
+    for bare in (model_info(subject), elsewhere):
+        assert (bare["clean_acc"], bare["autoattack_acc"], bare["unreliable"]) == (None, None, False)
 
 
 @pytest.mark.parametrize(("eps", "text"), [(8 / 255, "8/255"), (0.3, "0.3"), (0.5, "0.5"), (1 / 255, "1/255"), (0.2, "0.2")])

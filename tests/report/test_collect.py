@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from report_helpers import make_run, write_analysis, write_audit, write_evaluation
 
 from aalp.errors import RunError
 from aalp.report.collect import group_runs, read_run
+from aalp.store.checkpoint import write_tensors
 
 
 def read(path: Path):
@@ -58,9 +60,11 @@ def test_the_evaluation_in_front_is_chosen_without_looking_at_accuracy(tmp_path)
         ({"weights": "run/weights/last.safetensors"}, False),
         ({"threat": {"norm": "Linf", "eps": 4 / 255}}, False),
         ({"threat": {"norm": "L2", "eps": 8 / 255}}, False),
+        ({"data": {"name": "folder:dogs", "split": "test", "digest": "e" * 64}}, False),
+        ({"data": {"name": "folder:/home/pets", "split": "test", "digest": "d" * 64}}, True),
     ],
 )
-def test_an_audit_vouches_for_its_own_weights_and_threat_alone(tmp_path, changes, vouches):
+def test_an_audit_vouches_for_its_own_weights_data_and_threat_alone(tmp_path, changes, vouches):
     path = make_run(tmp_path / "run", audit=None)
     write_audit(path, "pass", **changes)
     run = read(path)
@@ -161,3 +165,24 @@ def test_the_number_of_other_attacks_does_not_outweigh_the_images_of_autoattack(
     write_evaluation(path, "few", 0.9, attacks=attacks("pgd-20", "cw-40", "autoattack"), images=10)
     write_evaluation(path, "test", 0.2, attacks=attacks("autoattack"))
     assert read(path).evaluation["path"].name == "test.json"
+
+
+ELSEWHERE = {"name": "npz:rot.npz", "split": "test", "digest": "e" * 64, "split_images": 80}
+
+
+def test_the_data_that_a_run_was_trained_on_speaks_whatever_attacked_other_data(tmp_path):
+    path = make_run(tmp_path / "run")
+    write_evaluation(path, "test", 0.2, attacks=attacks("fgsm"), images=10)
+    write_evaluation(path, "other", 0.9, data=ELSEWHERE)
+    run = read(path)
+    assert (run.evaluation["path"].name, run.data) == ("test.json", "folder:pets")
+    assert [run.of_trained_data(record) for record in run.evaluations] == [True, False]
+
+
+def test_the_same_data_under_another_name_is_known_by_what_the_weights_say(tmp_path):
+    path = make_run(tmp_path / "run")
+    write_evaluation(path, "test", 0.2, data={**ELSEWHERE, "name": "folder:/home/pets", "digest": "d" * 64})
+    assert not read(path).of_trained_data(read(path).evaluation)
+    about = {"kind": "weights", "data": {"name": "folder:pets", "digest": "d" * 64}}
+    write_tensors(path / "weights" / "best.safetensors", {"a": torch.zeros(1)}, about)
+    assert read(path).of_trained_data(read(path).evaluation)

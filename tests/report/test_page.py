@@ -208,3 +208,22 @@ def test_a_run_that_nothing_attacked_has_no_robust_figure(tmp_path):
     assert f"No attack yet. To make it:Copyaalp evaluate --attacks autoattack {run}" in text
     other = make_run(tmp_path / "other", "at", robust=0.5)
     assert "highest robust accuracy measured is that of at" in " ".join(lead(groups_of(run, other)))
+
+
+ELSEWHERE = {"name": "npz:rot.npz", "split": "test", "digest": "e" * 64, "split_images": 80}
+
+
+def test_figures_of_other_data_are_called_so_and_the_training_data_is_the_runs(tmp_path):
+    run = make_run(tmp_path / "run")
+    write_evaluation(run, "other", 0.05, data=ELSEWHERE)
+    write_audit(run, "fail", number=2, data=ELSEWHERE, created="3000")
+    groups = groups_of(run)
+    assert "on folder:pets." in lead(groups)[0]
+    assert (rows(groups, wilson_interval)[0].robust.main, rows(groups, wilson_interval)[0].verdict) == ("50.0\u00a0%", "pass")
+    text = " ".join(Parsed(page_of(run)).text.split())
+    assert "40 of 80 test images of npz:rot.npz" in text.partition("Evaluations of other data than")[2]
+    # Where there is nothing else, it has to be in front.
+    (run / "evaluations" / "test.json").unlink()
+    assert "on folder:pets." in lead(groups_of(run))[0]
+    assert "The figures of run are of npz:rot.npz; it was trained on folder:pets." in cautions(groups_of(run))
+    assert "Evaluations of other data than" not in page_of(run)

@@ -108,7 +108,7 @@ or a published model, hf:FOLDER_OR_NAME, timm:NAME or torchvision:NAME (then --d
         _show_cost(path, loaded, source, threat, thorough, images, batch_size, seed)
         return 0
     folder = out or (RunDirectory(path).audits if path.is_dir() else Path("audits"))
-    drops = _drops(path, reference, weights, threat)
+    drops = _drops(path, reference, weights, threat, source)
     record = audit_model(
         loaded,
         source,
@@ -239,7 +239,7 @@ def audit_once(
     if not ranks.from_main(path.is_file):
         weights, threat = directory.weights(wanted.weights), options["threat"].build()
         display.say(f"audit of {directory.path}")
-        drops = _drops(directory.path, reference, wanted.weights, threat)
+        drops = _drops(directory.path, reference, wanted.weights, threat, source)
         about = {"weights": str(weights), "command": command_line(), "reference": None if reference is None else str(reference)}
         loaded = load_model(weights, options["model"], options["model_options"])
         audit_model(loaded, source, threat, False, None, wanted.batch_size, wanted.seed, path, about, display, drops, ranks)
@@ -253,10 +253,11 @@ def audit_verdict(directory: RunDirectory) -> str:
     return str(read_record(directory.audits / FIRST_AUDIT, "audit")["verdict"])
 
 
-def _drops(path: Path, reference: Path | None, weights: str, threat: Threat) -> Drops:
+def _drops(path: Path, reference: Path | None, weights: str, threat: Threat, source: Source) -> Drops:
     if reference is None:
         return None, None
-    return drop_under_autoattack(path, weights, threat), drop_under_autoattack(reference, weights, threat)
+    first, second = (drop_under_autoattack(run, weights, threat, source) for run in (path, reference))
+    return first, second
 
 
 def report(record: Mapping[str, Any]) -> str:

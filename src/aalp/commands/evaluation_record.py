@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,8 @@ def cheap_verdict(evaluation: Mapping[str, Any]) -> str | None:
     return "cheap gates fail" if any(gate["passed"] is False for gate in gates) else "cheap gates pass"
 
 
-def drop_under_autoattack(path: Path, weights: str, threat: Threat) -> DropUnderAutoAttack:
-    """What the run's newest evaluation of these weights says of pgd-20 and AutoAttack under this threat.
+def drop_under_autoattack(path: Path, weights: str, threat: Threat, source: Source) -> DropUnderAutoAttack:
+    """What the run's newest evaluation of these weights on this data says of pgd-20 and AutoAttack under this threat.
 
     Raises:
         RunError: there is no such evaluation.
@@ -127,10 +128,12 @@ def drop_under_autoattack(path: Path, weights: str, threat: Threat) -> DropUnder
         record = read_record(file, "evaluation")
         accuracy = {attack["name"]: attack["accuracy"] for attack in record["attacks"]}
         same = Path(record["weights"]).stem == weights and record["threat"] == {"norm": threat.norm, "eps": threat.eps}
+        same = same and record["data"]["digest"] == source.digest
         if same and {"pgd-20", "autoattack"} <= accuracy.keys():
             return DropUnderAutoAttack(accuracy["pgd-20"], accuracy["autoattack"], record["images"])
     command = f"aalp evaluate {shown(path)} --weights {weights} --eps {threat.eps:.6g} --attacks pgd-20,autoattack"
+    command += f" --data {shlex.quote(source.name)}"  # which may not be the run's own
     raise RunError(
-        f"'{path}' has no evaluation of its {weights} weights with pgd-20 and autoattack at {threat.norm} eps "
+        f"'{path}' has no evaluation of its {weights} weights with pgd-20 and autoattack on {source.name} at {threat.norm} eps "
         f"{threat.eps:.4g}: make one with `{command}`"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from aalp.errors import OptionError
 from aalp.export.export import FORMATS, check_format, export_model
 from aalp.export.subject import Subject
 from aalp.report.collect import read_run
+from aalp.report.telling import same_subject
 from aalp.store.checkpoint import is_ours
 from aalp.store.run import free_path
 
@@ -83,7 +83,7 @@ Record = Mapping[str, Any]
 
 
 def _records(path: Path, config: Record, which: str, metadata: Record) -> tuple[Record | None, Record | None]:
-    """The evaluation that speaks for these weights, and the newest audit of them under the same threat."""
+    """The evaluation that speaks for these weights, and the newest audit of them on the same data under the same threat."""
     run = read_run(path, config)
 
     def of_these(record: Record) -> bool:
@@ -92,11 +92,6 @@ def _records(path: Path, config: Record, which: str, metadata: Record) -> tuple[
         return Path(record["weights"]).stem == which and same_epoch
 
     evaluation = next((record for record in run.evaluations if of_these(record)), None)
-    threat = evaluation["threat"] if evaluation else metadata.get("threat") or {}
-
-    def same_threat(record: Record) -> bool:
-        norm, eps = str(threat.get("norm")).lower(), float(threat.get("eps", math.nan))
-        return record["threat"]["norm"].lower() == norm and math.isclose(record["threat"]["eps"], eps)
-
-    audits = [record for record in run.audits if of_these(record) and same_threat(record)]
+    about = evaluation or {"data": {}, "threat": {}, **metadata, "weights": f"{which}.safetensors"}
+    audits = [record for record in run.audits if of_these(record) and same_subject(record, about)]
     return evaluation, max(audits, key=lambda record: str(record.get("created", "")), default=None)

@@ -34,7 +34,7 @@ def analysis_of(
     """The run's analysis with these settings: read if there is one, else made."""
     run, file = RunDirectory(path), weights_file(path, weights)
     threat = _trained_threat(path, config)
-    evaluation = _evaluation(run, weights, threat.norm, threat.eps)
+    evaluation = _evaluation(run, weights, threat.norm, threat.eps, config.get("data"))
     settings = {
         "weights": _digest(file),
         "metrics": _digest(run.metrics) if run.metrics.is_file() else None,
@@ -101,12 +101,13 @@ def _trained_threat(path: Path, config: Mapping[str, Any]) -> Threat:
         raise RunError(f"'{path / 'config.yaml'}' has no threat {error}: add the norm and eps it was trained for") from error
 
 
-def _evaluation(run: RunDirectory, weights: str, norm: str, eps: float) -> Path | None:
-    """The newest evaluation on test images at this threat, of these weights if there is one."""
+def _evaluation(run: RunDirectory, weights: str, norm: str, eps: float, data: str | None) -> Path | None:
+    """The newest evaluation that attacked the data's test images at this threat, of these weights if there is one."""
     found = []
     for path in run.evaluations.glob("*.json"):
         record = read_record(path, "evaluation")
-        if record["threat"] == {"norm": norm, "eps": eps} and record["data"]["split"] == "test":
+        of_test_images = record["data"]["split"] == "test" and data in (None, record["data"]["name"])
+        if record["attacks"] and record["threat"] == {"norm": norm, "eps": eps} and of_test_images:
             found.append((Path(record["weights"]).stem == weights, record["created"], path.name, path))
     return max(found)[3] if found else None
 

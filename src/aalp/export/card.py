@@ -180,8 +180,9 @@ def _audit(subject: Subject) -> str:
         )
     words = VERDICTS.get(record["verdict"], record["verdict"])
     lines = [
-        f"{words[0].upper()}{words[1:]}. {record['images']} images, {record['threat']['norm']} eps "
-        f"{fraction(record['threat']['eps'])}{', thorough' if record.get('thorough') else ''}; {record['created'][:10]}."
+        f"{words[0].upper()}{words[1:]}. {record['images']} images of {_line(record['data']['name'])}, "
+        f"{record['threat']['norm']} eps {fraction(record['threat']['eps'])}{', thorough' if record.get('thorough') else ''}; "
+        f"{record['created'][:10]}."
     ]
     for gate in record["gates"]:
         if gate["passed"] is not True:
@@ -201,6 +202,9 @@ def _limits(subject: Subject) -> str:
         threat = subject.metadata.get("threat") or {}
         if "eps" in threat and abs(float(threat["eps"]) - record["threat"]["eps"]) > 1e-9:
             lines.append("- The figures are of another eps than the training's.")
+        if subject.measured_on_other_data:
+            trained = _line(subject.metadata["data"]["name"])
+            lines.append(f"- The figures are of {_line(record['data']['name'])}; the model was trained on {trained}.")
         if not any(attack["name"] == "autoattack" for attack in record["attacks"]):
             lines.append(
                 f"- AutoAttack has not run: {'the figures are optimistic' if record['attacks'] else 'nothing was attacked'}. "

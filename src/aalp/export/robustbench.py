@@ -59,7 +59,8 @@ def model_info(subject: Subject) -> dict[str, Any]:
     What only the authors know (link, title, authors, venue) says that it is to be filled in. `autoattack_acc` is the
     standard AutoAttack's own accuracy, and stands only where it ran at the threat that the model was trained for.
     """
-    record: Mapping[str, Any] = subject.evaluation or {}
+    # An entry is of the data set that it names.
+    record: Mapping[str, Any] = {} if subject.measured_on_other_data else subject.evaluation or {}
     threat = subject.metadata.get("threat") or {}
     accuracy = {attack["name"]: attack["accuracy"] for attack in record.get("attacks", ())}
     autoattack = _percent(accuracy.get("autoattack"))

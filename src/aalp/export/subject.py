@@ -53,6 +53,14 @@ class Subject:
         return int(channels), int(height), int(width)
 
     @property
+    def measured_on_other_data(self) -> bool:
+        """Whether the evaluation is of data that the model was not trained on; the same data may go by two names."""
+        trained, measured = self.metadata.get("data") or {}, (self.evaluation or {}).get("data") or {}
+        known = "name" in trained and "name" in measured
+        same = trained.get("digest") and trained.get("digest") == measured.get("digest")
+        return bool(known and trained["name"] != measured["name"] and not same)
+
+    @property
     def normalisation(self) -> tuple[list[float], list[float]]:
         """Mean and deviation of each channel; 0 and 1 where the classifier has none."""
         channels = self.image_shape[0]

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from aalp.errors import RunError
 from aalp.report.style import Series, series
-from aalp.report.telling import age, same_subject, telling
-from aalp.store.checkpoint import read_foreign_tensors
+from aalp.report.telling import age, of_trained_data, same_subject, telling
+from aalp.store.checkpoint import read_foreign_tensors, read_metadata
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory
 
 NEEDED = {
     "evaluation": ("images", "clean", "robust", "intervals", "attacks", "broken_by", "threat", "data", "model", "weights"),
-    "audit": ("verdict", "gates", "images", "threat", "weights"),
+    "audit": ("verdict", "gates", "images", "threat", "data", "weights"),
     "analysis": ("images", "attack", "threat", "classes", "data", "model", "weights"),
 }
 
@@ -35,9 +35,10 @@ class Run:
         config: the resolved options, and `config_text` as they stand in the file.
         metrics: columns of metrics.csv, None where a cell is empty.
         evaluations: records, the one to put first in front (see `telling`).
-        audits: records, those of the same weights and threat as the first evaluation in front, then the newest.
+        audits: records, those of the same weights, data and threat as the first evaluation in front, then the newest.
         analysis: the analysis record chosen in the same way.
         gallery: `clean` and `adversarial` (M, channels, height, width) in [0, 1].
+        digest: SHA-256 of the data that it was trained on, where that had to be looked up.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Run:
     audits: Sequence[Mapping[str, Any]] = ()
     analysis: Mapping[str, Any] | None = None
     gallery: Mapping[str, Tensor] | None = None
+    digest: str | None = None
 
     @property
     def evaluation(self) -> Mapping[str, Any] | None:
@@ -55,7 +57,7 @@ class Run:
 
     @property
     def audit(self) -> Mapping[str, Any] | None:
-        """The audit that vouches for the first evaluation: one of other weights or another threat says nothing of it."""
+        """The audit that vouches for the first evaluation: one of another thing says nothing of it."""
         fitting = [audit for audit in self.audits if self.evaluation is None or same_subject(audit, self.evaluation)]
         return fitting[0] if fitting else None
 
@@ -66,6 +68,15 @@ class Run:
     @property
     def seed(self) -> Any:
         return self.config.get("seed", 0)
+
+    @property
+    def data(self) -> str:
+        """The data that it was trained on, whatever it was evaluated on."""
+        return str(self.config.get("data") or "unknown data")
+
+    def of_trained_data(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record is of that data."""
+        return of_trained_data(record, self.config, self.digest)
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,8 @@ def read_run(path: Path, config: Mapping[str, Any]) -> Run:
     evaluations = [_evaluation(file) for file in sorted(directory.evaluations.glob("*.json"))]
     audits = [_record(file, "audit") for file in sorted(directory.audits.glob("*.json"))]
     analyses = [_record(file, "analysis") for file in sorted(directory.analyses.glob("*/analysis.json"))]
-    evaluations.sort(key=lambda record: telling(record, config), reverse=True)
+    digest = _trained_digest(directory, config, evaluations)
+    evaluations.sort(key=lambda record: telling(record, config, digest), reverse=True)
     for records in (audits, analyses):
         records.sort(key=lambda record: (not evaluations or same_subject(record, evaluations[0]), age(record)), reverse=True)
     analysis = analyses[0] if analyses else None
@@ -104,7 +116,20 @@ def read_run(path: Path, config: Mapping[str, Any]) -> Run:
         audits=audits,
         analysis=analysis,
         gallery=_gallery(analysis),
+        digest=digest,
     )
+
+
+def _trained_digest(directory: RunDirectory, config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the weights say of the data that they were trained on, asked only where a record names another data."""
+    if all(of_trained_data(record, config, None) for record in records):
+        return None
+    for which in ("best", "last"):
+        try:
+            return (read_metadata(directory.weights(which)).get("data") or {}).get("digest")
+        except RunError:  # no report hangs on weights: the name alone tells then
+            continue
+    return None
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:

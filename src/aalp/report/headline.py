@@ -134,8 +134,8 @@ def lead(groups: Sequence[Group]) -> list[str]:
     parameters = record["model"].get("parameters")
     size = f" with {parameters:,} parameters" if parameters else ""
     return [
-        f"A {run.config.get('model', 'classifier')}{size}, trained with the objective {run.objective} on "
-        f"{record['data']['name']}. Threat: {radius(record['threat'])}, images in [0, 1]."
+        f"A {run.config.get('model', 'classifier')}{size}, trained with the objective {run.objective} on {run.data}. "
+        f"Threat: {radius(record['threat'])}, images in [0, 1]."
     ]
 
 
@@ -174,7 +174,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def cautions(groups: Sequence[Group]) -> list[str]:
     """What a reader has to know before comparing or believing the figures."""
-    records = [run.evaluation for group in groups for run in group.runs if run.evaluation]
+    evaluated = [(run, run.evaluation) for group in groups for run in group.runs if run.evaluation]
+    records = [record for _, record in evaluated]
     subjects: dict[str, set[str]] = {
         "data": {f"{record['data'].get('digest')} {record['data'].get('split', 'test')}" for record in records},
         "number of images": {str(record["images"]) for record in records},
@@ -185,6 +186,9 @@ def cautions(groups: Sequence[Group]) -> list[str]:
     lines = []
     if differing:
         lines.append(f"The evaluations differ in {_listed(differing)}: their figures do not compare.")
+    for run, record in evaluated:
+        if not run.of_trained_data(record):
+            lines.append(f"The figures of {run.path.name} are of {record['data']['name']}; it was trained on {run.data}.")
     if any(record["data"].get("split", "test") != "test" for record in records):
         lines.append("Not all figures are of test images: choices made on other images make their figures too high.")
     attacked = [record for record in records if record["attacks"]]

@@ -11,9 +11,10 @@ import yaml
 from aalp.report import class_figures, figures, observations
 from aalp.report.blocks import Code, Gallery, Gates, Missing, Section, Statements, Table, Text
 from aalp.report.collect import Group, Run
-from aalp.report.figures import Interval, percent
+from aalp.report.figures import Interval
 from aalp.report.gallery import gallery
 from aalp.report.headline import VERDICTS, radius
+from aalp.report.robustness_tables import attack_table, breaks_table, named, other_data_table
 
 GALLERY_BUDGET = 1_800_000
 """Characters that all pictures of a report may take together."""
@@ -60,7 +61,8 @@ def _training(groups: Sequence[Group]) -> list[Any]:
 def _robustness(groups: Sequence[Group], interval: Interval) -> list[Any]:
     about = _about_analysis(groups)
     found: list[Any] = [figures.accuracy(groups, interval), figures.attacks(groups, interval), figures.eps_curve(groups)]
-    found += [_attack_table(groups, interval), _breaks_table(groups), class_figures.per_class(groups, about)]
+    found += [attack_table(groups, interval), other_data_table(groups, interval), breaks_table(groups)]
+    found += [class_figures.per_class(groups, about)]
     found += [class_figures.confusion(group) for group in groups]
     return [
         *(block for block in found if block),
@@ -84,46 +86,6 @@ def _about_analysis(groups: Sequence[Group]) -> str:
     return f"On {'; '.join(subjects)}."
 
 
-def _attack_table(groups: Sequence[Group], interval: Interval) -> Table | None:
-    rows = []
-    for run, name in _named(groups):
-        record = run.evaluation
-        if record is None:
-            continue
-        parts = [("clean", record["clean"], None, record["images"])]
-        for attack in record["attacks"]:
-            parts.append((attack["name"], attack["accuracy"], attack["seconds"], attack["attacked"]))
-            parts += [(f"autoattack/{p['name']}", p["accuracy"], p["seconds"], p["attacked"]) for p in attack["parts"]]
-        if record["attacks"]:
-            parts.append(("worst case", record["robust"], None, record["images"]))
-        for attack_name, accuracy, seconds, attacked in parts:
-            low, high = interval(round(accuracy * record["images"]), record["images"])
-            broke = record["broken_by"].get(attack_name)
-            cells = [attack_name, percent(accuracy), f"{low * 100:.1f} to {high * 100:.1f} %"]
-            cells += ["" if broke is None else str(broke), "" if seconds is None else str(attacked)]
-            rows.append([name, *cells, "" if seconds is None else f"{seconds:.1f}"])
-    caption = "Each attack in turn. Broke first: images that this attack, in this order, was the first to break."
-    header = ["model", "attack", "accuracy", "95 % interval", "broke first", "images attacked", "seconds"]
-    return Table(caption, header, rows, folded=len(rows) > 12) if rows else None
-
-
-def _breaks_table(groups: Sequence[Group]) -> Table | None:
-    rows = [
-        [name, row["name"], percent(row["accuracy"]), str(row["breaks"]), str(row["breaks_alone"])]
-        for run, name in _named(groups)
-        for row in (run.analysis or {}).get("attacks", ())
-    ]
-    caption = "Which attack of the evaluation breaks how many images; breaks alone: those that no other of its attacks breaks."
-    header = ["model", "attack", "accuracy", "breaks", "breaks alone"]
-    return Table(caption, header, rows, folded=len(rows) > 12) if rows else None
-
-
-def _named(groups: Sequence[Group]) -> Iterator[tuple[Run, str]]:
-    for group in groups:
-        for run in group.runs:
-            yield run, group.name if len(group.runs) == 1 else f"{group.name}, seed {run.seed}"
-
-
 def _audit(groups: Sequence[Group]) -> list[Any]:
     intro = "The audit asks whether robustness is real or gradients are masked. Each gate has a rule; the verdict is over all."
     found: list[Any] = [Text(intro)]
@@ -132,9 +94,10 @@ def _audit(groups: Sequence[Group]) -> list[Any]:
         record = run.audits[0]
         name = group.name if len(group.runs) == 1 else f"{group.name}, seed {run.seed}"
         about = f"{record['line']}. " if record.get("line") else ""
-        about += f"{record['images']} test images, {radius(record['threat'])}, weights {record['weights']}."
+        about += f"{record['images']} test images of {record['data']['name']}, {radius(record['threat'])}, "
+        about += f"weights {record['weights']}."
         if run.audit is None:
-            about += " These are not the weights and threat of the evaluation above, so this verdict does not vouch for it."
+            about += " These are not the weights, data and threat of the evaluation above: this verdict does not vouch for it."
         if len(run.audits) > 1:
             earlier = ", ".join(
                 f"{VERDICTS.get(other['verdict'], other['verdict'])} ({other['path'].stem})" for other in run.audits[1:]
@@ -220,7 +183,7 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 def _environment(groups: Sequence[Group]) -> list[Any]:
     made = [
         (record["environment"], record["kind"], name)
-        for run, name in _named(groups)
+        for run, name in named(groups)
         for record in [*run.evaluations, *run.audits, *([run.analysis] if run.analysis else [])]
         if record.get("environment")
     ]
@@ -238,7 +201,7 @@ def _environment(groups: Sequence[Group]) -> list[Any]:
     header = ["what", *(["all records"] if len(columns) == 1 else [title for title, _ in columns])]
     keys = dict.fromkeys(key for _, values in columns for key in values)
     rows = [[key, *(values.get(key, "-") for _, values in columns)] for key in keys]
-    data = [_data_row(run, name) for run, name in _named(groups) if run.evaluation]
+    data = [_data_row(run, name) for run, name in named(groups) if run.evaluation]
     data_header = ["model", "weights", "epoch", "parameters", "data", "SHA-256 of the data"]
     return [
         Table("Versions, commit and hardware that the records were made with.", header, rows),

@@ -12,16 +12,17 @@ SEARCH_STEPS = 100
 """What a part of AutoAttack counts for: the steps of APGD and FAB."""
 
 
-def telling(record: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Any, ...]:
+def telling(record: Mapping[str, Any], config: Mapping[str, Any], digest: str | None = None) -> tuple[Any, ...]:
     """What evaluations of a run are ordered by: the largest speaks for it. Accuracy has no say, or the choice would flatter.
 
-    First whether anything was attacked, then test images, the threat that the run was trained for, AutoAttack, the weights
-    that its options name, the steps of all attacks, the number of images, and age.
+    First the data that the run was trained on, then whether anything was attacked, test images, the threat that it was
+    trained for, AutoAttack, the weights that its options name, the steps of all attacks, the number of images, and age.
     """
     norm = str((config.get("threat") or {}).get("norm", "")).lower()
     weights = (config.get("evaluation") or {}).get("weights", "best")
     autoattack, steps = strength(record)
     return (
+        of_trained_data(record, config, digest),
         bool(record["attacks"]),
         record["data"].get("split", "test") == "test",
         record["threat"]["norm"].lower() == norm,
@@ -32,6 +33,16 @@ def telling(record: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Any, 
         record["images"],
         *age(record),
     )
+
+
+def of_trained_data(record: Mapping[str, Any], config: Mapping[str, Any], digest: str | None) -> bool:
+    """Whether a record is of the data that its run was trained on.
+
+    Args:
+        digest: what the weights say of that data: it may have gone by another name in the record, as from another folder.
+    """
+    data = record["data"]
+    return config.get("data") in (None, data.get("name")) or (digest is not None and data.get("digest") == digest)
 
 
 def strength(record: Mapping[str, Any]) -> tuple[bool, int]:
@@ -52,12 +63,19 @@ def age(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def same_subject(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two records are of the same weights and threat."""
+    """Whether two records are of the same weights, data and threat."""
     return (
         Path(record["weights"]).name == Path(other["weights"]).name
-        and record["threat"]["norm"].lower() == other["threat"]["norm"].lower()
-        and math.isclose(record["threat"]["eps"], other["threat"]["eps"])
+        and _same_data(record["data"], other["data"])
+        and str(record["threat"].get("norm")).lower() == str(other["threat"].get("norm")).lower()
+        and math.isclose(record["threat"].get("eps", math.nan), other["threat"].get("eps", math.nan))
     )
+
+
+def _same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """By digest; by name where a record does not say it."""
+    by = "digest" if one.get("digest") and other.get("digest") else "name"
+    return bool(one.get(by) == other.get(by))
 
 
 def _radius(config: Mapping[str, Any]) -> float:

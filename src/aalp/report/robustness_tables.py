@@ -1,0 +1,75 @@
+"""The tables of the robustness section."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from aalp.report.blocks import Table
+from aalp.report.collect import Group, Run
+from aalp.report.figures import Interval, percent
+from aalp.report.headline import images_of, radius
+
+
+def attack_table(groups: Sequence[Group], interval: Interval) -> Table | None:
+    """Every attack of the evaluations that speak for the runs."""
+    rows = []
+    for run, name in named(groups):
+        record = run.evaluation
+        if record is None:
+            continue
+        parts = [("clean", record["clean"], None, record["images"])]
+        for attack in record["attacks"]:
+            parts.append((attack["name"], attack["accuracy"], attack["seconds"], attack["attacked"]))
+            parts += [(f"autoattack/{p['name']}", p["accuracy"], p["seconds"], p["attacked"]) for p in attack["parts"]]
+        if record["attacks"]:
+            parts.append(("worst case", record["robust"], None, record["images"]))
+        for attack_name, accuracy, seconds, attacked in parts:
+            low, high = interval(round(accuracy * record["images"]), record["images"])
+            broke = record["broken_by"].get(attack_name)
+            cells = [attack_name, percent(accuracy), f"{low * 100:.1f} to {high * 100:.1f} %"]
+            cells += ["" if broke is None else str(broke), "" if seconds is None else str(attacked)]
+            rows.append([name, *cells, "" if seconds is None else f"{seconds:.1f}"])
+    caption = "Each attack in turn. Broke first: images that this attack, in this order, was the first to break."
+    header = ["model", "attack", "accuracy", "95 % interval", "broke first", "images attacked", "seconds"]
+    return Table(caption, header, rows, folded=len(rows) > 12) if rows else None
+
+
+def other_data_table(groups: Sequence[Group], interval: Interval) -> Table | None:
+    """Evaluations of data that the runs were not trained on, besides any that the headline has to be of."""
+    rows = []
+    for run, name in named(groups):
+        for record in run.evaluations[1:]:
+            if run.of_trained_data(record):
+                continue
+            names = ", ".join(attack["name"] for attack in record["attacks"]) or "nothing"
+            cells = [images_of(record), radius(record["threat"]), names, Path(record["weights"]).stem]
+            for accuracy in (record["clean"], record["robust"]):
+                if accuracy is None:
+                    cells.append("-")
+                    continue
+                low, high = interval(round(accuracy * record["images"]), record["images"])
+                cells.append(f"{percent(accuracy)} ({low * 100:.1f} to {high * 100:.1f} %)")
+            rows.append([name, *cells])
+    caption = "Evaluations of other data than the models were trained on. In brackets: 95 % intervals."
+    header = ["model", "images", "threat", "attacked by", "weights", "clean", "robust"]
+    return Table(caption, header, rows, folded=len(rows) > 12) if rows else None
+
+
+def breaks_table(groups: Sequence[Group]) -> Table | None:
+    """Which attack breaks what no other does, from the analyses."""
+    rows = [
+        [name, row["name"], percent(row["accuracy"]), str(row["breaks"]), str(row["breaks_alone"])]
+        for run, name in named(groups)
+        for row in (run.analysis or {}).get("attacks", ())
+    ]
+    caption = "Which attack of the evaluation breaks how many images; breaks alone: those that no other of its attacks breaks."
+    header = ["model", "attack", "accuracy", "breaks", "breaks alone"]
+    return Table(caption, header, rows, folded=len(rows) > 12) if rows else None
+
+
+def named(groups: Sequence[Group]) -> Iterator[tuple[Run, str]]:
+    """Every run with a name that tells it from the others."""
+    for group in groups:
+        for run in group.runs:
+            yield run, group.name if len(group.runs) == 1 else f"{group.name}, seed {run.seed}"
