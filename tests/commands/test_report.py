@@ -102,3 +102,11 @@ def test_figures_without_what_draws_them_are_refused_in_one_line(missing, tmp_pa
     assert ("pip install 'aalp[figures]'" if missing == "kaleido" else "Chrome or Chromium") in err
     assert err.count("\n") == 1
     assert not list(run.glob("*.html"))
+
+
+def test_the_title_names_the_data_of_all_runs_or_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = make_run(tmp_path / "one", "at", analysis=False)
+    two = make_run(tmp_path / "two", "aalp", analysis=False, data="npz:rot.npz")
+    assert main(["report", str(one), str(two)]) == 0
+    assert "<title>at and aalp on several data sets</title>" in Path("runs/report-001.html").read_text()

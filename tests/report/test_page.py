@@ -129,6 +129,7 @@ def test_figures_that_do_not_compare_or_are_upper_bounds_are_called_so(tmp_path)
     assert cautions(groups_of(one, two)) == []
     write_evaluation(two, "test", 0.5, images=20)
     assert "differ in number of images" in cautions(groups_of(one, two))[0]
+    assert "highest" not in " ".join(lead(groups_of(one, two)))
     weak = [{"name": "pgd-20", "accuracy": 0.5, "attacked": 1, "seconds": 0.0, "settings": {}, "parts": []}]
     write_evaluation(two, "test", 0.5, attacks=weak)
     assert "1 of 2 evaluations are without AutoAttack" in cautions(groups_of(one, two))[1]
@@ -207,7 +208,7 @@ def test_a_run_that_nothing_attacked_has_no_robust_figure(tmp_path):
     assert "worst case" not in text.partition("Robustness")[2].partition("Observation 1")[0]
     assert f"No attack yet. To make it:Copyaalp evaluate --attacks autoattack {run}" in text
     other = make_run(tmp_path / "other", "at", robust=0.5)
-    assert "highest robust accuracy measured is that of at" in " ".join(lead(groups_of(run, other)))
+    assert "not attacked" in page_of(run, other)
 
 
 ELSEWHERE = {"name": "npz:rot.npz", "split": "test", "digest": "e" * 64, "split_images": 80}
@@ -227,3 +228,31 @@ def test_figures_of_other_data_are_called_so_and_the_training_data_is_the_runs(t
     assert "on folder:pets." in lead(groups_of(run))[0]
     assert "The figures of run are of npz:rot.npz; it was trained on folder:pets." in cautions(groups_of(run))
     assert "Evaluations of other data than" not in page_of(run)
+
+
+def test_models_of_other_threats_and_data_are_told_row_by_row_and_not_ranked(tmp_path):
+    l2 = {"norm": "L2", "eps": 1.0}
+    one = make_run(tmp_path / "one", "at", analysis=False, threat={"norm": "l2", "eps": "1"})
+    write_evaluation(one, "test", 0.9, threat=l2, images=20)
+    two = make_run(tmp_path / "two", "aalp", analysis=False, data="npz:rot.npz")
+    write_evaluation(two, "test", 0.2, data=ELSEWHERE)
+    groups = groups_of(one, two)
+    words = " ".join(lead(groups))
+    assert words.startswith("2 models trained on folder:pets and npz:rot.npz. Each row names its own threat")
+    assert "highest" not in words
+    first, second = rows(groups, wilson_interval)
+    assert first.about == "small-cnn, seed 0; 20 of 80 test images of folder:pets; L2 ball of radius eps = 1"
+    assert second.about == "small-cnn, seed 0; 40 of 80 test images of npz:rot.npz; L∞ ball of radius eps = 8/255"
+    text = " ".join(Parsed(page_of(one, two)).text.split())
+    assert "Accuracy on the images that each row names, the ball that each row names; robust: right clean" in text
+    assert "evaluations differ in data, number of images and threat" in text.partition("Robustness")[2]
+    # What all rows share is said once.
+    assert [row.about for row in rows(groups_of(one), wilson_interval)] == ["small-cnn, seed 0"]
+
+
+def test_seeds_of_another_threat_have_no_mean(tmp_path):
+    paths = [make_run(tmp_path / f"s{seed}", "aalp", seed, analysis=False) for seed in (0, 1)]
+    write_evaluation(paths[1], "test", 0.9, threat={"norm": "L2", "eps": 1.0})
+    mean, first, second = rows(groups_of(*paths), wilson_interval)
+    assert (mean.robust.main, mean.robust.small) == ("-", "not of one data and threat")
+    assert (first.about, second.about) == ("L∞ ball of radius eps = 8/255", "L2 ball of radius eps = 1")

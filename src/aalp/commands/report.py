@@ -98,8 +98,8 @@ def _free(paths: Sequence[Path]) -> Path:
 
 
 def _title(groups: Sequence[Group]) -> str:
-    data = str(groups[0].runs[0].config.get("data", "own data"))
-    short = Path(data.partition(":")[2] or data).stem
+    data = {str(run.config.get("data", "own data")) for group in groups for run in group.runs}
+    short = Path((one := data.pop()).partition(":")[2] or one).stem if len(data) == 1 else "several data sets"
     if len(groups) == 1:
         return f"{groups[0].name} on {short}"
     names = [group.name for group in groups]

@@ -37,16 +37,51 @@ class Row:
 
 
 def rows(groups: Sequence[Group], interval: Interval) -> list[Row]:
-    """A row a group, and under it one a seed where there are several."""
+    """A row a group, and under it one a seed where there are several; each says in what it differs from the others."""
+    apart = differing(groups)
     found = []
     for group in groups:
-        found.append(_single(group, group.runs[0], interval) if len(group.runs) == 1 else _mean(group))
-        if len(group.runs) > 1:
-            found += [_single(group, run, interval, seed=True) for run in group.runs]
+        if len(group.runs) == 1:
+            found.append(_single(group, group.runs[0], interval, apart))
+            continue
+        within = differing([group])
+        found.append(_mean(group, [name for name in apart if name not in within]))
+        found += [_single(group, run, interval, within, seed=True) for run in group.runs]
     return found
 
 
-def _single(group: Group, run: Run, interval: Interval, seed: bool = False) -> Row:
+SUBJECTS = ("data", "number of images", "threat", "attacks")
+"""What the evaluations of two models have to share for their figures to compare."""
+
+
+def differing(groups: Sequence[Group]) -> list[str]:
+    """In which of `SUBJECTS` the evaluations that speak for the runs differ."""
+    records = [run.evaluation for group in groups for run in group.runs if run.evaluation]
+    subjects = [
+        (
+            f"{record['data'].get('digest') or record['data']['name']} {record['data'].get('split', 'test')}",
+            str(record["images"]),
+            f"{record['threat']['norm'].lower()} {record['threat']['eps']:.6g}",
+            attacks_of(record),
+        )
+        for record in records
+    ]
+    return [name for name, values in zip(SUBJECTS, zip(*subjects, strict=True), strict=False) if len(set(values)) > 1]
+
+
+def _told(record: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """These subjects of an evaluation in words."""
+    images = [images_of(record)] if "data" in names or "number of images" in names else []
+    threat = [radius(record["threat"])] if "threat" in names else []
+    return [*images, *threat, *([attacks_of(record)] if "attacks" in names else [])]
+
+
+def attacks_of(record: Mapping[str, Any]) -> str:
+    """What attacked in an evaluation."""
+    return ", ".join(attack["name"] for attack in record["attacks"]) or "no attack"
+
+
+def _single(group: Group, run: Run, interval: Interval, apart: Sequence[str], seed: bool = False) -> Row:
     record = run.evaluation
     figures = dict.fromkeys(("clean", "autoattack", "robust"), Cell("-", "not evaluated"))
     if record is not None:
@@ -57,13 +92,16 @@ def _single(group: Group, run: Run, interval: Interval, seed: bool = False) -> R
             figures[name] = Cell(percent(value), f"{low * 100:.1f} to {high * 100:.1f}\u00a0%")
     verdict = run.audit["verdict"] if run.audit else None
     name = f"seed {run.seed}" if seed else group.name
-    about = "" if seed else f"{run.config.get('model', 'model')}, seed {run.seed}"
+    abouts = [] if seed else [f"{run.config.get('model', 'model')}, seed {run.seed}"]
+    about = "; ".join([*abouts, *(_told(record, apart) if record else [])])
     cells = figures["clean"], figures["autoattack"], figures["robust"]
     return Row(group, name, about, *cells, verdict, VERDICTS.get(verdict, str(verdict)), seed)
 
 
-def _mean(group: Group) -> Row:
-    found = [three_figures(run.evaluation) for run in group.runs if run.evaluation]
+def _mean(group: Group, apart: Sequence[str]) -> Row:
+    records = [run.evaluation for run in group.runs if run.evaluation]
+    alike = not {"data", "threat"} & set(differing([group]))
+    found = [three_figures(record) for record in records] if alike else []
     figures: dict[str, Cell] = {}
     for name in ("clean", "autoattack", "robust"):
         values = [figure[name] for figure in found if name in figure]
@@ -71,11 +109,13 @@ def _mean(group: Group) -> Row:
             spread = f"± {statistics.stdev(values) * 100:.1f} over {len(values)} seeds"
             figures[name] = Cell(percent(statistics.fmean(values)), spread)
         else:
-            figures[name] = Cell(percent(values[0]) if values else "-", f"{len(values)} of {len(group.runs)} seeds")
+            small = f"{len(values)} of {len(group.runs)} seeds" if alike else "not of one data and threat"
+            figures[name] = Cell(percent(values[0]) if values else "-", small)
     verdicts = [run.audit["verdict"] if run.audit else None for run in group.runs]
     worst = next(verdict for verdict in ("fail", "inconclusive", None, "pass") if verdict in verdicts)
     text = f"{VERDICTS[worst]}: {verdicts.count(worst)} of {len(verdicts)}"
-    about = f"{group.runs[0].config.get('model', 'model')}, {len(group.runs)} seeds"
+    abouts = [f"{group.runs[0].config.get('model', 'model')}, {len(group.runs)} seeds"]
+    about = "; ".join([*abouts, *(_told(records[0], apart) if records else [])])
     return Row(group, group.name, about, figures["clean"], figures["autoattack"], figures["robust"], worst, text)
 
 
@@ -103,14 +143,16 @@ def caption(groups: Sequence[Group]) -> str:
     records = [run.evaluation for group in groups for run in group.runs if run.evaluation]
     if not records:
         return "No model has been evaluated yet."
-    first = records[0]
+    first, apart = records[0], differing(groups)
+    images = "the images that each row names" if {"data", "number of images"} & set(apart) else images_of(first)
     ranges = "Ranges are 95 % Wilson intervals over the images; they say nothing about other training seeds."
-    if not first["attacks"]:
-        return f"Accuracy on {images_of(first)}; nothing was attacked, so there is no robust accuracy. {ranges}"
-    attacks = ", ".join(attack["name"] for attack in first["attacks"])
+    if not any(record["attacks"] for record in records):
+        return f"Accuracy on {images}; nothing was attacked, so there is no robust accuracy. {ranges}"
+    threat = "the ball that each row names" if "threat" in apart else radius(first["threat"])
+    attacks = "the attacks that each row names" if "attacks" in apart else attacks_of(first)
+    seeds = ", ".join(sorted({str(record.get("seed", 0)) for record in records}))
     return (
-        f"Accuracy on {images_of(first)}, {radius(first['threat'])}; robust: right clean and under every one of {attacks} "
-        f"(attack seed {first.get('seed', 0)}). {ranges}"
+        f"Accuracy on {images}, {threat}; robust: right clean and under every one of {attacks} (attack seed {seeds}). {ranges}"
     )
 
 
@@ -140,52 +182,50 @@ def lead(groups: Sequence[Group]) -> list[str]:
 
 
 def _comparison(groups: Sequence[Group]) -> list[str]:
+    evaluated = [(run, run.evaluation) for group in groups for run in group.runs if run.evaluation]
+    apart, data = differing(groups), list(dict.fromkeys(run.data for run, _ in evaluated))
+    of = f"of {data[0]}" if len(data) == 1 else f"trained on {listed(data)}"
+    threat = "Each row names its own threat" if "threat" in apart else f"Threat: {radius(evaluated[0][1]['threat'])}"
+    lines = [f"{len(groups)} models {of}. {threat}, images in [0, 1]."]
     means = {
         group.name: statistics.fmean(values)
         for group in groups
         if (values := [run.evaluation["robust"] for run in group.runs if run.evaluation and run.evaluation["attacks"]])
     }
-    record: Mapping[str, Any] = next(run.evaluation for group in groups for run in group.runs if run.evaluation)
-    best = max(means, key=lambda name: means[name])
-    lines = [
-        f"{len(groups)} models of {record['data']['name']}. Threat: {radius(record['threat'])}, images in [0, 1]. "
-        f"The highest robust accuracy measured is that of {best}, {percent(means[best])}."
-    ]
+    # What was not measured alike has no order.
+    if means and not apart:
+        best = max(means, key=lambda name: means[name])
+        lines[0] += f" The highest robust accuracy measured is that of {best}, {percent(means[best])}."
+        if all(len(group.runs) == 1 for group in groups):
+            lines += _overlaps(groups, best)
     if all(len(group.runs) == 1 for group in groups):
-        top = next(run.evaluation for group in groups if group.name == best for run in group.runs if run.evaluation)
-        low = top["intervals"]["robust"][0]
-        level = [
-            group.name
-            for group in groups
-            if group.name != best and (other := group.runs[0].evaluation) and other["intervals"]["robust"][1] >= low
-        ]
-        if level:
-            lines.append(
-                f"Its interval overlaps {'that' if len(level) == 1 else 'those'} of {_listed(level)}: "
-                "these images do not tell them apart."
-            )
         lines.append("One training seed each: how much another seed would change is not measured (aalp compare does).")
     return lines
 
 
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _overlaps(groups: Sequence[Group], best: str) -> list[str]:
+    """Which single runs' intervals the best one's does not stand clear of."""
+    records = {group.name: group.runs[0].evaluation for group in groups if group.runs[0].evaluation}
+    low = records[best]["intervals"]["robust"][0]
+    level = [name for name, record in records.items() if name != best and record["intervals"]["robust"][1] >= low]
+    if not level:
+        return []
+    those = "that" if len(level) == 1 else "those"
+    return [f"Its interval overlaps {those} of {listed(level)}: these images do not tell them apart."]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence."""
+    return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def cautions(groups: Sequence[Group]) -> list[str]:
     """What a reader has to know before comparing or believing the figures."""
     evaluated = [(run, run.evaluation) for group in groups for run in group.runs if run.evaluation]
     records = [record for _, record in evaluated]
-    subjects: dict[str, set[str]] = {
-        "data": {f"{record['data'].get('digest')} {record['data'].get('split', 'test')}" for record in records},
-        "number of images": {str(record["images"]) for record in records},
-        "threat": {f"{record['threat']['norm'].lower()} {record['threat']['eps']:.6g}" for record in records},
-        "attacks": {", ".join(attack["name"] for attack in record["attacks"]) for record in records},
-    }
-    differing = [name for name, values in subjects.items() if len(values) > 1]
     lines = []
-    if differing:
-        lines.append(f"The evaluations differ in {_listed(differing)}: their figures do not compare.")
+    if apart := differing(groups):
+        lines.append(f"The evaluations differ in {listed(apart)}: their figures do not compare.")
     for run, record in evaluated:
         if not run.of_trained_data(record):
             lines.append(f"The figures of {run.path.name} are of {record['data']['name']}; it was trained on {run.data}.")

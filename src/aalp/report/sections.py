@@ -13,7 +13,7 @@ from aalp.report.blocks import Code, Gallery, Gates, Missing, Section, Statement
 from aalp.report.collect import Group, Run
 from aalp.report.figures import Interval
 from aalp.report.gallery import gallery
-from aalp.report.headline import VERDICTS, radius
+from aalp.report.headline import VERDICTS, differing, listed, radius
 from aalp.report.robustness_tables import attack_table, breaks_table, named, other_data_table
 
 GALLERY_BUDGET = 1_800_000
@@ -64,7 +64,12 @@ def _robustness(groups: Sequence[Group], interval: Interval) -> list[Any]:
     found += [attack_table(groups, interval), other_data_table(groups, interval), breaks_table(groups)]
     found += [class_figures.per_class(groups, about)]
     found += [class_figures.confusion(group) for group in groups]
+    apart = listed(differing(groups))
     return [
+        *(
+            [Text(f"Figures side by side are not of one measure: the evaluations differ in {apart}.", strong=True)]
+            * bool(apart)
+        ),
         *(block for block in found if block),
         *_missing(groups, "No evaluation yet", "evaluate", lambda run: run.evaluation is None),
         *_missing(groups, "No attack yet", "evaluate --attacks autoattack", _unattacked),
