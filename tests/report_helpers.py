@@ -164,6 +164,7 @@ def write_observations(folder: Path, runs: list[Path]) -> None:
     ]
     content = {
         "command": "aalp analyze",
+        "images": IMAGES,
         "runs": [{"name": run.name, "path": str(run), "objective": "aalp", "seed": 0} for run in runs],
         "observations": found,
         "summary": ["Observation 1: 1 of 2 statements hold.", "Observation 2: 1 of 2 statements hold."],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ def test_several_runs_go_to_the_next_free_name_in_runs(tmp_path, capsys, monkeyp
     assert "<title>at or aalp</title>" in page
     assert "sentence 1 True" in page
     assert "opposite holds" not in page
+    # Newer statements of fewer images do not take their place.
+    few = json.loads(Path("runs/observations.json").read_text())
+    few |= {"created": "3000", "observations": [{**found, "sentence": "few"} for found in few["observations"]], "images": 1}
+    Path("runs/observations-001.json").write_text(json.dumps(few))
+    assert main(["report", *map(str, runs), "--out", "again.html"]) == 0
+    assert "sentence 1 True" in Path("again.html").read_text()
     # Statements on other runs are not these runs'.
     assert main(["report", str(runs[0]), "--out", "one.html"]) == 0
     assert "sentence 1 True" not in Path("one.html").read_text()

@@ -186,3 +186,11 @@ def test_the_same_data_under_another_name_is_known_by_what_the_weights_say(tmp_p
     about = {"kind": "weights", "data": {"name": "folder:pets", "digest": "d" * 64}}
     write_tensors(path / "weights" / "best.safetensors", {"a": torch.zeros(1)}, about)
     assert read(path).of_trained_data(read(path).evaluation)
+
+
+def test_a_newer_analysis_of_fewer_images_does_not_speak(tmp_path):
+    path = make_run(tmp_path / "run")
+    write_analysis(path, 0.3, ["a", "b"], number=2)
+    file = path / "analyses" / "best-002" / "analysis.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "created": "3000", "images": 1}))
+    assert read(path).analysis["images"] == 40

@@ -256,3 +256,15 @@ def test_seeds_of_another_threat_have_no_mean(tmp_path):
     mean, first, second = rows(groups_of(*paths), wilson_interval)
     assert (mean.robust.main, mean.robust.small) == ("-", "not of one data and threat")
     assert (first.about, second.about) == ("L∞ ball of radius eps = 8/255", "L2 ball of radius eps = 1")
+
+
+def test_a_single_image_is_one_image(tmp_path):
+    run = make_run(tmp_path / "run", classes=["a", "b"])
+    write_evaluation(run, "test", 1.0, images=1, data={**ELSEWHERE, "name": "folder:pets", "split_images": 1})
+    write_audit(run, "pass", images=1)
+    file = run / "analyses" / "best-001" / "analysis.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "images": 1}))
+    page = page_of(run)
+    assert "all 1 test image of folder:pets" in page
+    assert "On 1 test image, pgd-20 in the" in page
+    assert not re.search(r"\b1 (test )?images", page[page.index("<body") :].partition("<script")[0])

@@ -19,6 +19,7 @@ from aalp.commands.tables import text_table
 from aalp.data.sources import Source
 from aalp.errors import OptionError, RunError
 from aalp.method.objectives import OBJECTIVES
+from aalp.report.figures import counted
 from aalp.store.records import read_record, write_csv, write_record, write_table
 from aalp.store.run import RunDirectory, free_path
 
@@ -183,9 +184,9 @@ def report(content: Mapping[str, Any]) -> str:
             cells.append(shown if deviation is None else f"{shown.removesuffix(' %')} +- {show(figure, deviation)}")
         rows.append([name, str(seeds), *cells])
     parts = [
-        f"{content['images']} test images a run. Features: n90 carry 90 % of the positive contributions to the predicted "
-        "class, k95 keep 95 % of the accuracy.\nConflict of the two losses: at the adversarial logits z', at the clean logits "
-        "z, in the weights w. Wrong's share: of the pairing loss.",
+        f"{counted(content['images'], 'test image')} a run. Features: n90 carry 90 % of the positive contributions to the "
+        "predicted class, k95 keep 95 % of the accuracy.\nConflict of the two losses: at the adversarial logits z', at the "
+        "clean logits z, in the weights w. Wrong's share: of the pairing loss.",
         text_table(["objective", "seeds", *COLUMNS.values()], rows),
     ]
     for number in (1, 2):

@@ -74,7 +74,7 @@ def _cells(path: Path) -> list[Path]:
 
 
 def _observations(paths: Sequence[Path]) -> dict[str, Any] | None:
-    """The newest record of `aalp analyze` on just these runs together, beside them or above them."""
+    """The record of `aalp analyze` on just these runs together of the most images, the newest; beside them or above them."""
     names = sorted(path.resolve().name for path in paths)
     records = []
     for folder in dict.fromkeys(place for path in paths for place in (path.resolve().parent, path.resolve())):
@@ -82,7 +82,7 @@ def _observations(paths: Sequence[Path]) -> dict[str, Any] | None:
             record = read_record(file, "observations")
             if sorted(Path(run["path"]).name for run in record["runs"]) == names:
                 records.append(record)
-    return max(records, key=lambda record: str(record["created"]), default=None)
+    return max(records, key=lambda record: (record.get("images", 0), str(record["created"])), default=None)
 
 
 def _free(paths: Sequence[Path]) -> Path:

@@ -20,6 +20,7 @@ from aalp.commands.opening import sample_positions, stored_options, stored_sourc
 from aalp.data.sources import Source
 from aalp.errors import AalpError, RunError
 from aalp.method.threat import Threat
+from aalp.report.figures import counted
 from aalp.store.checkpoint import write_tensors
 from aalp.store.records import read_record, read_table, write_csv, write_record, write_table
 from aalp.store.run import RunDirectory, free_path
@@ -63,7 +64,7 @@ def analysis_of(
     indices = sample_positions(len(source.test), images)
     split = source.test.subset(indices)
     verify_on(loaded.classifier, split, str(config.get("model")))
-    display.say(f"{path}: {len(split)} test images of {source.name}, {threat.norm} eps {threat.eps:.4g}")
+    display.say(f"{path}: {counted(len(split), 'test image')} of {source.name}, {threat.norm} eps {threat.eps:.4g}")
     with display.bar():
         analysis = analyze_classifier(
             loaded.classifier.to(device()),

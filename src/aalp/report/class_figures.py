@@ -8,7 +8,7 @@ from typing import Any
 
 from aalp.report.blocks import Figure, Table
 from aalp.report.collect import Group
-from aalp.report.figures import percent
+from aalp.report.figures import counted, percent
 from aalp.report.style import LIGHT, axis, label, layout, share_axis
 
 SHOWN_CLASSES = 30
@@ -97,6 +97,6 @@ def confusion(group: Group) -> Figure | None:
     y = axis("true class", autorange="reversed", showgrid=False, **ticks)
     x = axis("predicted under attack", showgrid=False, tickangle=-40 if max(map(len, names)) > 3 else 0, **ticks)
     title = f"Confusion under attack: {group.name}"
-    about = f"{found[0]['images']} test images under {found[0]['attack']}"
+    about = f"{counted(found[0]['images'], 'test image')} under {found[0]['attack']}"
     caption = f"{about}{', each seed' if len(found) > 1 else ''}; numbers count images, shades are shares of the true class."
     return Figure(f"confusion-{group.number + 1}", title, caption, [data], layout(x, y, 430))

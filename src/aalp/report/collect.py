@@ -36,7 +36,7 @@ class Run:
         metrics: columns of metrics.csv, None where a cell is empty.
         evaluations: records, the one to put first in front (see `telling`).
         audits: records, those of the same weights, data and threat as the first evaluation in front, then the newest.
-        analysis: the analysis record chosen in the same way.
+        analysis: the analysis record chosen in the same way, of the most images before the newest.
         gallery: `clean` and `adversarial` (M, channels, height, width) in [0, 1].
         digest: SHA-256 of the data that it was trained on, where that had to be looked up.
     """
@@ -104,8 +104,12 @@ def read_run(path: Path, config: Mapping[str, Any]) -> Run:
     analyses = [_record(file, "analysis") for file in sorted(directory.analyses.glob("*/analysis.json"))]
     digest = _trained_digest(directory, config, evaluations)
     evaluations.sort(key=lambda record: telling(record, config, digest), reverse=True)
-    for records in (audits, analyses):
-        records.sort(key=lambda record: (not evaluations or same_subject(record, evaluations[0]), age(record)), reverse=True)
+    audits.sort(key=lambda record: (not evaluations or same_subject(record, evaluations[0]), age(record)), reverse=True)
+    # An analysis has no verdict that a newer one would take back: of more images it is the better one.
+    analyses.sort(
+        key=lambda record: (not evaluations or same_subject(record, evaluations[0]), record["images"], age(record)),
+        reverse=True,
+    )
     analysis = analyses[0] if analyses else None
     return Run(
         path=path,

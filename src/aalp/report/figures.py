@@ -22,6 +22,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value * 100:.{digits}f}\u00a0%"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def line_figure(
     name: str,
     title: str,
@@ -195,10 +200,8 @@ def eps_curve(groups: Sequence[Group]) -> Figure | None:
         else ""
     )
     attack = ", ".join(sorted({str(record.get("eps_curve_attack", record["attack"])) for record in records}))
-    images = ", ".join(sorted({str(record["images"]) for record in records}))
-    caption = (
-        f"On {images} test images, attack {attack}. Dotted: the radius of the threat.{end} A large enough ball has to win."
-    )
+    images = " and ".join(counted(count, "test image") for count in sorted({record["images"] for record in records}))
+    caption = f"On {images}, attack {attack}. Dotted: the radius of the threat.{end} A large enough ball has to win."
     return line_figure(
         *("eps", "Robust accuracy against eps", caption, groups, points),
         axis("eps, in pixel units (images in [0, 1])", range=[-0.02 * shown, shown]),

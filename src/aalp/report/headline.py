@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aalp.report.collect import Group, Run
-from aalp.report.figures import Interval, percent
+from aalp.report.figures import Interval, counted, percent
 
 VERDICTS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", None: "not audited"}
 
@@ -160,8 +160,10 @@ def images_of(record: Mapping[str, Any]) -> str:
     """How many images of which split and data a record is about."""
     data = record["data"]
     whole = data.get("split_images", data.get("test_images"))
-    count = f"{record['images']} of {whole}" if whole and whole != record["images"] else f"all {record['images']}"
-    return f"{count} {data.get('split', 'test')} images of {data['name']}"
+    what = f"{data.get('split', 'test')} image"
+    if whole and whole != record["images"]:
+        return f"{record['images']} of {counted(whole, what)} of {data['name']}"
+    return f"all {counted(record['images'], what)} of {data['name']}"
 
 
 def lead(groups: Sequence[Group]) -> list[str]:

@@ -11,7 +11,7 @@ import yaml
 from aalp.report import class_figures, figures, observations
 from aalp.report.blocks import Code, Gallery, Gates, Missing, Section, Statements, Table, Text
 from aalp.report.collect import Group, Run
-from aalp.report.figures import Interval
+from aalp.report.figures import Interval, counted
 from aalp.report.gallery import gallery
 from aalp.report.headline import VERDICTS, differing, listed, radius
 from aalp.report.robustness_tables import attack_table, breaks_table, named, other_data_table
@@ -86,7 +86,10 @@ def _about_analysis(groups: Sequence[Group]) -> str:
     if not records:
         return ""
     subjects = sorted(
-        {f"{r['images']} test images, {r['attack']} in the {radius(r['threat'])}, seed {r.get('seed', 0)}" for r in records}
+        {
+            f"{counted(r['images'], 'test image')}, {r['attack']} in the {radius(r['threat'])}, seed {r.get('seed', 0)}"
+            for r in records
+        }
     )
     return f"On {'; '.join(subjects)}."
 
@@ -99,7 +102,7 @@ def _audit(groups: Sequence[Group]) -> list[Any]:
         record = run.audits[0]
         name = group.name if len(group.runs) == 1 else f"{group.name}, seed {run.seed}"
         about = f"{record['line']}. " if record.get("line") else ""
-        about += f"{record['images']} test images of {record['data']['name']}, {radius(record['threat'])}, "
+        about += f"{counted(record['images'], 'test image')} of {record['data']['name']}, {radius(record['threat'])}, "
         about += f"weights {record['weights']}."
         if run.audit is None:
             about += " These are not the weights, data and threat of the evaluation above: this verdict does not vouch for it."
@@ -156,8 +159,8 @@ def _gallery(groups: Sequence[Group]) -> list[Any]:
         about: Mapping[str, Any] = (run.analysis or {})["gallery"]
         seed = f", seed {run.seed}" if len(group.runs) > 1 else ""
         caption = (
-            f"{group.name}{seed}: the first {len(pictures)} images of the analysis, under {about.get('attack', 'attack')}. The "
-            f"difference is amplified {factor:.3g} times; mid-grey means unchanged."
+            f"{group.name}{seed}: the first {counted(len(pictures), 'image')} of the analysis, under "
+            f"{about.get('attack', 'attack')}. The difference is amplified {factor:.3g} times; mid-grey means unchanged."
         )
         found.append(Gallery(group, caption, pictures))
     return [*found, *_missing(groups, "No images yet", "analyze", lambda run: run.gallery is None)]
