@@ -71,11 +71,14 @@ def test_what_is_in_the_way_or_is_no_run_is_refused_before_anything_is_written(t
     (tmp_path / "empty").mkdir()
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.yaml").write_text("data: digits\n")
+    trial = make_run(tmp_path / "search" / "trials" / "0000")
+    (tmp_path / "search" / "config.yaml").write_text("objective: at\nspace: {}\n")
     for words, message in (
         ([str(run), "--out", str(taken)], "exists already"),
         ([str(tmp_path / "nothing")], "does not exist"),
         ([str(tmp_path / "empty")], "is not a run directory"),
         ([str(tmp_path / "begun")], "is a comparison without runs yet"),
+        ([str(tmp_path / "search")], f"search' is a search, not a run: name one of the runs in it, such as {trial}"),
         ([str(run), "--figures", str(tmp_path)], "is not an empty folder"),
     ):
         assert main(["report", *words]) == 2

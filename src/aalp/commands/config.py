@@ -296,7 +296,10 @@ def one_run(path: Path, config: Mapping[str, Any]) -> None:
         RunError: it is that of a search or of a comparison.
     """
     if "space" in config:
-        raise RunError(f"'{path}' is a search, not a run: name one of the runs in it, such as {shown(path / 'best')}")
+        trials = sorted(file.parent for file in path.glob("trials/*/config.yaml"))
+        # The winner is a run of its own only where somebody has trained it.
+        run = path / "best" if (path / "best" / "config.yaml").is_file() or not trials else trials[0]
+        raise RunError(f"'{path}' is a search, not a run: name one of the runs in it, such as {shown(run)}")
     cells = sorted(file.parent for file in path.glob("*/config.yaml"))
     if "objective" not in config and cells:
         raise RunError(f"'{path}' is a comparison, not a run: name one of the runs in it, such as {shown(cells[0])}")

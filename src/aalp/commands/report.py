@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aalp.commands.comparison import sentences
-from aalp.commands.config import read_yaml
+from aalp.commands.config import one_run, read_yaml
 from aalp.commands.console import command_line, print_out
 from aalp.errors import RunError
 from aalp.evaluation.robustness import wilson_interval
@@ -60,8 +60,14 @@ def _expand(paths: Sequence[Path]) -> tuple[list[Path], Mapping[str, Any] | None
 
 
 def _cells(path: Path) -> list[Path]:
-    """The runs inside a comparison, in the order of its table."""
-    if not (path / "config.yaml").is_file() or "objective" in read_yaml(path / "config.yaml"):
+    """The runs inside a comparison, in the order of its table; none in a run.
+
+    Raises:
+        RunError: it is a search, whose trials are to be named one by one, or a comparison without any run.
+    """
+    config = read_yaml(path / "config.yaml") if (path / "config.yaml").is_file() else {"objective": None}
+    if "objective" in config:
+        one_run(path, config)
         return []
     cells = sorted(config.parent for config in path.glob("*/config.yaml"))
     if not cells:
