@@ -49,7 +49,7 @@ def test_the_spread_by_hand() -> None:
         ([10.0, 11.0, 12.0], [20.0, 22.0, 21.0], True, False, "Holds: "),
         ([20.0, 22.0, 21.0], [10.0, 11.0, 12.0], False, True, "Does not hold, the opposite does: "),
         ([10.0, 30.0, 12.0], [20.0, 21.0, 22.0], False, False, "Not shown: "),
-        ([10.0], [20.0], None, False, "One seed shows nothing: "),
+        ([10.0], [20.0], None, False, "One seed does not show that "),
         ([15.0, 15.0], [15.0, 15.0], False, False, "Not shown: "),
     ],
 )
@@ -71,6 +71,22 @@ def test_the_sentence_is_made_from_the_numbers() -> None:
         "Holds: at needs fewer features than standard for 90 % of its positive contributions "
         "(11.0 against 21.0, difference -10.0 [-12.5, -7.5], 3 seeds)."
     )
+
+
+@pytest.mark.parametrize(
+    ("at", "standard", "sentence"),
+    [
+        ([8.4], [20.8], "(8.4 against 20.8, difference -12.4, 1 seed)."),
+        ([20.8], [8.4], "(20.8 against 8.4, difference +12.4: here it is the other way round, 1 seed)."),
+        ([8.4], [8.4], "(8.4 against 8.4, difference +0.0: no difference, 1 seed)."),
+        ([10.0, 30.0], [11.0, 20.0], "[-65.4, +74.4]: here it is the other way round, 2 seeds)."),
+        ([20.0, 22.0, 21.0], [10.0, 11.0, 12.0], "[+7.5, +12.5], 3 seeds)."),
+    ],
+)
+def test_figures_that_point_away_from_the_claim_are_said_to(at: list[float], standard: list[float], sentence: str) -> None:
+    runs = [run("at", seed, n90=value) for seed, value in enumerate(at)]
+    runs += [run("standard", seed, n90=value) for seed, value in enumerate(standard)]
+    assert found(runs, "n90", "standard")["sentence"].endswith(sentence)
 
 
 def test_seeds_are_paired_and_a_seed_that_only_one_side_has_is_left_out() -> None:

@@ -151,7 +151,7 @@ def test_runs_from_anywhere_stand_side_by_side(copied: Path, tmp_path: Path, cap
     record = json.loads((out / "observations.json").read_text())
     assert [run["group"] for run in record["runs"]] == ["alp", "aalp"]
     assert all(found["holds"] is None for found in record["observations"])
-    assert "One seed shows nothing: aalp needs fewer features than alp" in text
+    assert "One seed does not show that aalp needs fewer features than alp" in text
     # What a run does not have is left out, and said.
     analysis = record_of(moved)
     assert (analysis["attacks"], analysis["attacks_from"], analysis["training"]) == ([], None, [])

@@ -269,18 +269,21 @@ def _found(claim: Claim, text: str, holds: bool | None, sentence: str, figures: 
 def _sentence(claim: Claim, text: str, holds: bool | None, figures: Mapping[str, Any]) -> str:
     gap, count = figures["difference"], len(figures["seeds"])
     if holds is None:
-        verdict = "One seed shows nothing"
+        verdict = "One seed does not show that"
     elif figures["opposite"]:
-        verdict = "Does not hold, the opposite does"
+        verdict = "Does not hold, the opposite does:"
     else:
-        verdict = "Holds" if holds else "Not shown"
+        verdict = "Holds:" if holds else "Not shown:"
     shown = show(claim.figure, figures["first"]["mean"])
     if claim.against:
         shown += f" against {show(claim.figure, figures['second']['mean'])}, difference {show(claim.figure, gap['mean'], '+')}"
     if gap["low"] is not None:
         sign = "+" if claim.against else ""
         shown += f" [{show(claim.figure, gap['low'], sign)}, {show(claim.figure, gap['high'], sign)}]"
+    if claim.against and not holds and not figures["opposite"] and (gap["mean"] >= 0 if claim.lower else gap["mean"] <= 0):
+        # The claim is told in its own words, which these figures may contradict.
+        shown += ": no difference" if gap["mean"] == 0 else ": here it is the other way round"
     seeds = "seed" if count == 1 else "seeds"
     differing = figures["options_that_differ"]
     also = f"; the runs also differ in {', '.join(differing)}" if differing else ""
-    return f"{verdict}: {text} ({shown}, {count} {seeds}{also})."
+    return f"{verdict} {text} ({shown}, {count} {seeds}{also})."
