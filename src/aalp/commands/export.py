@@ -73,9 +73,9 @@ def report(record: Mapping[str, Any], subject: Subject) -> str:
         f"{checked['allowed_difference']:.2g}), {checked['same_predictions']} of {checked['images']} predictions are the same",
     ]
     if subject.evaluation is None:
-        lines.append(f"the card has no figures: `aalp evaluate {subject.about}` measures them")
+        lines.append(f"the card has no figures: `aalp evaluate {subject.typed}` measures them")
     if subject.audit is None:
-        lines.append(f"the card has no verdict: `aalp audit {subject.about}` gives one")
+        lines.append(f"the card has no verdict: `aalp audit {subject.typed}` gives one")
     return "\n".join([*lines, f"export: {record['path']}"])
 
 

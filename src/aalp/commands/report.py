@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aalp.commands.comparison import sentences
-from aalp.commands.config import one_run, read_yaml
+from aalp.commands.config import one_run, read_yaml, shown
 from aalp.commands.console import command_line, print_out
 from aalp.errors import RunError
 from aalp.evaluation.robustness import wilson_interval
@@ -71,7 +71,7 @@ def _cells(path: Path) -> list[Path]:
         return []
     cells = sorted(config.parent for config in path.glob("*/config.yaml"))
     if not cells:
-        raise RunError(f"'{path}' is a comparison without runs yet: continue it with `aalp compare --run {path}`")
+        raise RunError(f"'{path}' is a comparison without runs yet: continue it with `aalp compare --run {shown(path)}`")
     record = path / "comparison.json"
     if record.is_file():
         order = [f"{cell['objective']}-seed{cell['seed']}" for cell in read_record(record, "comparison")["cells"]]

@@ -138,7 +138,7 @@ def _figures(subject: Subject) -> str:
     if record is None:
         return (
             "Not measured: this model's robustness is unknown. "
-            f"`aalp evaluate {subject.about} --weights {subject.which}` measures it."
+            f"`aalp evaluate {subject.typed} --weights {subject.which}` measures it."
         )
     data, threat = record["data"], record["threat"]
     rows = [("clean", record["clean"], record["intervals"]["clean"])]
@@ -175,7 +175,7 @@ def _audit(subject: Subject) -> str:
         if cheap:
             seen = f" The evaluation's {len(cheap)} cheap gates " + (f"failed: {', '.join(failed)}." if failed else "passed.")
         return (
-            f"Not audited for masked gradients.{seen} `aalp audit {subject.about} --weights {subject.which}` does it: "
+            f"Not audited for masked gradients.{seen} `aalp audit {subject.typed} --weights {subject.which}` does it: "
             "a robust accuracy that no audit vouches for may be an artefact of attacks that fail."
         )
     words = VERDICTS.get(record["verdict"], record["verdict"])
@@ -208,7 +208,7 @@ def _limits(subject: Subject) -> str:
         if not any(attack["name"] == "autoattack" for attack in record["attacks"]):
             lines.append(
                 f"- AutoAttack has not run: {'the figures are optimistic' if record['attacks'] else 'nothing was attacked'}. "
-                f"`aalp evaluate {subject.about} --weights {subject.which} --attacks autoattack` runs it."
+                f"`aalp evaluate {subject.typed} --weights {subject.which} --attacks autoattack` runs it."
             )
         whole = record["data"].get("split_images", record["data"].get("test_images"))
         if whole and record["images"] < whole:

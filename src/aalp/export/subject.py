@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,11 @@ class Subject:
     which: str = "best"
     evaluation: Mapping[str, Any] | None = None
     audit: Mapping[str, Any] | None = None
+
+    @property
+    def typed(self) -> str:
+        """`about` as a shell takes it."""
+        return shlex.quote(self.about)
 
     @property
     def model(self) -> str:

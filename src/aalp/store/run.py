@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,8 @@ class RunDirectory:
             RunError: the path exists already (nothing is ever overwritten) or cannot be made.
         """
         if path.is_symlink() or (path.exists() and not _is_fresh(path)):
-            raise RunError(f"'{path}' exists already: choose another --run, or continue it with --resume {path}")
+            again = f"--resume {shlex.quote(str(path))}"
+            raise RunError(f"'{path}' exists already: choose another --run, or continue it with {again}")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
