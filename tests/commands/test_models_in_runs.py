@@ -22,6 +22,17 @@ from torch import nn
 def net(num_classes, image_shape, width=4, deep=False):
     inputs, hidden = image_shape[1] * image_shape[2], [nn.Linear(width, width), nn.ReLU()] * deep
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), *hidden, nn.Linear(width, num_classes))
+
+class Versioned(nn.Sequential):
+    _version = 3
+
+    def _load_from_state_dict(self, state, prefix, about, *rest):
+        if about.get("version") != 3:
+            raise ValueError(f"version should be set to 3 instead of {about.get('version')}")
+        super()._load_from_state_dict(state, prefix, about, *rest)
+
+def versioned(num_classes, image_shape):
+    return Versioned(nn.Flatten(), nn.Linear(image_shape[1] * image_shape[2], 4), nn.BatchNorm1d(4), nn.Linear(4, num_classes))
 """
 
 
@@ -55,6 +66,23 @@ def test_a_factory_gets_its_arguments_and_so_does_every_later_verb(own, tmp_path
     assert main(words) == 2
     assert "asks to build" in capfd.readouterr().err
     assert main([*words, *arguments]) == 0
+
+
+def test_a_network_that_asks_for_its_version_is_resumed_loaded_started_from_and_exported(
+    own, tmp_path, train_words, tiny_arrays
+) -> None:
+    """As torchvision's MNASNet does: safetensors has no place for it."""
+    run, model = tmp_path / "run", "own_nets_with_arguments:versioned"
+    trained(train_words, run, "--model", model)
+    assert main(["train", "--resume", str(run), "--trust-model-code", "--quiet"]) == 0
+    assert main(["evaluate", str(run), "--attacks", "fgsm", "--quiet", "--trust-model-code"]) == 0
+    for format_ in ("safetensors", "robustbench"):
+        assert main(["export", str(run), "--to", format_, "--trust-model-code"]) == 0
+    np.savez(tmp_path / "five.npz", **tiny_arrays(classes=5))
+    for data in (train_words[2], f"npz:{tmp_path / 'five.npz'}"):
+        words = [word.replace(train_words[2], data) for word in train_words]
+        more = ["--model", model, "--init-from", str(run), "--training.epochs", "1"]
+        assert main([*words, *more, "--run", str(tmp_path / Path(data).stem)]) == 0
 
 
 def test_a_named_head_is_found_again(own, tmp_path, train_words) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from aalp.errors import RunError
-from aalp.store.checkpoint import read_foreign_tensors, read_metadata, read_tensors, write_tensors
+from aalp.store.checkpoint import read_foreign_tensors, read_metadata, read_tensors, state_for, write_tensors
 
 TENSORS = {
     "weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
@@ -41,6 +41,15 @@ def test_what_is_written_comes_back_with_its_metadata(tmp_path: Path) -> None:
     assert same(tensors, TENSORS)
     assert {name: read[name] for name in metadata} == metadata
     assert read_metadata(path) == read
+
+
+def test_tensors_get_the_module_s_versions_back_unless_a_name_is_missing_as_in_old_files() -> None:
+    norm = nn.Sequential(nn.BatchNorm2d(2))
+    tensors = dict(norm.state_dict())
+    assert state_for(norm, tensors)._metadata["0"] == {"version": nn.BatchNorm2d._version}  # type: ignore[attr-defined]
+    # Before its version 2, BatchNorm had no count: it still takes such a file, but only as one of no version.
+    del tensors["0.num_batches_tracked"]
+    norm.load_state_dict(state_for(norm, tensors))
 
 
 def test_tensors_that_share_memory_or_want_gradients_are_written_as_they_are(tmp_path: Path) -> None:

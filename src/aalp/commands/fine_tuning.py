@@ -13,7 +13,7 @@ from aalp.errors import ModelError
 from aalp.models.catalog import order_classes
 from aalp.models.classifier import Classifier
 from aalp.models.published import Tell
-from aalp.store.checkpoint import is_ours, read_foreign_tensors, read_tensors
+from aalp.store.checkpoint import is_ours, read_foreign_tensors, read_tensors, state_for
 
 
 def start_from(classifier: Classifier, path: Path, keep_normalisation: bool, classes: Sequence[str], tell: Tell) -> None:
@@ -43,12 +43,13 @@ def start_from(classifier: Classifier, path: Path, keep_normalisation: bool, cla
             _take_normalisation(classifier, normalisation)
     network = classifier.network
     fresh = _head_of_other_classes(classifier, named)
+    own = network.state_dict()
     rest = {name: value for name, value in named.items() if name not in fresh}
+    rest |= {name: own[name] for name in fresh if name in own}
     try:
-        missing, foreign = network.load_state_dict(rest, strict=False)
-    except RuntimeError as error:
+        missing, foreign = network.load_state_dict(state_for(network, rest), strict=False)
+    except Exception as error:  # a network may read its tensors with code of its own, and raise anything
         raise ModelError(f"the weights in '{file}' do not fit the model: {' '.join(str(error).split())[:300]}") from error
-    missing = [name for name in missing if name not in fresh]
     if missing or foreign:
         word, name = ("lack", missing[0]) if missing else ("have", foreign[0])
         raise ModelError(f"the weights in '{file}' do not fit the model: they {word} '{name}'; name their own --model")

@@ -16,7 +16,7 @@ from aalp.data.split import Split, as_float
 from aalp.errors import AalpError, ModelError, OptionError, RunError
 from aalp.models.catalog import ModelOptions, build, is_own_code
 from aalp.models.classifier import Classifier
-from aalp.store.checkpoint import read_foreign_tensors, read_tensors
+from aalp.store.checkpoint import read_foreign_tensors, read_tensors, state_for
 from aalp.store.run import RunDirectory
 
 
@@ -167,8 +167,8 @@ def load_weights(classifier: Classifier, tensors: dict[str, Tensor], what: str) 
     """
     target, named = own_names(classifier, tensors)
     try:
-        target.load_state_dict(named)
-    except RuntimeError as error:
+        target.load_state_dict(state_for(target, named))
+    except Exception as error:  # a network may read its tensors with code of its own, and raise anything
         reason = " ".join(str(error).split())
         raise ModelError(f"the weights in '{what}' do not fit the model: {reason[:300]}") from error
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from aalp.errors import ModelError
 from aalp.export.subject import Plain, Predict, Subject, probe_images
 from aalp.models.catalog import build
-from aalp.store.checkpoint import read_tensors, write_tensors
+from aalp.store.checkpoint import read_tensors, state_for, write_tensors
 
 WEIGHTS = "model.safetensors"
 PROGRAM = "model.pt2"
@@ -36,7 +36,7 @@ def load_safetensors(subject: Subject, folder: Path) -> Predict:
     channels = len(tensors["mean"])
     blank = ([0.0] * channels, [1.0] * channels) if channels else None
     classifier = build(str(metadata["model"]), len(metadata["classes"]), subject.image_shape, None, blank)
-    classifier.load_state_dict(tensors)
+    classifier.load_state_dict(state_for(classifier, tensors))
     return classifier.eval()
 
 

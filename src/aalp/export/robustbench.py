@@ -13,6 +13,7 @@ import torch
 
 from aalp.export.source import source
 from aalp.export.subject import Predict, Subject
+from aalp.store.checkpoint import state_for
 
 MODULE = "model.py"
 WEIGHTS = "model.pt"
@@ -31,7 +32,8 @@ def write_robustbench(subject: Subject, folder: Path) -> None:
     """model.py, model.pt (tensors only), and model_info/DATASET/THREAT/NAME.json, which is where RobustBench keeps it."""
     (folder / MODULE).write_text(source(subject))
     # As its zoo keeps them; tensors only, so that weights_only=True reads it.
-    torch.save({name: tensor.contiguous() for name, tensor in subject.classifier.state_dict().items()}, folder / WEIGHTS)
+    tensors = {name: tensor.contiguous() for name, tensor in subject.classifier.state_dict().items()}
+    torch.save(state_for(subject.classifier, tensors), folder / WEIGHTS)
     info = model_info(subject)
     threat = subject.metadata.get("threat") or {}
     place = folder / "model_info" / info["dataset"] / {"linf": "Linf", "l2": "L2"}.get(str(threat.get("norm")), "Linf")

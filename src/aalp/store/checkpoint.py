@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from aalp.errors import RunError
 from aalp.store.files import write_atomically
@@ -91,6 +92,18 @@ def read_foreign_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise RunError(f"'{path}' holds other things than tensors: save model.state_dict() alone")
     return {str(name): value for name, value in state.items()}
+
+
+def state_for(module: nn.Module, tensors: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Tensors from a file as `module.load_state_dict` wants them: with the versions of modules, which a file does not hold.
+
+    A module converts, or refuses, what it takes for an older version's (torchvision's MNASNet refuses where none is given).
+    Whatever has all of the module's names is of its own version; the rest goes without, as old files always did.
+    """
+    state, own = OrderedDict(tensors), module.state_dict()
+    if own.keys() <= state.keys():
+        state._metadata = own._metadata  # type: ignore[attr-defined]
+    return state
 
 
 def _open(path: Path) -> tuple[bytes, dict[str, str]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aalp.errors import RunError
-from aalp.store.checkpoint import read_tensors, write_tensors
+from aalp.store.checkpoint import read_tensors, state_for, write_tensors
 from aalp.store.run import RunDirectory
 from aalp.training.averaging import Averager
 from aalp.training.sharded_weights import Weights
@@ -92,13 +92,13 @@ def load_state(
         return Progress(), {}
     tensors, progress = _read_state(state)
     try:
-        classifier.load_state_dict(_under("model.", tensors))
-        averager.shadow.load_state_dict(_under("average.", tensors))
+        classifier.load_state_dict(state_for(classifier, _under("model.", tensors)))
+        averager.shadow.load_state_dict(state_for(averager.shadow, _under("average.", tensors)))
         momenta = _under("momentum.", tensors)
         for name, parameter in classifier.named_parameters():
             if name in momenta:
                 momenta[name] = momenta[name].view_as(parameter)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise RunError(f"'{state}' does not fit the run's model: {str(error).splitlines()[0]}") from error
     return progress, momenta
 
