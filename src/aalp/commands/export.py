@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 
 from aalp.commands.console import command_line, print_out
-from aalp.commands.loading import load_model, weights_file
+from aalp.commands.loading import LoadedModel, load_model, weights_file
 from aalp.commands.opening import run_config, stored_options
 from aalp.errors import OptionError
 from aalp.export.export import FORMATS, check_format, export_model
 from aalp.export.subject import Subject
+from aalp.models.catalog import ModelOptions, architecture
 from aalp.report.collect import read_run
 from aalp.report.telling import same_subject
 from aalp.store.checkpoint import is_ours
@@ -48,12 +49,13 @@ def export(
     config = run_config(path, trust_model_code or model is not None)
     if not path.is_dir() and not is_ours(file):
         raise OptionError(f"'{file}' was not written by aalp and does not say its labels and threat: export an aalp run")
-    loaded = load_model(file, model or config.get("model"), stored_options(config))
+    options = stored_options(config)
+    loaded = load_model(file, model or config.get("model"), options)
     evaluation, audit = _records(path, config, file.stem, loaded.metadata) if path.is_dir() else (None, None)
     subject = Subject(
         # The layout that convolutions prefer is no part of the model, and tracers would bake it in.
         classifier=loaded.classifier.to(memory_format=torch.contiguous_format),
-        metadata=loaded.metadata | ({"model": model} if model else {}),
+        metadata=loaded.metadata | _as_built(loaded, model, options),
         about=str(path),
         which=file.stem if path.is_dir() else "best",
         evaluation=evaluation,
@@ -62,6 +64,12 @@ def export(
     folder = out or free_path((path if path.is_dir() else Path()) / "exports", to)
     record = export_model(subject, to, folder, {"weights": str(file), "command": command_line()})
     print_out(report(record, subject))
+
+
+def _as_built(loaded: LoadedModel, model: str | None, options: ModelOptions | None) -> dict[str, Any]:
+    """Name and arguments that it was built with, where they were given: a run's own, not what its weights file says of them."""
+    told: dict[str, Any] = {} if options is None else {"architecture": architecture(loaded.classifier, options)}
+    return told | ({"model": model} if model else {})
 
 
 def report(record: Mapping[str, Any], subject: Subject) -> str:

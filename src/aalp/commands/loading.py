@@ -92,8 +92,8 @@ def load_model(path: Path, model: str | None = None, options: ModelOptions | Non
                 f"'{path}' asks to build '{name}' with the arguments {stored['arguments']}: if they are right, give them "
                 "with --model_options.arguments"
             )
-        options = ModelOptions(head=stored.get("head"), arguments=stored.get("arguments", {}))
-    options = dataclasses.replace(options, mean=None, std=None, pretrained=False)
+    else:
+        options = dataclasses.replace(options, mean=None, std=None, pretrained=False)
 
     def make() -> Classifier:
         return with_own_buffers(build(name, num_classes, image_shape, options, stored=stored), tensors)

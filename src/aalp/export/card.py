@@ -12,6 +12,7 @@ from aalp.export.huggingface import is_native
 from aalp.export.robustbench import dataset_name, fraction
 from aalp.export.source import needs
 from aalp.export.subject import Subject
+from aalp.models.catalog import is_own_code
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 
@@ -108,9 +109,9 @@ def _load_notes(subject: Subject, name: str) -> str:
         return "Needs transformers and timm, and runs no code from this folder."
     if name in ("hf-folder", "robustbench"):
         what = f"Needs {' and '.join(packages)}. " if packages else ""
-        own = f"The network is `{_line(subject.model)}`, which has to be importable. " if packages == ["aalp"] else ""
+        own = f"The network is `{_line(subject.model)}`, which has to be importable. " if is_own_code(subject.model) else ""
         return f"{what}{own}Loading runs the Python files of this folder: read them first if they are not yours."
-    if name == "safetensors" and packages == ["aalp"]:
+    if name == "safetensors" and is_own_code(subject.model):
         return f"The network is built by `{_line(subject.model)}`: build it yourself, and load the tensors into it."
     return ""
 

@@ -33,9 +33,9 @@ def write_safetensors(subject: Subject, folder: Path) -> None:
 def load_safetensors(subject: Subject, folder: Path) -> Predict:
     """The classifier built anew from the file."""
     tensors, metadata = read_tensors(folder / WEIGHTS)
-    channels = len(tensors["mean"])
-    blank = ([0.0] * channels, [1.0] * channels) if channels else None
-    classifier = build(str(metadata["model"]), len(metadata["classes"]), subject.image_shape, None, blank)
+    name, classes = str(metadata["model"]), len(metadata["classes"])
+    classifier = build(name, classes, subject.image_shape, stored=metadata.get("architecture", {}))
+    classifier.mean, classifier.std = (torch.empty_like(tensors[statistic]) for statistic in ("mean", "std"))
     classifier.load_state_dict(state_for(classifier, tensors))
     return classifier.eval()
 

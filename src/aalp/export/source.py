@@ -34,7 +34,7 @@ class Model(Classifier):
     """Images (N, {channels}, {height}, {width}) in [0, 1] to logits (N, {classes}), the normalisation inside."""
 
     def __init__(self) -> None:
-        built = build({model!r}, {classes}, {shape})
+        built = build({model!r}, {classes}, {shape}, stored={architecture!r})
         super().__init__(built.network, [0.0] * {statistics} or None, [1.0] * {statistics} or None, built.head_name)
 '''
 
@@ -43,14 +43,16 @@ def needs(subject: Subject) -> list[str]:
     """The packages that the source needs besides torch."""
     if subject.model in BUILT_IN:
         return []
+    if subject.model.startswith("hf:"):
+        return ["aalp", "transformers"]
     return ["timm"] if subject.model.startswith("timm:") else ["aalp"]
 
 
 def source(subject: Subject) -> str:
     """A module with a class `Model` whose state dict is the classifier's.
 
-    Built-in networks are written out in full, timm's are built by timm; any other (own code) is built by name through
-    aalp, which imports it.
+    Built-in networks are written out in full, timm's are built by timm; any other (torchvision's, Hugging Face's, own code)
+    is built by name through aalp, with the arguments and the head that it was trained with.
     """
     channels, height, width = subject.image_shape
     classes = len(subject.classes)
@@ -62,6 +64,7 @@ def source(subject: Subject) -> str:
         "statistics": subject.classifier.mean.numel(),
         "model": subject.model,
         "shape": (channels, height, width),
+        "architecture": subject.architecture,
     }
     doc = f'"""{_plain(subject.model)}, as aalp exported it. `Model().load_state_dict(...)` takes its weights."""'
     head = f"{doc}\n\nfrom __future__ import annotations\n\n"
@@ -78,7 +81,7 @@ def timm_arguments(subject: Subject) -> dict[str, Any]:
     import timm
 
     channels, height, width = subject.image_shape
-    arguments: dict[str, Any] = {"in_chans": channels}
+    arguments: dict[str, Any] = {"in_chans": channels, **subject.architecture.get("arguments", {})}
     try:
         with torch.device("meta"):
             timm.create_model(_timm_name(subject), num_classes=2, img_size=(height, width), **arguments)

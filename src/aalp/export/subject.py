@@ -50,6 +50,11 @@ class Subject:
         return str(self.metadata["model"])
 
     @property
+    def architecture(self) -> dict[str, Any]:
+        """What `build` needs besides the name to build it again: head, arguments, a Hugging Face model's configuration."""
+        return dict(self.metadata.get("architecture") or {})
+
+    @property
     def classes(self) -> list[str]:
         return [str(name) for name in self.metadata["classes"]]
 

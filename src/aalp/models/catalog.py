@@ -88,14 +88,16 @@ def build(
         image_shape: (channels, height, width) of the data.
         default_normalisation: (mean, std) for a model that neither brings its own nor has one in the options.
         classes: names of the data's classes; the logits of a published model that knows the same are put in their order.
-        stored: what `architecture` told of a classifier that is built again, whose weights are loaded afterwards.
+        stored: what `architecture` told of a classifier that is built again, whose weights are loaded afterwards; head and
+            arguments are its own where no options are given.
         tell: called with a line on what a user should know, such as a head that is replaced.
         keep_head: refuse a published model with another number of classes instead of replacing its head.
 
     Raises:
         ModelError: the name is unknown, the model does not build, or it has another number of classes.
     """
-    options = options or ModelOptions()
+    told = stored or {}
+    options = options or ModelOptions(head=told.get("head"), arguments=told.get("arguments", {}))
     if (options.mean is None) != (options.std is None):
         raise ModelError(f"mean is {options.mean} and std is {options.std}: give both, with one number for each channel")
     found = _network(name, num_classes, image_shape, options, classes, stored)
