@@ -102,12 +102,8 @@ READERS = {
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_export_says_what_the_run_says_in_batches_of_any_size(
-    name: str, exports: dict[str, Path], tiny_run: Path, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, exports: dict[str, Path], tiny_run: Path, images: Tensor, modules_of_transformers: None
 ) -> None:
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
-    monkeypatch.syspath_prepend(tmp_path)
     wanted = load(tiny_run)(images)
     with torch.no_grad():
         for count in (1, 7, 18):

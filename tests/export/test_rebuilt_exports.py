@@ -93,6 +93,26 @@ def test_one_s_own_factory_gets_the_run_s_arguments_and_not_those_of_a_changed_w
     assert told == {"head": "fc", "arguments": {"width": 6}}
 
 
+def test_two_folders_of_one_name_are_loaded_in_one_process(tmp_path: Path, modules_of_transformers: None) -> None:
+    """transformers knows a folder's code by the folder's own name, and ours are all called hf-folder-001."""
+    transformers = pytest.importorskip("transformers")
+    images, shapes, loaded = torch.rand(2, 3, 9, 9), ((4, "small-cnn"), (3, "small-cnn"), (3, "thin-resnet")), []
+    for classes, model in shapes:
+        folder = tmp_path / f"{classes}-{model}" / "hf-folder-001"
+        classifier = build(model, classes, (3, 9, 9)).eval().requires_grad_(False)
+        metadata = {"model": model, "classes": list("abcd"[:classes]), "image_shape": (3, 9, 9)}
+        export_model(Subject(classifier, metadata, "run"), "hf-folder", folder, {})
+        found = transformers.AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
+        loaded.append((classifier, found))
+    for number, (classifier, found) in enumerate(loaded):
+        torch.testing.assert_close(found(images).logits, classifier(images))
+        # Saved again, each takes its own code along.
+        found.save_pretrained(tmp_path / str(number))
+        auto = transformers.AutoModelForImageClassification
+        again = auto.from_pretrained(tmp_path / str(number), trust_remote_code=True).eval()
+        torch.testing.assert_close(again(images).logits, classifier(images))
+
+
 def test_the_card_asks_to_build_one_s_own_network_and_no_other(own: None, tmp_path: Path) -> None:
     subject = subject_of("torchvision:mobilenet_v3_small", tmp_path)
     export_model(subject, "safetensors", tmp_path / "theirs", {})

@@ -6,6 +6,7 @@ image processor's, as is the habit. Any other model comes with its source, and i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -21,27 +22,19 @@ from torch import Tensor
 from aalp.export.source import source, timm_arguments
 from aalp.export.subject import Predict, Subject
 
-NETWORK = "aalp_network.py"
+MODELING = '''"""An image classifier that aalp exported. It takes images in [0, 1]: the normalisation is inside."""
 
-CONFIGURATION = '''"""Configuration of an image classifier that aalp exported."""
+from torch.nn import functional as F
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
 
-from transformers import PretrainedConfig
+from .{network} import Model
 
 
 class AalpConfig(PretrainedConfig):
     """Labels are in id2label; `aalp` tells how the model was trained."""
 
     model_type = "aalp"
-'''
-
-MODELING = '''"""An image classifier that aalp exported. It takes images in [0, 1]: the normalisation is inside."""
-
-from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import ImageClassifierOutput
-
-from .aalp_network import Model
-from .configuration_aalp import AalpConfig
 
 
 class AalpForImageClassification(PreTrainedModel):
@@ -110,15 +103,13 @@ def _write_timm(subject: Subject, folder: Path) -> None:
 
 def _write_own(subject: Subject, folder: Path) -> None:
     _, height, width = subject.image_shape
-    (folder / NETWORK).write_text(source(subject))
-    (folder / "configuration_aalp.py").write_text(CONFIGURATION)
-    (folder / "modeling_aalp.py").write_text(MODELING)
+    modeling = _write_code(source(subject), folder)
     config = {
         "model_type": "aalp",
         "architectures": ["AalpForImageClassification"],
         "auto_map": {
-            "AutoConfig": "configuration_aalp.AalpConfig",
-            "AutoModelForImageClassification": "modeling_aalp.AalpForImageClassification",
+            "AutoConfig": f"{modeling}.AalpConfig",
+            "AutoModelForImageClassification": f"{modeling}.AalpForImageClassification",
         },
         "id2label": {str(number): name for number, name in enumerate(subject.classes)},
         "label2id": {name: number for number, name in enumerate(subject.classes)},
@@ -138,6 +129,19 @@ def _write_own(subject: Subject, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
     tensors = {f"model.{name}": value.contiguous().clone() for name, value in subject.classifier.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_code(network: str, folder: Path) -> str:
+    """The network's source and what makes it a transformers model; the name of the module that holds the latter.
+
+    Names are made from the content: transformers keeps modules by name, and a model's class by its configuration's, so
+    that another model's folder, loaded in the same process, would be given this one's network.
+    """
+    digest = hashlib.sha256((network + MODELING).encode()).hexdigest()[:12]
+    names = f"aalp_network_{digest}", f"modeling_aalp_{digest}"
+    (folder / f"{names[0]}.py").write_text(network)
+    (folder / f"{names[1]}.py").write_text(MODELING.replace("{network}", names[0]))
+    return names[1]
 
 
 def load_hf_folder(subject: Subject, folder: Path) -> Predict:
@@ -171,6 +175,7 @@ def _own_module_cache() -> Iterator[None]:
     known = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "transformers_modules"}
     with tempfile.TemporaryDirectory() as cache:
         dynamic_module_utils.HF_MODULES_CACHE = cache
+        sys.path.insert(0, cache)  # before the user's own, which is there once code was loaded from it
         try:
             yield
         finally:
