@@ -136,6 +136,8 @@ def changed(folder: Path, **changes: Any) -> Path:
             {"model_type": "timm_wrapper", "model_args": {"checkpoint_path": "evil.pt"}},
             "of type 'timm_wrapper': name it as timm",
         ),
+        ({"model_type": "aalp", "aalp": {}}, "is an export of aalp: name its run, or what `aalp export RUN --to safetensors`"),
+        ({"model_type": "timm_wrapper", "aalp": {}}, "is an export of aalp: name its run"),
         ({"model_type": "bert"}, "of type 'bert': an image classifier is needed"),
         ({"hidden_size": 32}, "no fitting weights for "),
         ({"num_channels": 1}, "takes images of 1 channels and these have 3"),

@@ -134,6 +134,11 @@ def from_config(config: Mapping[str, Any], num_classes: int, image_shape: ImageS
 def _config(transformers: Any, name: str, content: Mapping[str, Any]) -> Any:
     content = dict(content)
     model_type = content.pop("model_type", None)
+    if "aalp" in content:  # our own exports: of timm models, or with code, and neither has the run's threat and history
+        raise ModelError(
+            f"Hugging Face model '{name}' is an export of aalp: name its run, or what `aalp export RUN --to safetensors` wrote "
+            "(to start a training, with --init-from)"
+        )
     known = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     if model_type not in known or model_type == "timm_wrapper":
         hint = "name it as timm:NAME" if model_type == "timm_wrapper" else "an image classifier is needed"
