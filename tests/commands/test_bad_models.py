@@ -21,7 +21,7 @@ BAD_MODELS: dict[str, Case] = {
     "a model of other classes": (
         None,
         ON_TINY + "--model bad_factories:eleven",
-        ("'bad_factories:eleven' has 11 classes", "build it for 3"),
+        ("'bad_factories:eleven' has 11 classes", "build it for 3, or name the layer", "--model_options.head NAME"),
     ),
     "a model without a Linear": (None, ON_TINY + "--model bad_factories:headless", ("torch.nn.Linear", "rewritten")),
     "a model for other images": (None, ON_TINY + "--model bad_factories:wrong_size", ("does not take images of", "1x8x8")),

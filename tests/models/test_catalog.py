@@ -32,6 +32,9 @@ def wrapped(num_classes, image_shape):
 def eleven(num_classes, image_shape):
     return net(11, image_shape)
 
+def wrapped_eleven(num_classes, image_shape):
+    return wrapped(11, image_shape)
+
 def broken(num_classes, image_shape):
     raise RuntimeError("no such weights")
 
@@ -176,6 +179,11 @@ def test_a_timm_model_that_does_not_fit_the_images_is_named():
 def test_a_network_with_another_number_of_classes_is_refused(own):
     with pytest.raises(ModelError, match=rf"model '{own}:eleven' has 11 classes and the data has 3: build it for 3"):
         build(f"{own}:eleven", 3, SHAPE)
+    # Its last layer may not be its head; a Classifier has named its own.
+    with pytest.raises(ModelError, match=r"build it for 3, or name the layer of its logits: --model_options\.head NAME$"):
+        build(f"{own}:eleven", 3, SHAPE)
+    with pytest.raises(ModelError, match=r"build it for 3$"):
+        build(f"{own}:wrapped_eleven", 3, SHAPE)
 
 
 def test_building_draws_weights_from_the_global_generator():

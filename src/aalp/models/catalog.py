@@ -123,8 +123,11 @@ def build(
         mean, std = (own if fits else default_normalisation) or (None, None)
         classifier = Classifier(found.network, options.mean or mean, options.std or std, options.head)
     if classifier.num_classes != num_classes:
+        # The layer that was taken for the head, by default the last one defined, may not be it.
+        head = "" if isinstance(found.network, Classifier) else ", or name the layer of its logits: --model_options.head NAME"
         raise ModelError(
-            f"model '{name}' has {classifier.num_classes} classes and the data has {num_classes}: build it for {num_classes}"
+            f"model '{name}' has {classifier.num_classes} classes and the data has {num_classes}: "
+            f"build it for {num_classes}{head}"
         )
     if classes is not None and found.classes is not None:
         order_classes(classifier, found.classes, classes, f"model '{name}'", tell)
