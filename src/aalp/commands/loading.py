@@ -89,8 +89,8 @@ def load_model(path: Path, model: str | None = None, options: ModelOptions | Non
     if options is None:
         if is_own_code(name) and stored.get("arguments"):
             raise ModelError(
-                f"'{path}' asks to build '{name}' with the arguments {stored['arguments']}: if they are right, give them "
-                "with --model_options.arguments"
+                f"'{path}' asks to build '{name}' with the arguments {stored['arguments']}: if they are right, name the run "
+                "directory in place of the file, or give them with --model_options.arguments"
             )
     else:
         options = dataclasses.replace(options, mean=None, std=None, pretrained=False)
