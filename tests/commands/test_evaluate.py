@@ -11,6 +11,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 from aalp.cli import main
+from aalp.commands import evaluate as evaluate_command
 from aalp.commands.loading import load
 from aalp.data.sources import load_source
 from aalp.evaluation.robustness import evaluate, wilson_interval
@@ -121,6 +122,24 @@ def test_what_is_not_given_comes_from_the_run_and_records_are_numbered(
     assert len(set(sample)) == 5
     assert sample == sorted(sample)
     assert sample != list(range(5))
+
+
+def test_a_record_that_another_process_wrote_meanwhile_is_left_as_it_is(
+    copied_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = copied_run / "evaluations", evaluate_command.run_evaluation
+    folder.mkdir(exist_ok=True)
+
+    def meanwhile(*words: Any, **options: Any) -> Any:
+        for name in ("best-001.parquet", "best-001.json"):
+            (folder / name).write_text("another's")
+        return real(*words, **options)
+
+    monkeypatch.setattr(evaluate_command, "run_evaluation", meanwhile)
+    assert main(["evaluate", str(copied_run), *WORDS]) == 0
+    assert {(folder / name).read_text() for name in ("best-001.parquet", "best-001.json")} == {"another's"}
+    assert json.loads((folder / "best-002.json").read_text())["images"] == 18
+    assert (folder / "best-002.parquet").is_file()
 
 
 def test_the_table_on_the_screen_says_what_broke_what(

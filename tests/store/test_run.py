@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from aalp.errors import RunError
-from aalp.store.run import RunDirectory, free_path
+from aalp.store.run import RunDirectory, free_path, still_free
 
 
 def test_all_paths_lie_inside_the_run(tmp_path: Path) -> None:
@@ -130,3 +132,16 @@ def test_the_first_free_number_is_taken(tmp_path: Path) -> None:
     (tmp_path / "runs" / "aalp-002").write_text("a file counts, too")
     (tmp_path / "runs" / "at-003").mkdir()
     assert free_path(tmp_path / "runs", "aalp") == tmp_path / "runs" / "aalp-003"
+
+
+def test_those_who_end_at_once_with_one_name_in_mind_write_each_a_file_of_its_own(tmp_path: Path) -> None:
+    def end(number: int) -> Path:
+        with still_free(tmp_path / "best-001.json") as place:
+            time.sleep(0.01)  # long enough for another to look
+            place.write_text(str(number))
+        return place
+
+    with ThreadPoolExecutor(6) as pool:
+        places = list(pool.map(end, range(6)))
+    assert [int(place.read_text()) for place in places] == list(range(6))
+    assert sorted(place.name for place in places) == [f"best-00{number}.json" for number in range(1, 7)]

@@ -37,7 +37,7 @@ from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions
 from aalp.store.files import remove_leftovers
 from aalp.store.records import read_record, write_record
-from aalp.store.run import RunDirectory, free_path
+from aalp.store.run import RunDirectory, free_path, still_free
 
 Drops = tuple[DropUnderAutoAttack | None, DropUnderAutoAttack | None]
 """What evaluations say of a model and of its reference."""
@@ -214,10 +214,11 @@ def audit_model(
     }
 
     def write() -> dict[str, Any]:
-        record = write_record(record_path, "audit", content)
-        remove_leftovers(record_path.parent, f"{record_path.stem}.")
+        with still_free(record_path) as place:
+            record = write_record(place, "audit", content)
+            remove_leftovers(place.parent, f"{place.stem}.")
         journal.remove()
-        return {**record, "path": str(record_path)}
+        return {**record, "path": str(place)}
 
     return ranks.from_main(write)
 

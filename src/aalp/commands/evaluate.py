@@ -38,7 +38,7 @@ from aalp.models.catalog import ModelOptions
 from aalp.models.classifier import Classifier
 from aalp.store.files import remove_leftovers
 from aalp.store.records import write_record, write_table
-from aalp.store.run import RunDirectory, free_path
+from aalp.store.run import RunDirectory, free_path, still_free
 from aalp.training.trackers import TrackerName, check_tracker, log_figures, tracking
 
 
@@ -225,12 +225,13 @@ def evaluate_model(
     content = {**about, **content_of(evaluation, source, split_name, loaded, batch_size), "gates": gates}
 
     def write() -> dict[str, Any]:
-        # The record last: where it exists, the evaluation is whole.
-        write_table(record_path.with_suffix(".parquet"), table_of(evaluation))
-        record = write_record(record_path, "evaluation", content)
-        remove_leftovers(record_path.parent, f"{record_path.stem}.")
+        with still_free(record_path) as place:
+            # The record last: where it exists, the evaluation is whole.
+            write_table(place.with_suffix(".parquet"), table_of(evaluation))
+            record = write_record(place, "evaluation", content)
+            remove_leftovers(place.parent, f"{place.stem}.")
         journal.remove()
-        return {**record, "path": str(record_path)}
+        return {**record, "path": str(place)}
 
     return ranks.from_main(write)
 

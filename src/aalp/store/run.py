@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from aalp.errors import RunError
-from aalp.store.files import ASIDE, leads_outside, remove, remove_leftovers
+from aalp.store.files import ASIDE, alone_in, leads_outside, remove, remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -128,3 +131,14 @@ def free_path(folder: Path, stem: str, suffix: str = "") -> Path:
     while (path := folder / f"{stem}-{number:03d}{suffix}").exists():
         number += 1
     return path
+
+
+@contextmanager
+def still_free(path: Path) -> Iterator[Path]:
+    """The path to write to: this one, which was free some time ago, or where another process has taken it the next free one.
+
+    No other process gets one in this folder until what was begun in here is written.
+    """
+    with alone_in(path.parent):
+        stem = re.sub(r"-\d+$", "", path.stem)
+        yield free_path(path.parent, stem, path.suffix) if path.exists() else path
