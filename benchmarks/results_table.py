@@ -23,7 +23,7 @@ def main() -> None:
     folders = parser.parse_args().folders
     paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     records = [read_record(path, "evaluation") for path in paths if json.loads(path.read_text())["kind"] == "evaluation"]
-    header = ["data, eps", "model", "objective", "test images", "clean", "PGD", "C&W", "AutoAttack (95 % interval)"]
+    header = ["data, eps", "model", "objective", "test images", "clean", "PGD", "C&W", "AutoAttack (95 % interval)", "n90"]
     print(markdown_table(header, [row(record) for record in records]))
     for path in paths:
         if path.stem == "comparison":
@@ -46,16 +46,22 @@ def training_time(record: dict[str, Any]) -> str:
 def row(record: dict[str, Any]) -> list[str]:
     accuracy = {attack["name"].partition("-")[0]: f"{attack['accuracy']:.1%}" for attack in record["attacks"]}
     low, high = record["intervals"]["robust"]
-    worst = "" if f"{record['robust']:.1%}" == accuracy["autoattack"] else f"; worst case of all {record['robust']:.1%}"
+    robust, interval = f"{record['robust']:.1%}", f"({low:.1%} - {high:.1%})"
+    if "autoattack" in accuracy:
+        worst = "" if robust == accuracy["autoattack"] else f"; worst case of all {robust}"
+        judged = f"{accuracy['autoattack']} {interval}{worst}"
+    else:
+        judged = f"not run; {' and '.join(attack['name'] for attack in record['attacks'])} {robust} {interval}"
     return [
         f"{Path(record['data']['name'].partition(':')[2]).stem}, {record['threat']['eps']:.4g}",
         record["model"]["model"],
         record["model"]["objective"],
         str(record["images"]),
         f"{record['clean']:.1%}",
-        accuracy["pgd"],
-        accuracy["cw"],
-        f"{accuracy['autoattack']} ({low:.1%} - {high:.1%}){worst}",
+        accuracy.get("pgd", ""),
+        accuracy.get("cw", ""),
+        judged,
+        f"{record['measures']['n90']:.1f}",
     ]
 
 
