@@ -328,12 +328,15 @@ def test_the_records_of_other_weights_are_not_the_cards(copied_run: Path) -> Non
 
 def test_model_info_has_robustbench_s_fields_and_only_measured_figures(subject: Subject) -> None:
     cifar = {**subject.metadata, "data": {"name": "torchvision:CIFAR10"}, "threat": {"norm": "linf", "eps": 8 / 255}}
-    evaluation = {**EVALUATION, "data": {**EVALUATION["data"], "name": "torchvision:CIFAR10"}}
+    weaker = {**EVALUATION, "data": {**EVALUATION["data"], "name": "torchvision:CIFAR10"}}
+    evaluation = {**weaker, "threat": {"norm": "Linf", "eps": 8 / 255}}
     info = model_info(dataclasses.replace(subject, metadata=cifar, evaluation=evaluation, audit=AUDIT))
     fields = "link name authors additional_data number_forward_passes dataset venue architecture eps clean_acc reported"
     assert list(info) == [*fields.split(), "autoattack_acc", "unreliable", "footnote"]
     assert (info["dataset"], info["eps"], info["architecture"]) == ("cifar10", "8/255", "SmallCNN")
     assert (info["clean_acc"], info["autoattack_acc"], info["unreliable"]) == ("90.00", "40.00", True)
+    other_threat = model_info(dataclasses.replace(subject, metadata=cifar, evaluation=weaker))
+    assert (other_threat["clean_acc"], other_threat["autoattack_acc"], other_threat["reported"]) == ("90.00", None, None)
     elsewhere = model_info(dataclasses.replace(subject, metadata=cifar, evaluation=EVALUATION))
     for bare in (model_info(subject), elsewhere):
         assert (bare["clean_acc"], bare["autoattack_acc"], bare["unreliable"]) == (None, None, False)
