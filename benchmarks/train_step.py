@@ -16,7 +16,7 @@ papers         a plain float32 loop in PyTorch's default layout, as the publishe
 torchattacks   its PGD (TPGD for TRADES) in a loop, as its README shows, and the same outer loss. Needs aalp[benchmark].
 art            the Adversarial Robustness Toolbox's AdversarialTrainerMadryPGD, fitted on the batch. AT alone.
 
-Two processes take turns: in one, floor and ours, with freed memory kept as `aalp train` keeps it; in the other, the
+Two processes take turns, new ones for each objective: in one, floor and ours, with freed memory kept as `aalp train` keeps it; in the other, the
 loops of others and the floor once more (`plain-floor`), with the memory allocator as Python starts.
 
 On a CPU the clock is the processor time of the process, which is its wall time on a core of its own and does not count
@@ -250,9 +250,10 @@ def passed_on(arguments: argparse.Namespace) -> list[str]:
 
 def measure(model: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one model: every contender on every objective."""
-    workers = {memory: Worker(memory, arguments) for memory in ("plain", "kept")}
     rows = []
     for name in arguments.objectives.split(","):
+        # Anew for each objective, as a training is: what an objective frees changes how the next one gets its memory.
+        workers = {memory: Worker(memory, arguments) for memory in ("plain", "kept")}
         contenders = {"floor": "kept", "ours": "kept", "plain-floor": "plain", "papers": "plain"}
         if find_spec("torchattacks"):
             contenders["torchattacks"] = "plain"
@@ -275,8 +276,8 @@ def measure(model: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             row["modules_share"] = statistics.median(ratios(taken["modules"], taken["ours"]))
         rows.append(row)
         print(text_table(*row_table([row])).splitlines()[-1], file=sys.stderr, flush=True)
-    for worker in workers.values():
-        worker.close()
+        for worker in workers.values():
+            worker.close()
     return rows
 
 
