@@ -16,8 +16,9 @@ papers         a plain float32 loop in PyTorch's default layout, as the publishe
 torchattacks   its PGD (TPGD for TRADES) in a loop, as its README shows, and the same outer loss. Needs aalp[benchmark].
 art            the Adversarial Robustness Toolbox's AdversarialTrainerMadryPGD, fitted on the batch. AT alone.
 
-Two processes take turns, new ones for each objective: in one, floor and ours, with freed memory kept as `aalp train` keeps it; in the other, the
-loops of others and the floor once more (`plain-floor`), with the memory allocator as Python starts.
+Two processes take turns, new ones for each objective: in one, floor and ours, with freed memory kept as `aalp train`
+keeps it; in the other, the loops of others and the floor once more (`plain-floor`), with the memory allocator as Python
+starts.
 
 On a CPU the clock is the processor time of the process, which is its wall time on a core of its own and does not count
 what else the machine does; on a GPU it is wall time. `modules` are Guided Dropout, contributions and sample weights:
