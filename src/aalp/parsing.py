@@ -114,7 +114,7 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
         return words
     flags = {word.partition("=")[0] for word in words}
     if verb == "train" and "--resume" in flags and not flags & {"--config", "--data"}:
-        from aalp.commands.config import check_attack_trust, check_trust, one_run, read_yaml
+        from aalp.commands.config import check_attack_trust, check_one_run, check_trust, read_yaml
 
         run = Path(_value_of("--resume", words))
         if not (run / "config.yaml").is_file():
@@ -123,7 +123,7 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
                 "or start it with --config or --data"
             )
         config = read_yaml(run / "config.yaml")
-        one_run(run, config)
+        check_one_run(run, config)
         _check_groups(verb, str(run / "config.yaml"), config)
         model = config.get("model")
         said = bool({"--trust_model_code", "--trust_model_code=true"} & set(words))

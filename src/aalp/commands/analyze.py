@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from aalp.analysis.observations import Measured, figures_of, group_figures, left_out, observe, show, summary
 from aalp.analysis.pairs import ATTACK
-from aalp.commands.config import read_yaml, shown
+from aalp.commands.config import quoted, read_yaml
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.loading import weights_file
 from aalp.commands.opening import run_config
@@ -86,7 +86,9 @@ def _expand(paths: Sequence[Path], weights: str, display: Display) -> list[Path]
         cells = [file.parent for file in path.glob("*/config.yaml")]
         ready = [cell for cell in cells if RunDirectory(cell).weights(weights).is_file()]
         if not ready:
-            raise RunError(f"'{path}' has no run with {weights} weights yet: let `aalp compare --run {shown(path)}` finish one")
+            raise RunError(
+                f"'{path}' has no run with {weights} weights yet: let `aalp compare --run {quoted(path)}` finish one"
+            )
         if len(ready) < len(cells):
             names = ", ".join(sorted(cell.name for cell in cells if cell not in ready))
             display.say(f"{path}: left out, without {weights} weights yet: {names}")

@@ -15,8 +15,8 @@ from aalp.commands.config import (
     MethodOptions,
     ThreatOptions,
     override,
+    quoted,
     same_options,
-    shown,
     split_names,
     to_plain,
 )
@@ -224,7 +224,7 @@ def _work_on_cell(
         evaluate_run(directory, options, source, display, ranks)
     except InterruptedRunError as error:
         alone = resume_command(path, options)
-        again = f"aalp compare --run {shown(path.parent)}` and the same options as before, or one run with `{alone}"
+        again = f"aalp compare --run {quoted(path.parent)}` and the same options as before, or one run with `{alone}"
         raise InterruptedRunError(error.signal_number, again) from error
 
 

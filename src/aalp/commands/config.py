@@ -286,7 +286,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def one_run(path: Path, config: Mapping[str, Any]) -> None:
+def check_one_run(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse the directory of several runs where one is meant.
 
     Args:
@@ -299,13 +299,13 @@ def one_run(path: Path, config: Mapping[str, Any]) -> None:
         trials = sorted(file.parent for file in path.glob("trials/*/config.yaml"))
         # The winner is a run of its own only where somebody has trained it.
         run = path / "best" if (path / "best" / "config.yaml").is_file() or not trials else trials[0]
-        raise RunError(f"'{path}' is a search, not a run: name one of the runs in it, such as {shown(run)}")
+        raise RunError(f"'{path}' is a search, not a run: name one of the runs in it, such as {quoted(run)}")
     cells = sorted(file.parent for file in path.glob("*/config.yaml"))
     if "objective" not in config and cells:
-        raise RunError(f"'{path}' is a comparison, not a run: name one of the runs in it, such as {shown(cells[0])}")
+        raise RunError(f"'{path}' is a comparison, not a run: name one of the runs in it, such as {quoted(cells[0])}")
 
 
-def shown(path: Path) -> str:
+def quoted(path: Path) -> str:
     """A path as a shell takes it, for commands that a user may copy."""
     return shlex.quote(str(path))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from aalp.commands.config import shown
+from aalp.commands.config import quoted
 from aalp.commands.loading import LoadedModel
 from aalp.commands.opening import whole_split
 from aalp.commands.tables import text_table
@@ -131,7 +131,7 @@ def drop_under_autoattack(path: Path, weights: str, threat: Threat, source: Sour
         same = same and record["data"]["digest"] == source.digest
         if same and {"pgd-20", "autoattack"} <= accuracy.keys():
             return DropUnderAutoAttack(accuracy["pgd-20"], accuracy["autoattack"], record["images"])
-    command = f"aalp evaluate {shown(path)} --weights {weights} --eps {threat.eps:.6g} --attacks pgd-20,autoattack"
+    command = f"aalp evaluate {quoted(path)} --weights {weights} --eps {threat.eps:.6g} --attacks pgd-20,autoattack"
     command += f" --data {shlex.quote(source.name)}"  # which may not be the run's own
     raise RunError(
         f"'{path}' has no evaluation of its {weights} weights with pgd-20 and autoattack on {source.name} at {threat.norm} eps "

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aalp.commands.config import one_run, read_yaml, shown
+from aalp.commands.config import check_one_run, quoted, read_yaml
 from aalp.data.split import Split, as_float
 from aalp.errors import AalpError, ModelError, OptionError, RunError
 from aalp.models.catalog import ModelOptions, build, is_own_code
-from aalp.models.classifier import Classifier
+from aalp.models.classifier import Classifier, with_own_buffers
 from aalp.store.checkpoint import read_foreign_tensors, read_tensors, state_for
 from aalp.store.run import RunDirectory
 
@@ -103,15 +103,6 @@ def load_model(path: Path, model: str | None = None, options: ModelOptions | Non
     classifier = make()
     load_weights(classifier, tensors, str(path))
     return LoadedModel(ready(classifier), metadata)
-
-
-def with_own_buffers(classifier: Classifier, tensors: dict[str, Tensor]) -> Classifier:
-    """The classifier with room for the normalisation of the file, of however many channels."""
-    for buffer in ("mean", "std"):
-        value = tensors.get(buffer)
-        if value is not None and value.dim() == 1:
-            setattr(classifier, buffer, torch.empty_like(value))
-    return classifier
 
 
 def _architecture(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -203,10 +194,10 @@ def weights_file(path: Path, which: str) -> Path:
             raise RunError(f"'{path}' does not exist: name a run directory or a weights file")
         return path
     run = RunDirectory.open(path)
-    one_run(path, read_yaml(run.config))
+    check_one_run(path, read_yaml(run.config))
     file = run.weights(which)
     if not file.is_file():
-        again = f"`aalp train --resume {shown(path)}`"
+        again = f"`aalp train --resume {quoted(path)}`"
         raise RunError(f"'{path}' has no {which} weights yet: let its first epoch finish ({again})")
     return file
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from lightning_fabric.loggers.logger import Logger
 
-from aalp.commands.config import EvaluationOptions, build_objective, same_options, shown, split_names, to_plain
+from aalp.commands.config import EvaluationOptions, build_objective, quoted, same_options, split_names, to_plain
 from aalp.commands.console import Display, command_line
 from aalp.commands.dry_run import evaluation_cost, training_cost
 from aalp.commands.evaluate import evaluate_model
@@ -113,7 +113,7 @@ def write_config(path: Path, options: Mapping[str, Any]) -> None:
 
 def resume_command(path: Path, options: Mapping[str, Any]) -> str:
     """The command that goes on with a run."""
-    return f"aalp train --resume {shown(path)}" + (" --trust-model-code" if is_own_code(options["model"]) else "")
+    return f"aalp train --resume {quoted(path)}" + (" --trust-model-code" if is_own_code(options["model"]) else "")
 
 
 def describe(options: Mapping[str, Any], source: Source, path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aalp.commands.comparison import sentences
-from aalp.commands.config import one_run, read_yaml, shown
+from aalp.commands.config import check_one_run, quoted, read_yaml
 from aalp.commands.console import command_line, print_out
 from aalp.errors import RunError
 from aalp.evaluation.robustness import wilson_interval
@@ -67,11 +67,11 @@ def _cells(path: Path) -> list[Path]:
     """
     config = read_yaml(path / "config.yaml") if (path / "config.yaml").is_file() else {"objective": None}
     if "objective" in config:
-        one_run(path, config)
+        check_one_run(path, config)
         return []
     cells = sorted(config.parent for config in path.glob("*/config.yaml"))
     if not cells:
-        raise RunError(f"'{path}' is a comparison without runs yet: continue it with `aalp compare --run {shown(path)}`")
+        raise RunError(f"'{path}' is a comparison without runs yet: continue it with `aalp compare --run {quoted(path)}`")
     record = path / "comparison.json"
     if record.is_file():
         order = [f"{cell['objective']}-seed{cell['seed']}" for cell in read_record(record, "comparison")["cells"]]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions, shown
+from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions, quoted
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.one_run import begin, begin_or_go_on, build_classifier, check, run_options, train_run, write_config
 from aalp.commands.search_space import applied, parse_space
@@ -222,7 +222,7 @@ def _finish(study: Study, options: Mapping[str, Any], images: int) -> str:
         lines.append(
             f"best: trial {best['number']}, validation robust accuracy {best['value']:.1%}. The highest of {len(done)} is a "
             "flattering figure: what counts is an evaluation on test images. To train it:\n\n"
-            f"    aalp train --config {shown(file)} --run {shown(study.folder / 'best')} --evaluate\n\n"
+            f"    aalp train --config {quoted(file)} --run {quoted(study.folder / 'best')} --evaluate\n\n"
             f"or take the trial itself: {_folder(study, best['number'])}"
         )
     waiting = sum(row["state"] == "running" for row in rows)

@@ -42,7 +42,7 @@ def check_images(images: Tensor, labels: Tensor, num_classes: int, what: str) ->
 
 
 def as_tensors(images: Any, labels: Any, num_classes: int, what: str) -> tuple[Tensor, Tensor]:
-    """What a caller gave as images and labels, on the CPU, the labels int64.
+    """What a caller gave as images and labels, the labels int64.
 
     Raises:
         DataError: it is none, naming the first thing that is wrong.
@@ -51,7 +51,7 @@ def as_tensors(images: Any, labels: Any, num_classes: int, what: str) -> tuple[T
         if not isinstance(value, Tensor):
             raise DataError(f"{what} has {name} of type {type(value).__name__}: give a tensor, torch.as_tensor({name})")
     check_images(images, labels, num_classes, what)
-    return images.cpu(), labels.cpu().long()
+    return images, labels.long()
 
 
 def open_npz(path: Path) -> tuple[ResidentSplit, ResidentSplit, tuple[str, ...]]:
@@ -115,9 +115,10 @@ def _largest_label(labels: np.ndarray) -> int:
 
 def as_images(array: np.ndarray, what: str) -> Tensor:
     """An array of images, of whatever layout, as (N, channels, height, width)."""
-    if array.dtype == np.uint8 and array.size and array.max() == 1:
-        raise DataError(f"{what} has uint8 pixels that are all 0 or 1, of 255: multiply them by 255, or give floats in [0, 1]")
     if array.dtype == np.uint8:
+        if array.size and array.max() == 1:
+            remedy = "multiply them by 255, or give floats in [0, 1]"
+            raise DataError(f"{what} has uint8 pixels that are all 0 or 1, of 255: {remedy}")
         images = torch.from_numpy(array)
     elif np.issubdtype(array.dtype, np.floating):
         images = torch.from_numpy(array.astype(np.float32))

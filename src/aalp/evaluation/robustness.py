@@ -149,7 +149,8 @@ def evaluate(
     elif labels is None:
         raise OptionError("labels are missing: give one integer for each image")
     else:
-        split = ResidentSplit(*as_tensors(images, labels, classifier.num_classes, "the evaluation"))
+        images, labels = as_tensors(images, labels, classifier.num_classes, "the evaluation")
+        split = ResidentSplit(images.cpu(), labels.cpu())
     attacks = attacks.split(",") if isinstance(attacks, str) else attacks
     wanted = [name for name in dict.fromkeys(attacks) if name != "clean"]
     device = classifier.head_weight.device

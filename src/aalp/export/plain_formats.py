@@ -15,6 +15,7 @@ from torch import Tensor
 from aalp.errors import ModelError
 from aalp.export.subject import Plain, Predict, Subject, probe_images
 from aalp.models.catalog import build
+from aalp.models.classifier import with_own_buffers
 from aalp.store.checkpoint import read_tensors, state_for, write_tensors
 
 WEIGHTS = "model.safetensors"
@@ -34,8 +35,7 @@ def load_safetensors(subject: Subject, folder: Path) -> Predict:
     """The classifier built anew from the file."""
     tensors, metadata = read_tensors(folder / WEIGHTS)
     name, classes = str(metadata["model"]), len(metadata["classes"])
-    classifier = build(name, classes, subject.image_shape, stored=metadata.get("architecture", {}))
-    classifier.mean, classifier.std = (torch.empty_like(tensors[statistic]) for statistic in ("mean", "std"))
+    classifier = with_own_buffers(build(name, classes, subject.image_shape, stored=metadata.get("architecture", {})), tensors)
     classifier.load_state_dict(state_for(classifier, tensors))
     return classifier.eval()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from aalp.export.source import source
 from aalp.export.subject import Predict, Subject
 from aalp.store.checkpoint import state_for
+from aalp.store.records import same_threat
 
 MODULE = "model.py"
 WEIGHTS = "model.pt"
@@ -66,7 +66,7 @@ def model_info(subject: Subject) -> dict[str, Any]:
     record: Mapping[str, Any] = {} if subject.measured_on_other_data else subject.evaluation or {}
     threat = subject.metadata.get("threat") or {}
     accuracy = {attack["name"]: attack["accuracy"] for attack in record.get("attacks", ())}
-    autoattack = _percent(accuracy.get("autoattack")) if _at_trained_threat(record, threat) else None
+    autoattack = _percent(accuracy.get("autoattack")) if same_threat(record.get("threat") or {}, threat) else None
     info: dict[str, Any] = {
         "link": "TO FILL IN",
         "name": "TO FILL IN",
@@ -92,14 +92,6 @@ def model_info(subject: Subject) -> dict[str, Any]:
             f"{record['images']} of {whole} {data.get('split', 'test')} images."
         )
     return info
-
-
-def _at_trained_threat(record: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
-    measured = record.get("threat") or {}
-    if not {"norm", "eps"} <= measured.keys() & trained.keys():
-        return False
-    same_norm = str(measured["norm"]).lower() == str(trained["norm"]).lower()
-    return same_norm and math.isclose(measured["eps"], float(trained["eps"]))
 
 
 def dataset_name(subject: Subject) -> str:

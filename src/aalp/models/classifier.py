@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,15 @@ class Classifier(nn.Module):
                 "name one that does with head=... (--model_options.head)"
             )
         return *seen[-1], output
+
+
+def with_own_buffers(classifier: Classifier, tensors: Mapping[str, Tensor]) -> Classifier:
+    """The classifier with room for the normalisation of the file, of however many channels."""
+    for buffer in ("mean", "std"):
+        value = tensors.get(buffer)
+        if value is not None and value.dim() == 1:
+            setattr(classifier, buffer, torch.empty_like(value))
+    return classifier
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from aalp.store.records import same_threat
 
 SEARCH_STEPS = 100
 """What a part of AutoAttack counts for: the steps of APGD and FAB."""
@@ -67,8 +68,7 @@ def same_subject(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return (
         Path(record["weights"]).name == Path(other["weights"]).name
         and _same_data(record["data"], other["data"])
-        and str(record["threat"].get("norm")).lower() == str(other["threat"].get("norm")).lower()
-        and math.isclose(record["threat"].get("eps", math.nan), other["threat"].get("eps", math.nan))
+        and same_threat(record["threat"], other["threat"])
     )
 
 

@@ -6,6 +6,7 @@ import csv
 import datetime
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -45,6 +46,13 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
     if found != (SCHEMA, kind):
         raise RunError(f"'{path}' is a {found[1]} record of schema {found[0]}: a {kind} record of schema {SCHEMA} is needed")
     return dict(record)
+
+
+def same_threat(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two threats, as records and weights tell them, are known and the same; norms are written in two ways."""
+    if not {"norm", "eps"} <= one.keys() & other.keys():
+        return False
+    return str(one["norm"]).lower() == str(other["norm"]).lower() and math.isclose(float(one["eps"]), float(other["eps"]))
 
 
 def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
