@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import inspect
 import re
@@ -114,7 +113,8 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
         return words
     flags = {word.partition("=")[0] for word in words}
     if verb == "train" and "--resume" in flags and not flags & {"--config", "--data"}:
-        from aalp.commands.config import check_attack_trust, check_one_run, check_trust, read_yaml
+        from aalp.commands.config import check_attack_trust, check_one_run, check_trust
+        from aalp.commands.yaml_file import check_groups, read_yaml
 
         run = Path(_value_of("--resume", words))
         if not (run / "config.yaml").is_file():
@@ -124,7 +124,7 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
             )
         config = read_yaml(run / "config.yaml")
         check_one_run(run, config)
-        _check_groups(verb, str(run / "config.yaml"), config)
+        check_groups(_defaults(verb), config, f"'{run / 'config.yaml'}'")
         model = config.get("model")
         said = bool({"--trust_model_code", "--trust_model_code=true"} & set(words))
         check_trust(run, model, said or "--model" in flags)
@@ -137,9 +137,9 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
     if name in presets():
         path = str(presets()[name])
     elif Path(name).is_file():
-        from aalp.commands.config import read_yaml
+        from aalp.commands.yaml_file import check_groups, read_yaml
 
-        _check_groups(verb, name, read_yaml(Path(name)))  # errors name the file
+        check_groups(_defaults(verb), read_yaml(Path(name)), f"'{name}'")
         path = name
     else:
         raise AalpError(unknown_name("preset or file", name, presets()))
@@ -149,11 +149,9 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
     return ["--config", path, *words[:at], *rest]
 
 
-def _check_groups(verb: str, path: str, config: dict[str, Any]) -> None:
-    """Refuse one value where a group of options goes, which the parser would stumble over."""
-    for name, parameter in inspect.signature(verb_function(verb)).parameters.items():
-        if dataclasses.is_dataclass(parameter.default) and name in config and not isinstance(config[name], dict):
-            raise AalpError(f"'{path}' has {config[name]!r} as {name}: a mapping of options is needed")
+def _defaults(verb: str) -> dict[str, Any]:
+    """What a verb's options are by default."""
+    return {name: parameter.default for name, parameter in inspect.signature(verb_function(verb)).parameters.items()}
 
 
 def _value_of(flag: str, words: list[str]) -> str:

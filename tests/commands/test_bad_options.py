@@ -35,6 +35,16 @@ BAD_OPTIONS: dict[str, Case] = {
         "train --run run --config my.yaml",
         ("seed", "[1, 2]"),
     ),
+    "null in YAML where a group of options goes": (
+        yaml_file("data: npz:tiny.npz\nmethod: {dropout: null}"),
+        "train --run run --config my.yaml",
+        ("my.yaml", "method.dropout is null", "mapping"),
+    ),
+    "null in a variant where a group of options goes": (
+        yaml_file("data: npz:tiny.npz\nobjectives: at\nvariants: {bare: {objective: aalp, method: {dropout: null}}}"),
+        "compare --run run --config my.yaml",
+        ("bare", "method.dropout is null", "mapping"),
+    ),
     "broken YAML": (yaml_file("data: [digits\nseed: 1"), "train --run run --config my.yaml", ("my.yaml",)),
     "YAML that is no mapping": (yaml_file("- data\n- digits"), "train --run run --config my.yaml", ("my.yaml",)),
     "YAML that is binary": (

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aalp.cli import main
-from aalp.commands.config import read_yaml
+from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import DataOptions, load_source
 from aalp.errors import AalpError
 from aalp.store.checkpoint import read_foreign_tensors, read_metadata, read_tensors, write_tensors
@@ -178,7 +178,7 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "YAML that contains itself": (yaml_with("data: &a [*a]"), CONFIG, "is not readable YAML"),
     "YAML of 100,000 brackets": (yaml_with("data: " + "[" * 100_000), CONFIG, "is not readable YAML"),
     "YAML with the 99th of a month": (yaml_with("data: 2020-01-99"), CONFIG, "is not readable YAML"),
-    "a number where options go": (yaml_with("data: digits\nthreat: 3"), CONFIG, "has 3 as threat"),
+    "a number where options go": (yaml_with("data: digits\nthreat: 3"), CONFIG, "threat is 3"),
 }
 
 

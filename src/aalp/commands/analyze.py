@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from aalp.analysis.observations import Measured, figures_of, group_figures, left_out, observe, show, summary
 from aalp.analysis.pairs import ATTACK
-from aalp.commands.config import quoted, read_yaml
+from aalp.commands.config import quoted
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.loading import weights_file
 from aalp.commands.opening import run_config
 from aalp.commands.run_analysis import analysis_of, columns_of
 from aalp.commands.tables import text_table
+from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import Source
 from aalp.errors import OptionError, RunError
 from aalp.method.objectives import OBJECTIVES

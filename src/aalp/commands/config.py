@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
+from aalp.commands.yaml_file import check_groups, read_yaml
 from aalp.errors import AalpError, ModelError, OptionError, RunError, unknown_name
 from aalp.evaluation.foreign_attacks import runs_own_code
 from aalp.method.aalp import Distance
@@ -132,9 +132,7 @@ def override(options: Mapping[str, Any], changes: Mapping[str, Any], what: str) 
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    for name, value in changes.items():
-        if dataclasses.is_dataclass(options.get(name)) and not isinstance(value, Mapping):
-            raise OptionError(f"{what}: {name} is {value!r}: a mapping of options is needed")
+    check_groups(options, changes, what)
     parser = ArgumentParser(exit_on_error=False)
     for name, value in options.items():
         parser.add_argument(f"--{name}", type=type(value))
@@ -265,27 +263,6 @@ def check_attack_trust(run: Path, attacks: str | list[Any], trusted: bool) -> No
         )
 
 
-YAML_VALUES = 100_000
-"""More values than any configuration has; aliases of aliases can make a short file that large."""
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping of plain values.
-
-    Raises:
-        RunError: the file cannot be read or is not one.
-    """
-    try:
-        content = yaml.safe_load(path.read_text())
-        _count(content, YAML_VALUES)
-    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
-        # ValueError: text that is not UTF-8, dates and numbers that are none.
-        raise RunError(f"'{path}' is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise RunError(f"'{path}' is not a mapping of options: write lines such as `data: digits`")
-    return content
-
-
 def check_one_run(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse the directory of several runs where one is meant.
 
@@ -308,14 +285,3 @@ def check_one_run(path: Path, config: Mapping[str, Any]) -> None:
 def quoted(path: Path) -> str:
     """A path as a shell takes it, for commands that a user may copy."""
     return shlex.quote(str(path))
-
-
-def _count(value: Any, left: int) -> int:
-    """How many more values there may be after this one; a value that contains itself has no end."""
-    if left <= 0:
-        raise ValueError(f"it has more than {YAML_VALUES} values")
-    left -= 1
-    if isinstance(value, (dict, list)):
-        for item in [*value, *value.values()] if isinstance(value, dict) else value:
-            left = _count(item, left)
-    return left

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aalp.commands.config import check_one_run, quoted, read_yaml
+from aalp.commands.config import check_one_run, quoted
+from aalp.commands.yaml_file import read_yaml
 from aalp.data.split import Split, as_float
 from aalp.errors import AalpError, ModelError, OptionError, RunError
 from aalp.models.catalog import ModelOptions, build, is_own_code

@@ -14,10 +14,10 @@ from aalp.commands.config import (
     ThreatOptions,
     check_trust,
     override,
-    read_yaml,
     to_plain,
 )
 from aalp.commands.loading import LoadedModel, load_foreign, load_model, ready, verify_on, weights_file
+from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import Split, channel_statistics
 from aalp.errors import AalpError, DataError, OptionError, RunError

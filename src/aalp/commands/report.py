@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from aalp.commands.comparison import sentences
-from aalp.commands.config import check_one_run, quoted, read_yaml
+from aalp.commands.config import check_one_run, quoted
 from aalp.commands.console import command_line, print_out
+from aalp.commands.yaml_file import read_yaml
 from aalp.errors import RunError
 from aalp.evaluation.robustness import wilson_interval
 from aalp.report.collect import Group, group_runs, read_run

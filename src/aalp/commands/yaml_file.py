@@ -1,0 +1,66 @@
+"""Options as a user wrote them into a YAML file: plain values, and groups of options where groups go."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aalp.errors import OptionError, RunError
+
+YAML_VALUES = 100_000
+"""More values than any configuration has; aliases of aliases can make a short file that large."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping of plain values.
+
+    Raises:
+        RunError: the file cannot be read or is not one.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+        _count(content, YAML_VALUES)
+    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        # ValueError: text that is not UTF-8, dates and numbers that are none.
+        raise RunError(f"'{path}' is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise RunError(f"'{path}' is not a mapping of options: write lines such as `data: digits`")
+    return content
+
+
+def check_groups(options: Mapping[str, Any], content: Mapping[str, Any], what: str, inside: str = "") -> None:
+    """Refuse one value where a group of options goes, which the parser would stumble over.
+
+    Args:
+        options: the options by name, a dataclass for each group of them.
+        content: what was written, nested in the same way.
+        what: where it was written, for the message.
+        inside: the dotted name of the group that these options are in, with a dot at its end.
+
+    Raises:
+        OptionError: naming the group and its value.
+    """
+    for name, value in content.items():
+        group = options.get(name)
+        if not dataclasses.is_dataclass(group):
+            continue
+        if not isinstance(value, Mapping):
+            given = "null" if value is None else repr(value)
+            raise OptionError(f"{what}: {inside}{name} is {given}: a mapping of options is needed")
+        fields = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+        check_groups(fields, value, what, f"{inside}{name}.")
+
+
+def _count(value: Any, left: int) -> int:
+    """How many more values there may be after this one; a value that contains itself has no end."""
+    if left <= 0:
+        raise ValueError(f"it has more than {YAML_VALUES} values")
+    left -= 1
+    if isinstance(value, (dict, list)):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            left = _count(item, left)
+    return left
