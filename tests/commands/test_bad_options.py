@@ -54,6 +54,7 @@ BAD_OPTIONS: dict[str, Case] = {
     ),
     "flag without value": (None, ON_TINY + "--objective", ("objective", "expected one argument")),
     "evaluate without path": (None, "evaluate", ("path", "--help")),
+    "no jobs to compare": (None, COMPARE + "--objectives at --jobs 0", ("jobs is 0", "at least 1")),
     "compare without run": (None, "compare --data npz:tiny.npz", ("run", "--help")),
     "eps of zero": (None, ON_TINY + "--threat.eps 0", ("eps is 0", "positive number", "8/255")),
     "eps below zero": (None, ON_TINY + "--threat.eps=-0.1", ("eps is -0.1", "positive number", "8/255")),

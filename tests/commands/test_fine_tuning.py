@@ -125,6 +125,18 @@ def test_a_run_starts_from_weights_resumes_without_them_and_evaluates(
     assert main(["evaluate", str(run), "--attacks", "fgsm", "--quiet"]) == 0
 
 
+def test_a_run_killed_before_its_first_state_still_starts_from_the_weights(fresh, train_words, tmp_path) -> None:
+    run, start = tmp_path / "run", fresh()
+    save_file(start.state_dict(), tmp_path / "start.safetensors")
+    words = [*train_words, "--run", str(run), "--init-from", str(tmp_path / "start.safetensors"), "--training.lr", "1e-9"]
+    assert main(words) == 0
+    for path in (run / "metrics.csv", *run.glob("states/*"), *run.glob("weights/*")):
+        path.unlink()
+    assert main(["train", "--resume", str(run), "--quiet"]) == 0
+    # At this learning rate the network is still the one it started from.
+    torch.testing.assert_close(load(run, "last").head_weight, start.head_weight, atol=1e-5, rtol=0)
+
+
 def test_start_weights_are_not_a_thing_to_judge(tiny_run, tiny_npz, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", str(tiny_run), "--init-from", str(tiny_run), "--attacks", "fgsm", "--data", f"npz:{tiny_npz}"]
     assert main(words) == 2

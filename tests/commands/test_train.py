@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from aalp.cli import main
 from aalp.commands.console import Display
 from aalp.commands.loading import load
 from aalp.store.checkpoint import read_metadata, read_tensors
+from aalp.store.files import claimed
 from aalp.store.records import read_record
 
 
@@ -215,3 +217,15 @@ def test_the_name_of_the_objective_reaches_the_training(
     assert read_metadata(run / "weights" / "last.safetensors")["objective"] == objective
     one, other = (read_tensors(path / "weights" / "last.safetensors")[0] for path in (run, tiny_run))
     assert not torch.equal(one["network.logits.weight"], other["network.logits.weight"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no locks of this kind: nobody is kept out")
+def test_a_run_that_another_process_is_at_is_left_alone(copied_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--resume", str(copied_run), "--quiet"]
+    before = {path: path.stat().st_mtime_ns for path in copied_run.rglob("*")}
+    with claimed(copied_run / "config.yaml"):
+        assert main(words) == 2
+    said = capfd.readouterr().err
+    assert said == f"aalp: another process is at work on '{copied_run}': wait until it is done, or stop it\n"
+    assert {path: path.stat().st_mtime_ns for path in copied_run.rglob("*")} == before
+    assert main(words) == 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aalp.errors import RunError
-from aalp.store.files import write_atomically
+from aalp.store.files import claimed, write_atomically
 
 
 def test_a_file_is_written_with_the_folders_that_it_needs_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -66,3 +66,27 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"in the way")
     with pytest.raises(RunError, match=r"file/inside' could not be written: .*choose another folder"):
         write_atomically(tmp_path / "file" / "inside", b"content")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no locks of this kind: every claim is granted")
+def test_a_file_is_claimed_by_one_at_a_time_and_free_again_afterwards(tmp_path: Path) -> None:
+    path, other = tmp_path / "config.yaml", tmp_path / "other.yaml"
+    path.write_text("seed: 0\n")
+    other.write_text("seed: 1\n")
+    with claimed(path) as first, claimed(path) as second, claimed(other) as elsewhere:
+        assert (first, second, elsewhere) == (True, False, True)
+    with claimed(path) as again:
+        assert again
+    assert path.read_text() == "seed: 0\n"
+
+
+def test_where_nothing_can_be_locked_everybody_may_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no locks of this kind")
+
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / "file").touch()
+    with claimed(tmp_path / "file") as mine:
+        assert mine

@@ -27,7 +27,7 @@ from aalp.models.catalog import ModelOptions, architecture, build, is_own_code
 from aalp.models.classifier import Classifier
 from aalp.models.published import Tell
 from aalp.seeding import derive_seed, seed_global_generators
-from aalp.store.files import write_atomically
+from aalp.store.files import alone_in, write_atomically
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory
 from aalp.training.devices import Strategy, resolve_precision
@@ -96,9 +96,10 @@ def begin_or_go_on(path: Path, options: Mapping[str, Any]) -> None:
     Raises:
         RunError: it was begun with others, or is something else.
     """
-    if not RunDirectory(path).begun:
-        begin(path, options)
-        return
+    with alone_in(path.parent):
+        if not RunDirectory(path).begun:
+            begin(path, options)
+            return
     RunDirectory.open(path)
     same_options(path, options, AGAIN)
 

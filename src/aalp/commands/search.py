@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import multiprocessing
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions, quoted
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.one_run import begin, begin_or_go_on, build_classifier, check, run_options, train_run, write_config
 from aalp.commands.search_space import applied, parse_space
+from aalp.commands.side_by_side import alone_at, side_by_side, stop_if_orphaned
 from aalp.commands.study import PrunedError, Study, Trial, check_search
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source, load_source
@@ -86,7 +85,8 @@ method.weights.rule: {choices: [uniform, confidence]}}'.
     begin_or_go_on(run, {**options, "space": space, "prune": prune})
     # The first quarter of a one-cycle schedule, where the learning rate still rises, tells little of its end.
     study = Study(run, dimensions, seed, prune, warmup=training.epochs // 4 + 1)
-    _work(study, options, source, trials, jobs, quiet)
+    work = partial(_trials, study, dict(options), trials)
+    side_by_side(jobs, work, source, partial(load_source, data, data_options), Display(quiet))
     print_out(_finish(study, options, len(source.validation)))
 
 
@@ -103,45 +103,8 @@ def _check_space(options: Mapping[str, Any], space: Mapping[str, Any]) -> None:
             check(applied(options, {name: value}), strict=strict)
 
 
-def _work(study: Study, options: Mapping[str, Any], source: Source, trials: int, jobs: int, quiet: bool) -> None:
-    """Trials until there are enough, in this process and in jobs - 1 others.
-
-    Raises:
-        InterruptedRunError: a signal arrived; what was under way is saved.
-        AalpError: another process failed.
-    """
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // jobs)
-    others = [context.Process(target=_other, args=(study, dict(options), trials, threads)) for _ in range(jobs - 1)]
-    for other in others:
-        other.start()
-    if others:
-        torch.set_num_threads(threads)
-    try:
-        _trials(study, options, source, trials, Display(quiet))
-    except BaseException:
-        for other in others:  # SIGTERM: each saves what it does
-            other.terminate()
-        raise
-    finally:
-        for other in others:
-            other.join()
-    if any(other.exitcode for other in others):
-        raise AalpError(f"a process of the search failed: its line is above; go on with `{command_line()}`")
-
-
-def _other(study: Study, options: dict[str, Any], trials: int, threads: int) -> None:
-    """What each of --jobs does, in a process of its own."""
-    torch.set_num_threads(threads)
-    display = Display(quiet=True)
-    try:
-        _trials(study, options, load_source(options["data"], options["data_options"]), trials, display)
-    except AalpError as error:
-        display.warn(str(error))
-        raise SystemExit(error.exit_code) from error
-
-
-def _trials(study: Study, options: Mapping[str, Any], source: Source, count: int, display: Display) -> None:
+def _trials(study: Study, options: Mapping[str, Any], count: int, source: Source, display: Display) -> None:
+    """Trials until there are enough."""
     while True:
         with study.next_trial(count) as trial:
             if trial is None:
@@ -154,12 +117,10 @@ def _one(study: Study, trial: Trial, options: Mapping[str, Any], source: Source,
     directory = RunDirectory(_folder(study, trial.number))
     told = ", ".join(f"{name} {_number(value)}" for name, value in trial.values.items())
     display.say(f"trial {trial.number}{' goes on' if directory.begun else ''}: {told}")
-    parent = multiprocessing.parent_process()
 
     def on_epoch(row: Mapping[str, Any]) -> None:
         trial.report(row["validation_robust"], row["epoch"])
-        if parent is not None and not parent.is_alive():
-            raise InterruptedRunError(15, command_line())
+        stop_if_orphaned()
 
     try:
         chosen = applied(options, trial.values)
@@ -170,7 +131,8 @@ def _one(study: Study, trial: Trial, options: Mapping[str, Any], source: Source,
             begin(directory.path, chosen)
         for epoch, robust in _epochs_done(directory):  # of which the process that is gone may not have told
             trial.report(robust, epoch)
-        progress = train_run(directory, chosen, source, classifier, display, begun, strict=False, on_epoch=on_epoch)
+        with alone_at(directory):
+            progress = train_run(directory, chosen, source, classifier, display, begun, strict=False, on_epoch=on_epoch)
     except InterruptedRunError as error:
         raise InterruptedRunError(error.signal_number, command_line()) from error
     except PrunedError:

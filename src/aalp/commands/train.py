@@ -24,6 +24,7 @@ from aalp.commands.one_run import (
     warn_if_alone,
 )
 from aalp.commands.pictures import log_adversarial
+from aalp.commands.side_by_side import alone_at
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.distributed import ALONE, joined
 from aalp.errors import InterruptedRunError, OptionError
@@ -110,7 +111,8 @@ goes on in its own entry.
         warn_if_alone(strategy, ranks, display)
     source = ranks.first_of_machine(lambda: load_source(data, options["data_options"]))
     # Whatever can fail on bad input does so before anything is written.
-    classifier = build_classifier(options, source, display.warn, begun)
+    kept = resume is not None and newest_state(RunDirectory(resume)) is not None
+    classifier = build_classifier(options, source, display.warn, begun=kept)
     steps_per_epoch(source.train, training.batch_size)
     if dry_run:
         cost = run_cost(options, source, classifier, display, _steps_done(resume) if begun and resume else 0)
@@ -118,7 +120,6 @@ goes on in its own entry.
         return
     if resume is not None and begun:
         directory = RunDirectory(resume)
-        newest_state(directory)
     else:
         short = data.partition(":")[2] or data
         stem = f"{objective}-{Path(short).stem.lower()}"
@@ -127,7 +128,7 @@ goes on in its own entry.
     if uneven := about_classes(source, training.balance):
         display.say(uneven)
     try:
-        with tracking(directory, tracker, to_plain(options), ranks) as loggers:
+        with alone_at(directory, ranks), tracking(directory, tracker, to_plain(options), ranks) as loggers:
             progress = train_run(
                 directory, options, source, classifier, display, begun, ranks=ranks, loggers=loggers, strategy=strategy
             )

@@ -68,12 +68,44 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether no other process is in here for the same file, which has to exist; one that dies lets go of it.
+
+    Always true where the file system or the system has no locks.
+    """
+    if os.name == "nt":
+        yield True
+        return
+    import fcntl
+
+    # To write to, if allowed: a network file system locks nothing that is open to read only.
+    handle = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
+    try:
+        mine = True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            mine = False
+        except OSError:
+            pass
+        yield mine
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """No other process is in here for the same folder; one that is killed lets the next in.
 
     Without effect where the file system or the system has no locks on folders.
+
+    Raises:
+        RunError: the folder is not there and cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"'{folder}' cannot be made: {error.strerror}; choose another folder") from error
     if os.name == "nt":
         yield
         return

@@ -1,0 +1,151 @@
+"""The cells of a comparison: one row of options with one seed each, a run directory of its own."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aalp.commands.audit import audit_once, audit_verdict
+from aalp.commands.config import EvaluationOptions, quoted, same_options, split_names, to_plain
+from aalp.commands.console import Display
+from aalp.commands.evaluation_record import cheap_verdict
+from aalp.commands.one_run import AGAIN, build_classifier, describe, evaluate_run, resume_command, train_run, write_config
+from aalp.commands.side_by_side import share_out, stop_if_orphaned
+from aalp.data.sources import Source
+from aalp.distributed import Ranks
+from aalp.errors import InterruptedRunError
+from aalp.store.files import alone_in
+from aalp.store.records import read_record
+from aalp.store.run import RunDirectory
+from aalp.training.devices import Strategy
+from aalp.training.trackers import tracking
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What a comparison consists of.
+
+    Args:
+        run: its directory.
+        rows: the options of each row, by name.
+        seeds: each row is trained with every one of them.
+    """
+
+    run: Path
+    rows: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+
+    def directories(self) -> dict[tuple[str, int], RunDirectory]:
+        """Each cell's run directory, by row and seed, in the order in which they are worked on."""
+        return {(name, seed): RunDirectory(self.run / f"{name}-seed{seed}") for seed in self.seeds for name in self.rows}
+
+    def options(self, name: str, seed: int) -> dict[str, Any]:
+        """What the run of a cell is made of."""
+        return {**self.rows[name], "seed": seed}
+
+    def left(self, name: str) -> list[int]:
+        """The seeds with which a row is not evaluated yet."""
+        found = self.directories()
+        return [seed for seed in self.seeds if not _evaluation(found[name, seed], self.rows[name]).is_file()]
+
+
+def work_on_cells(cells: Cells, audit: bool, ranks: Ranks, strategy: Strategy, source: Source, display: Display) -> None:
+    """Train and evaluate all cells together with any other process that is at it, and audit them once all are evaluated."""
+    directories = cells.directories()
+    for (name, seed), directory in directories.items():
+        ranks.from_main(partial(_begin, directory, cells.options(name, seed)))
+
+    def train_and_evaluate(cell: tuple[str, int]) -> None:
+        _work_on_cell(directories[cell], cells.options(*cell), source, display, ranks, strategy)
+
+    def audited(cell: tuple[str, int]) -> None:
+        _audited(directories[cell], cells.run / f"at-seed{cell[1]}", cells.options(*cell), source, display, ranks)
+
+    share_out(directories, train_and_evaluate, display, ranks)
+    if audit:
+        share_out(directories, audited, display, ranks)
+
+
+def _begin(directory: RunDirectory, options: Mapping[str, Any]) -> None:
+    """A run directory for a cell, unless there is one with the same options."""
+    with alone_in(directory.path.parent):
+        if not directory.begun:
+            directory.path.mkdir(exist_ok=True)
+            write_config(directory.config, options)
+            return
+    RunDirectory.open(directory.path)
+    same_options(directory.path, options, AGAIN)
+
+
+def _work_on_cell(
+    directory: RunDirectory, options: dict[str, Any], source: Source, display: Display, ranks: Ranks, strategy: Strategy
+) -> None:
+    """Train and evaluate one row with one seed: what is done already stays, what is begun is continued."""
+    if ranks.from_main(_evaluation(directory, options).is_file):
+        return
+    display.say(describe(options, source, directory.path))
+    classifier = build_classifier(options, source, begun=bool(directory.states()))
+    try:
+        with tracking(directory, None, to_plain(options), ranks) as loggers:
+            train_run(
+                *(directory, options, source, classifier, display),
+                resuming=True,
+                strict=False,
+                ranks=ranks,
+                loggers=loggers,
+                on_epoch=lambda row: stop_if_orphaned(),
+                strategy=strategy,
+            )
+        evaluate_run(directory, options, source, display, ranks)
+    except InterruptedRunError as error:
+        alone = resume_command(directory.path, options)
+        again = f"aalp compare --run {quoted(directory.path.parent)}` and the same options as before, or one run with `{alone}"
+        raise InterruptedRunError(error.signal_number, again) from error
+
+
+def _evaluation(directory: RunDirectory, options: Mapping[str, Any]) -> Path:
+    return directory.evaluations / f"{options['evaluation'].split}.json"
+
+
+def outcome(cells: Cells, name: str, seed: int, audit: bool) -> dict[str, Any]:
+    """What a row with one seed came out as."""
+    directory, options = cells.directories()[name, seed], cells.rows[name]
+    record = read_record(_evaluation(directory, options), "evaluation")
+    figures = {"clean": record["clean"]}
+    figures |= {result["name"]: result["accuracy"] for result in record["attacks"]}
+    if record["attacks"]:  # else there is none
+        figures["robust"] = record["robust"]
+    figures |= {name: value for name, value in record["measures"].items() if name in ("n90", "n90_adversarial")}
+    conflict = _last_metric(directory, "conflict_rate")
+    if conflict is not None:
+        figures["conflict_rate"] = conflict
+    figures["train_seconds"] = _last_metric(directory, "seconds") or 0.0
+    return {
+        "objective": name,
+        "seed": seed,
+        "images": record["images"],
+        "best_epoch": record["model"]["epoch"],
+        "figures": figures,
+        "attack_seconds": {result["name"]: result["seconds"] for result in record["attacks"]},
+        "audit": audit_verdict(directory) if audit else cheap_verdict(record),
+        "environment": record["environment"],
+    }
+
+
+def _audited(
+    directory: RunDirectory, at: Path, options: Mapping[str, Any], source: Source, display: Display, ranks: Ranks
+) -> None:
+    """Audit a cell, with the `at` cell of its seed as the reference if there is one to compare with."""
+    evaluation: EvaluationOptions = options["evaluation"]
+    comparable = {"pgd-20", "autoattack"} <= set(split_names(evaluation.attacks)) and RunDirectory(at).evaluations.is_dir()
+    audit_once(directory, at if comparable else None, options, source, display, ranks)
+
+
+def _last_metric(directory: RunDirectory, column: str) -> float | None:
+    with directory.metrics.open(newline="") as file:
+        value = list(csv.DictReader(file))[-1].get(column)
+    return float(value) if value else None
