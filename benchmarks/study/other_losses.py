@@ -1,0 +1,120 @@
+"""Losses tried in place of AALP's and not kept: `aalp` with seven more values of `method.distance`.
+
+    python benchmarks/study/other_losses.py compare --config benchmarks/study/digits-targets.yaml --run runs/digits-targets
+    python benchmarks/study/other_losses.py compare --config benchmarks/study/cifar10-losses.yaml --run runs/cifar10-losses
+
+average-squared, average-kl   the adversarial logits are paired with those that the averaged weights (EMA) give the clean
+                              image, in evaluation mode, without gradient: a target that does not run away, as one-sided
+                              pairing does, and knows more than the label (the average as a teacher: arXiv 2306.12118).
+probabilities                 squared distance of the softmax outputs instead of the logits (arXiv 2202.10103).
+share                         each image has a clean share of its own, 2 s (1 - p_y(x)): what is wrong on the clean image is
+                              learned there, what is right is learned on the adversarial one.
+gce                           the adversarial cross-entropy weighted by sqrt(p_y(x')), mean 1: images out of reach count less
+                              (the gradient of the generalised cross-entropy, arXiv 1805.07836).
+apart                         clean and adversarial images pass in batches of their own, so BatchNorm never mixes them.
+margin                        the adversary maximises the margin max_k z'_k - z'_y (arXiv 1608.04644), not the cross-entropy.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from aalp.cli import main
+from aalp.method import aalp as method
+from aalp.method import losses
+from aalp.method.objective_base import Batch, LossParts, averaged, conflict, shared_cross_entropy
+from aalp.method.sample_weights import sample_weights
+from aalp.training.averaging import Averager
+
+Distance = Literal[
+    "squared", "one-sided", "kl", "probabilities", "average-squared", "average-kl", "share", "gce", "apart", "margin"
+]
+
+shadows: list[Any] = []
+"""The averaged networks of this process, the newest last."""
+
+
+def probabilities(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """Squared distance (N,) of the softmax outputs."""
+    return (logits.float().softmax(1) - other_logits.float().softmax(1)).square().sum(1)
+
+
+def both_logits(self: method.AALP, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Clean and adversarial logits (N, C) under one Guided Dropout mask."""
+    pair = [batch.images, batch.adversarial]
+    if str(self.distance) == "apart":
+        features = torch.cat([batch.classifier.features(images) for images in pair])
+    else:
+        features = batch.classifier.features(torch.cat(pair))
+    adversarial_features = features.detach()[len(batch.labels) :]
+    mask = self.mask(batch.classifier, adversarial_features, batch.labels, batch.progress, batch.generator)
+    clean, adversarial = batch.classifier.head(features, None if mask is None else torch.cat([mask, mask])).chunk(2)
+    return clean, adversarial
+
+
+def paired_with_average(self: method.AALP, batch: Batch) -> LossParts:
+    """AALP's loss with the averaged network's logits as the clean ones of the pair."""
+    with torch.no_grad():
+        target = shadows[-1](batch.images).float()
+    clean, adversarial = both_logits(self, batch)
+    classification = shared_cross_entropy(self.clean_share, clean, adversarial, batch.labels)
+    pairing = method.DISTANCES[self.distance](target, adversarial)
+    if self.weights is not None:
+        pairing = sample_weights(self.weights, target, adversarial, batch.labels) * pairing
+    terms = {"classification": classification, "pairing": pairing}
+    return averaged(classification + self.pairing_weight * pairing, terms, adversarial)
+
+
+def classified_otherwise(self: method.AALP, batch: Batch) -> LossParts:
+    """AALP's loss with another classification term, or the same on other logits or another adversary's images."""
+    clean, adversarial = both_logits(self, batch)
+    on_clean, on_adversarial = (losses.cross_entropy(logits, batch.labels) for logits in (clean, adversarial))
+    share: float | Tensor = self.clean_share
+    if str(self.distance) == "share":
+        share = (2 * self.clean_share * (1 - on_clean.detach().neg().exp())).clamp(0, 1)
+    if str(self.distance) == "gce":
+        reach = on_adversarial.detach().neg().exp().sqrt()
+        on_adversarial = on_adversarial * reach / reach.mean()
+    classification = share * on_clean + (1 - share) * on_adversarial
+    pairing = losses.logit_pairing(clean, adversarial)
+    if self.weights is not None:
+        pairing = sample_weights(self.weights, clean, adversarial, batch.labels) * pairing
+    terms = {"classification": classification, "pairing": pairing}
+    terms |= conflict(clean, adversarial, batch.labels, pairing)
+    return averaged(classification + self.pairing_weight * pairing, terms, adversarial)
+
+
+def patch() -> None:
+    """Put the losses into `aalp`, and note the averaged network of each training."""
+    begin, loss = Averager.__init__, method.AALP.loss
+
+    def noting(self: Averager, module: Any, decay: float) -> None:
+        begin(self, module, decay)
+        shadows.append(self.shadow)
+
+    def chosen(self: method.AALP, batch: Batch) -> LossParts:
+        if self.distance.startswith("average-"):
+            return paired_with_average(self, batch)
+        return (loss if self.distance in ("squared", "one-sided", "kl", "probabilities") else classified_otherwise)(self, batch)
+
+    patched: Any = method
+    patched.Distance = Distance  # what the command line takes
+    patched.AALP.loss = chosen
+    patched.AALP.inner = property(lambda self: losses.margin if str(self.distance) == "margin" else losses.cross_entropy)
+    patched.DISTANCES |= {
+        "probabilities": probabilities,
+        "average-squared": losses.logit_pairing,
+        "average-kl": losses.kl_divergence,
+        **dict.fromkeys(("share", "gce", "apart", "margin"), losses.logit_pairing),
+    }
+    changed: Any = Averager
+    changed.__init__ = noting
+
+
+if __name__ == "__main__":
+    patch()
+    sys.exit(main(sys.argv[1:]))
