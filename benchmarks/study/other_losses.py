@@ -1,7 +1,8 @@
-"""Losses tried in place of AALP's and not kept: `aalp` with seven more values of `method.distance`.
+"""Losses tried in place of AALP's and not kept: `aalp` with ten more values of `method.distance`.
 
     python benchmarks/study/other_losses.py compare --config benchmarks/study/digits-targets.yaml --run runs/digits-targets
     python benchmarks/study/other_losses.py compare --config benchmarks/study/cifar10-losses.yaml --run runs/cifar10-losses
+    python benchmarks/study/other_losses.py compare --config benchmarks/study/digits-losses.yaml --run runs/digits-losses
 
 average-squared, average-kl   the adversarial logits are paired with those that the averaged weights (EMA) give the clean
                               image, in evaluation mode, without gradient: a target that does not run away, as one-sided
@@ -13,11 +14,16 @@ gce                           the adversarial cross-entropy weighted by sqrt(p_y
                               (the gradient of the generalised cross-entropy, arXiv 1805.07836).
 apart                         clean and adversarial images pass in batches of their own, so BatchNorm never mixes them.
 margin                        the adversary maximises the margin max_k z'_k - z'_y (arXiv 1608.04644), not the cross-entropy.
+contributions                 what each feature adds to each logit is paired, mean_c sum_k (W_ck h_k - W_ck h'_k)^2, so that
+                              features cannot change and cancel.
+shrinking                     Guided Dropout by mass: the features that stay carry all of the score at first, 70 % at the end.
+smooth                        label smoothing of 0.1 in both cross-entropies (arXiv 1512.00567).
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -31,7 +37,19 @@ from aalp.method.sample_weights import sample_weights
 from aalp.training.averaging import Averager
 
 Distance = Literal[
-    "squared", "one-sided", "kl", "probabilities", "average-squared", "average-kl", "share", "gce", "apart", "margin"
+    "squared",
+    "one-sided",
+    "kl",
+    "probabilities",
+    "average-squared",
+    "average-kl",
+    "share",
+    "gce",
+    "apart",
+    "margin",
+    "contributions",
+    "shrinking",
+    "smooth",
 ]
 
 shadows: list[Any] = []
@@ -43,16 +61,22 @@ def probabilities(logits: Tensor, other_logits: Tensor) -> Tensor:
     return (logits.float().softmax(1) - other_logits.float().softmax(1)).square().sum(1)
 
 
-def both_logits(self: method.AALP, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Clean and adversarial logits (N, C) under one Guided Dropout mask."""
+def both_features(self: method.AALP, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Clean and adversarial features (N, D) under one Guided Dropout mask."""
     pair = [batch.images, batch.adversarial]
     if str(self.distance) == "apart":
-        features = torch.cat([batch.classifier.features(images) for images in pair])
+        clean, adversarial = (batch.classifier.features(images) for images in pair)
     else:
-        features = batch.classifier.features(torch.cat(pair))
-    adversarial_features = features.detach()[len(batch.labels) :]
-    mask = self.mask(batch.classifier, adversarial_features, batch.labels, batch.progress, batch.generator)
-    clean, adversarial = batch.classifier.head(features, None if mask is None else torch.cat([mask, mask])).chunk(2)
+        clean, adversarial = batch.classifier.features(torch.cat(pair)).chunk(2)
+    if str(self.distance) == "shrinking" and self.dropout is not None:
+        self = replace(self, dropout=replace(self.dropout, selection="mass", mass=1 - 0.3 * batch.progress))
+    mask = self.mask(batch.classifier, adversarial.detach(), batch.labels, batch.progress, batch.generator)
+    return (clean, adversarial) if mask is None else (clean * mask.to(clean.dtype), adversarial * mask.to(clean.dtype))
+
+
+def both_logits(self: method.AALP, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Clean and adversarial logits (N, C) under one Guided Dropout mask."""
+    clean, adversarial = batch.classifier.head(torch.cat(both_features(self, batch))).chunk(2)
     return clean, adversarial
 
 
@@ -71,8 +95,11 @@ def paired_with_average(self: method.AALP, batch: Batch) -> LossParts:
 
 def classified_otherwise(self: method.AALP, batch: Batch) -> LossParts:
     """AALP's loss with another classification term, or the same on other logits or another adversary's images."""
-    clean, adversarial = both_logits(self, batch)
+    features = both_features(self, batch)
+    clean, adversarial = batch.classifier.head(torch.cat(features)).chunk(2)
     on_clean, on_adversarial = (losses.cross_entropy(logits, batch.labels) for logits in (clean, adversarial))
+    if str(self.distance) == "smooth":
+        on_clean, on_adversarial = (smoothed(loss, z) for loss, z in ((on_clean, clean), (on_adversarial, adversarial)))
     share: float | Tensor = self.clean_share
     if str(self.distance) == "share":
         share = (2 * self.clean_share * (1 - on_clean.detach().neg().exp())).clamp(0, 1)
@@ -81,11 +108,19 @@ def classified_otherwise(self: method.AALP, batch: Batch) -> LossParts:
         on_adversarial = on_adversarial * reach / reach.mean()
     classification = share * on_clean + (1 - share) * on_adversarial
     pairing = losses.logit_pairing(clean, adversarial)
+    if str(self.distance) == "contributions":
+        change = (features[0].float() - features[1].float()).square()
+        pairing = change @ batch.classifier.head_weight.float().square().mean(0)
     if self.weights is not None:
         pairing = sample_weights(self.weights, clean, adversarial, batch.labels) * pairing
     terms = {"classification": classification, "pairing": pairing}
     terms |= conflict(clean, adversarial, batch.labels, pairing)
     return averaged(classification + self.pairing_weight * pairing, terms, adversarial)
+
+
+def smoothed(cross_entropy: Tensor, logits: Tensor) -> Tensor:
+    """Cross-entropy (N,) with a tenth of the label spread over all classes."""
+    return 0.9 * cross_entropy - 0.1 * logits.float().log_softmax(1).mean(1)
 
 
 def patch() -> None:
@@ -109,7 +144,7 @@ def patch() -> None:
         "probabilities": probabilities,
         "average-squared": losses.logit_pairing,
         "average-kl": losses.kl_divergence,
-        **dict.fromkeys(("share", "gce", "apart", "margin"), losses.logit_pairing),
+        **dict.fromkeys(("share", "gce", "apart", "margin", "contributions", "shrinking", "smooth"), losses.logit_pairing),
     }
     changed: Any = Averager
     changed.__init__ = noting

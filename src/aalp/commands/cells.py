@@ -56,8 +56,9 @@ class Cells:
 def work_on_cells(cells: Cells, audit: bool, ranks: Ranks, strategy: Strategy, source: Source, display: Display) -> None:
     """Train and evaluate all cells together with any other process that is at it, and audit them once all are evaluated."""
     directories = cells.directories()
-    for (name, seed), directory in directories.items():
-        ranks.from_main(partial(_begin, directory, cells.options(name, seed)))
+
+    def begin(cell: tuple[str, int]) -> None:
+        ranks.from_main(partial(_begin, directories[cell], cells.options(*cell)))
 
     def train_and_evaluate(cell: tuple[str, int]) -> None:
         _work_on_cell(directories[cell], cells.options(*cell), source, display, ranks, strategy)
@@ -65,9 +66,9 @@ def work_on_cells(cells: Cells, audit: bool, ranks: Ranks, strategy: Strategy, s
     def audited(cell: tuple[str, int]) -> None:
         _audited(directories[cell], cells.run / f"at-seed{cell[1]}", cells.options(*cell), source, display, ranks)
 
-    share_out(directories, train_and_evaluate, display, ranks)
+    share_out(directories, begin, train_and_evaluate, display, ranks)
     if audit:
-        share_out(directories, audited, display, ranks)
+        share_out(directories, begin, audited, display, ranks)
 
 
 def _begin(directory: RunDirectory, options: Mapping[str, Any]) -> None:

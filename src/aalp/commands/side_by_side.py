@@ -100,16 +100,23 @@ def alone_at(directory: RunDirectory, ranks: Ranks = ALONE) -> Iterator[None]:
         yield
 
 
-def share_out(runs: Mapping[Key, RunDirectory], work: Callable[[Key], None], display: Display, ranks: Ranks) -> None:
+def share_out(
+    runs: Mapping[Key, RunDirectory], begin: Callable[[Key], None], work: Callable[[Key], None], display: Display, ranks: Ranks
+) -> None:
     """Work on every run, one after the other; those that other processes are at come last, when they have let go of them.
 
-    What others have done has to be nothing to do for `work`, which is called for every run. Together.
+    Together.
+
+    Args:
+        begin: makes the run directory, or finds it in order.
+        work: called for every run; what others have done has to be nothing to do for it.
     """
     left, told = list(runs), False
     while left:
         busy = []
         for key in left:
             stop_if_orphaned()
+            begin(key)
             with claim(runs[key], ranks) as mine:
                 if mine:
                     work(key)
