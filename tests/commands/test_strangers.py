@@ -149,6 +149,8 @@ FOLDER = TRAIN + "--data folder:pictures"
 CSV = TRAIN + "--data csv:pictures/list.csv"
 NPZ = TRAIN + "--data npz:evil.npz"
 
+CALL = "{class_path: os.system, init_args: {command: mkdir EXECUTED}}"
+NO_ARGUMENTS = "takes no arguments"
 STRANGERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "an image that claims 81 million pixels": (bomb, FOLDER, "claims to be 9000x9000 pixels, more than 50,000,000"),
     "an image that claims 2^62 pixels": (huge_bomb, FOLDER, "is not a readable image"),
@@ -173,6 +175,32 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         yaml_with("threat: {class_path: os.mkdir, init_args: {path: EXECUTED}}"),
         CONFIG,
         "'os.mkdir' is not accepted",
+    ),
+    "YAML with a class path among a model's arguments": (
+        yaml_with(f"model_options: {{arguments: {{a: {CALL}}}}}"),
+        CONFIG,
+        NO_ARGUMENTS,
+    ),
+    "YAML with a class path in a list": (yaml_with(f"model_options: {{arguments: {{a: [{CALL}]}}}}"), CONFIG, NO_ARGUMENTS),
+    "YAML with a class path deep inside": (
+        yaml_with(f"model_options: {{arguments: {{a: {{b: {CALL}}}}}}}"),
+        CONFIG,
+        "model_options.arguments",
+    ),
+    "YAML with a class path in a string": (
+        yaml_with(f"model_options: {{arguments: {{a: '{CALL}'}}}}"),
+        CONFIG,
+        NO_ARGUMENTS,
+    ),
+    "YAML with a class path in a variant": (
+        yaml_with(f"objectives: at\nvariants: {{odd: {{objective: {CALL}}}}}"),
+        CONFIG.replace("train", "compare"),
+        "unknown objective",
+    ),
+    "YAML with a class path in a space": (
+        yaml_with(f"space: {{training.lr: {CALL}}}"),
+        CONFIG.replace("train", "search"),
+        "training.lr",
     ),
     "YAML of aliases of aliases": (yaml_with(LAUGHS), CONFIG, "more than 100000 values"),
     "YAML that contains itself": (yaml_with("data: &a [*a]"), CONFIG, "is not readable YAML"),
@@ -206,6 +234,21 @@ def test_what_a_stranger_made_ends_in_one_line_and_runs_nothing(
 
 
 EVIL_CODE = "import pathlib\npathlib.Path('executed').mkdir()\n"
+
+
+@pytest.mark.parametrize(
+    "words", ["evaluate RUN --attacks fgsm", "audit RUN", "analyze RUN", "train --resume RUN", "export RUN"]
+)
+def test_a_strangers_run_directory_calls_no_function_that_its_options_name(
+    words: str, copied_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((copied_run / "config.yaml").read_text())
+    called = copied_run.parent / "executed"
+    config["model_options"]["arguments"] = {"a": {"class_path": "os.mkdir", "init_args": {"path": str(called)}}}
+    (copied_run / "config.yaml").write_text(yaml.safe_dump(config))
+    main([str(copied_run) if word == "RUN" else word for word in words.split()])
+    assert not called.exists()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("words", ["evaluate RUN --attacks fgsm", "audit RUN", "analyze RUN", "train --resume RUN"])

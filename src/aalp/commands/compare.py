@@ -33,6 +33,7 @@ from aalp.distributed import ALONE, joined
 from aalp.errors import OptionError, unknown_name
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
+from aalp.plain import Plain
 from aalp.store.files import write_atomically
 from aalp.store.records import write_record
 from aalp.training.devices import Strategy
@@ -45,7 +46,7 @@ EVERYTHING = "standard,at,trades,mart,alp,aalp,aalp-no-dropout,aalp-no-weights"
 def compare(
     run: Path,
     objectives: str | list[str] = EVERYTHING,
-    variants: dict[str, dict[str, Any]] | None = None,
+    variants: dict[str, dict[str, Plain]] | None = None,
     seeds: str | int | list[int] = "0,1,2",
     data: str = "digits",
     model: str = "small-cnn",

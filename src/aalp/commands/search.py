@@ -19,6 +19,7 @@ from aalp.data.sources import DataOptions, Source, load_source
 from aalp.errors import AalpError, DataError, InterruptedRunError, OptionError, RunError
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
+from aalp.plain import Plain
 from aalp.store.records import write_record
 from aalp.store.run import RunDirectory
 from aalp.training.loop import steps_per_epoch
@@ -27,7 +28,7 @@ from aalp.training.options import CheckpointOptions, TrainingOptions
 
 def search(
     run: Path,
-    space: dict[str, Any] | None = None,
+    space: dict[str, Plain] | None = None,
     trials: int = 20,
     jobs: int = 1,
     prune: bool = True,

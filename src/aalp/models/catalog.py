@@ -17,6 +17,7 @@ from aalp.models.preact_resnet import preact_resnet18, thin_resnet, wide_resnet
 from aalp.models.published import ImageShape, Published, Tell, timm_model, torchvision_model
 from aalp.models.small_cnn import SmallCNN
 from aalp.own_code import imported
+from aalp.plain import Plain
 
 BUILT_IN: dict[str, Callable[[int, ImageShape], nn.Module]] = {
     "small-cnn": SmallCNN,
@@ -60,7 +61,7 @@ for other classes is replaced."""
     head: str | None = None
     """Name of the layer that gives the logits, a Linear or a 1x1 convolution, such as classifier.3; by default the last one."""
 
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Plain] = field(default_factory=dict)
     """Further arguments by name for the factory, or for timm's or torchvision's model: --model_options.arguments.width 2."""
 
     channels_last: bool = True
