@@ -248,3 +248,71 @@ def test_variants_that_cannot_work_are_refused_before_anything_is_written(
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def rewritten(words: list[str], run: Path, copy: Path, **changes: str) -> list[str]:
+    """The command line of a comparison in another folder, with other words."""
+    return [changes.get(word, str(copy) if word == str(run) else word) for word in words]
+
+
+def test_a_row_that_does_not_fit_is_refused_before_any_is_trained(
+    comparison: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, words = comparison
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.rmtree(copy / "at-seed0")
+    for seed in (0, 1):
+        (copy / f"aalp-seed{seed}").rename(copy / f"heavy-seed{seed}")
+    words = rewritten(words, run, copy, **{"at,aalp": "at"})
+    heavy = "{heavy: {objective: aalp, method: {pairing_weight: 3}}}"
+    assert main([*words, "--variants", heavy]) == 2
+    assert "was begun with another method" in capsys.readouterr().err
+    assert not (copy / "at-seed0").exists()
+
+
+def test_a_run_that_diverges_leaves_the_others_to_be_done(
+    train_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["compare", *train_words[1:], "--run", str(run), "--seeds", "0", "--evaluation.attacks", "fgsm"]
+    hot = "{hot: {objective: standard, training: {lr: 1.0e+30, schedule: step, epochs: 3}}}"
+    assert main([*words, "--objectives", "standard", "--variants", hot.replace("hot", "a-hot")]) == 1
+    said = capsys.readouterr()
+    assert "a-hot-seed0 diverged: the loss is" in said.err
+    assert said.err.splitlines()[-1].startswith("aalp: all is done but a-hot-seed0, which diverged: ")
+    assert (run / "standard-seed0" / "evaluations" / "test.json").is_file()
+    assert main([*words, "--objectives", "standard"]) == 0  # the table without it
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ("--evaluation.split validation --data_options.validation 0", "has no validation images"),
+        ("--evaluation.exact true --evaluation.attacks autoattack", "exact AutoAttack needs 4 classes"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["compare --objectives at", "train --evaluate"])
+def test_an_evaluation_that_cannot_be_is_refused_before_the_training(
+    verb: str, more: str, reason: str, train_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb.split(), *train_words[1:], *more.split(), "--run", str(tmp_path / "run")]) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_in_the_last_epoch_of_a_run_stops_the_comparison(
+    train_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show = Display.epoch
+
+    def press(self: Display, row: dict[str, float], epochs: int) -> None:
+        show(self, row, epochs)
+        if row["epoch"] == epochs:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Display, "epoch", press)
+    words = ["compare", *train_words[1:], "--run", str(tmp_path / "run"), "--objectives", "at", "--seeds", "0,1"]
+    assert main([*words, "--evaluation.attacks", "fgsm"]) == 143
+    assert "continue with `aalp compare" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "at-seed0" / "evaluations").exists()
+    assert not (tmp_path / "run" / "at-seed1").exists()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aalp.commands.comparison import summary, text
+from aalp.commands.comparison import cautions, markdown, sentences, summary, text
 
 
 def cells(figures: dict[str, list[float | None]]) -> list[dict[str, Any]]:
@@ -94,3 +94,34 @@ def test_objectives_that_nothing_attacked_are_compared_by_their_clean_accuracy()
     content = summary(clean, ["at", "aalp"])
     assert content["compared"]["figure"] == "clean"
     assert "worst case" not in text({**content, "seeds": [0, 1]})
+
+
+def test_values_stand_under_their_own_seed_in_whatever_order_the_seeds_were_given() -> None:
+    found = [
+        {"objective": name, "seed": seed, "figures": {"clean": seed / 10 + shift}}
+        for seed in (2, 0, 1)
+        for name, shift in (("at", 0.0), ("aalp", 0.5))
+    ]
+    content = summary(found, ["at", "aalp"])
+    assert content["seeds"] == [0, 1, 2]
+    assert content["table"]["aalp"]["clean"]["values"] == [0.5, 0.6, 0.7]
+    rows = [line.split() for line in text({**content, "split": "test"}).split("\n\n")[1].splitlines()]
+    assert rows[0] == ["clean", "by", "seed", "0", "1", "2"]
+    assert rows[2:] == [["at", "0.0", "10.0", "20.0"], ["aalp", "50.0", "60.0", "70.0"]]
+
+
+def test_rows_under_another_threat_are_compared_with_nothing_and_it_is_said() -> None:
+    found = cells({"aalp": [0.60, 0.61], "at": [0.50, 0.51], "half": [0.80, 0.81]})
+    for cell in found:
+        eps = 0.1 if cell["objective"] == "half" else 0.2
+        cell |= {"threat": {"norm": "Linf", "eps": eps}, "images": 10}
+    content = {**summary(found, ["aalp", "at", "half"]), "split": "test", "command": "aalp compare"}
+    assert list(content["compared"]["differences"]) == ["at"]
+    assert "half" not in content["compared"]["real"]
+    assert len(sentences(content)) == 1
+    assert cautions(content) == [
+        "half is trained for and attacked at Linf eps 0.1, another threat than aalp's: no difference between the two is told"
+    ]
+    for page in (text(content), markdown(content)):
+        assert cautions(content)[0] in page
+        assert "aalp minus half" not in page

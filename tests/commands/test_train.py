@@ -4,7 +4,9 @@ import csv
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import yaml
 from aalp.cli import main
 from aalp.commands.console import Display
 from aalp.commands.loading import load
+from aalp.commands.one_run import begin_next
 from aalp.store.checkpoint import read_metadata, read_tensors
 from aalp.store.files import claimed
 from aalp.store.records import read_record
@@ -229,3 +232,16 @@ def test_a_run_that_another_process_is_at_is_left_alone(copied_run: Path, capfd:
     assert said == f"aalp: another process is at work on '{copied_run}': wait until it is done, or stop it\n"
     assert {path: path.stat().st_mtime_ns for path in copied_run.rglob("*")} == before
     assert main(words) == 0
+
+
+def test_runs_that_begin_at_the_same_moment_get_a_number_each(tmp_path: Path) -> None:
+    together = Barrier(8)
+
+    def start(_: int) -> Path:
+        together.wait()
+        return begin_next(tmp_path / "runs", "at-digits", {"seed": 0}).path
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(10):
+            assert len(set(pool.map(start, range(8)))) == 8
+    assert len(list((tmp_path / "runs").iterdir())) == 80

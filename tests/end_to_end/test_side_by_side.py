@@ -26,14 +26,14 @@ def compare(words: list[str], run: Path, *more: str) -> list[str]:
     return ["compare", *options, "--objectives", "at,aalp", "--evaluation.attacks", "fgsm", *more, "--run", str(run)]
 
 
-def started(words: list[str]) -> subprocess.Popen[str]:
+def started(words: list[str], **more: bool) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-m", "aalp", *words]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 
 def figures(run: Path) -> object:
@@ -85,3 +85,41 @@ def test_a_run_whose_process_is_killed_is_gone_on_with_by_the_other_one(train_wo
     assert figures(run) == figures(undisturbed)
     weights = Path("at-seed0") / "weights" / "last.safetensors"
     assert (run / weights).read_bytes() == (undisturbed / weights).read_bytes()
+
+
+def test_a_job_that_is_killed_leaves_its_work_to_the_rest(train_words: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = started(compare(train_words, run, "--seeds", "0,1", "--jobs", "2", "--training.epochs", "20"))
+    os.kill(its_other_job(process, run), signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "another process was ended by SIGKILL" in err
+    assert "records:" in out
+    assert len(list(run.glob("*/evaluations/test.json"))) == 4
+
+
+def test_ctrl_c_ends_all_jobs_in_one_line(train_words: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = compare(train_words, run, "--seeds", "0", "--jobs", "2", "--training.epochs", "500", "--quiet")
+    process = started(words, start_new_session=True)
+    other = its_other_job(process, run)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("aalp: stopped, and saved: continue with `aalp compare")
+    with pytest.raises(ProcessLookupError):
+        os.kill(other, 0)
+
+
+def its_other_job(process: subprocess.Popen[str], run: Path) -> int:
+    """The second process of a comparison with two jobs, once both have begun a run."""
+    deadline = time.monotonic() + 240
+    while len(list(run.glob("*/states/*"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    children = [Path(f"/proc/{process.pid}/task/{task.name}/children") for task in Path(f"/proc/{process.pid}/task").iterdir()]
+    found = [int(number) for path in children for number in path.read_text().split()]
+    return next(number for number in found if b"spawn_main" in Path(f"/proc/{number}/cmdline").read_bytes())

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aalp.data.augment import Augmentation
-from aalp.errors import DataError, DivergedError, OptionError
+from aalp.errors import DataError, DivergedError, InterruptedRunError, OptionError
 from aalp.method.aalp import AALP
 from aalp.method.guided_dropout import GuidedDropout
 from aalp.method.objectives import AT, OBJECTIVES, Standard
@@ -192,6 +194,20 @@ def test_training_without_validation_images_keeps_the_last_weights_as_best(fit_p
     assert plan.run.weights("best").read_bytes() == plan.run.weights("last").read_bytes()
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_signal_stops_the_run_in_whichever_epoch_it_comes(epoch: int, fit_plan: MakeFit) -> None:
+    def press(row: Mapping[str, Any]) -> None:
+        if row["epoch"] == epoch:
+            signal.raise_signal(signal.SIGTERM)
+
+    plan = fit_plan(report=press)
+    with pytest.raises(InterruptedRunError) as caught:
+        fit(plan)
+    assert caught.value.exit_code == 143
+    assert len(metrics(plan.run)) == epoch
+    assert fit(replace(plan, report=lambda row: None), resume=True).step == 8
+
+
 class Fragile(nn.Module):
     """A network whose output is not a number from training pass number `breaks_at` on."""
 
@@ -200,12 +216,13 @@ class Fragile(nn.Module):
         self.breaks_at = breaks_at
         self.passes = 0
         self.flatten = nn.Flatten()
+        self.norm = nn.BatchNorm1d(64)
         self.logits = nn.Linear(64, 3)
 
     def forward(self, images: Tensor) -> Tensor:
         self.passes += self.training
         features = self.flatten(images)
-        return self.logits(features * torch.nan if self.passes > self.breaks_at and self.training else features)
+        return self.logits(self.norm(features * torch.nan if self.passes > self.breaks_at and self.training else features))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_the_state_before_it(fit_plan: MakeFit) -> None:

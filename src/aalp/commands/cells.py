@@ -14,7 +14,8 @@ from aalp.commands.config import EvaluationOptions, quoted, same_options, split_
 from aalp.commands.console import Display
 from aalp.commands.evaluation_record import cheap_verdict
 from aalp.commands.one_run import AGAIN, build_classifier, describe, evaluate_run, resume_command, train_run, write_config
-from aalp.commands.side_by_side import share_out, stop_if_orphaned
+from aalp.commands.side_by_side import share_out, stop_if_left
+from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import Source
 from aalp.distributed import Ranks
 from aalp.errors import InterruptedRunError
@@ -56,9 +57,15 @@ class Cells:
 def work_on_cells(cells: Cells, audit: bool, ranks: Ranks, strategy: Strategy, source: Source, display: Display) -> None:
     """Train and evaluate all cells together with any other process that is at it, and audit them once all are evaluated."""
     directories = cells.directories()
+    # All of those that are there before any is worked on: one that does not fit is better told now than after hours.
+    found = {
+        cell for cell, directory in directories.items() if ranks.from_main(partial(_fits, directory, cells.options(*cell)))
+    }
 
     def begin(cell: tuple[str, int]) -> None:
-        ranks.from_main(partial(_begin, directories[cell], cells.options(*cell)))
+        if cell not in found:
+            ranks.from_main(partial(_begin, directories[cell], cells.options(*cell)))
+            found.add(cell)
 
     def train_and_evaluate(cell: tuple[str, int]) -> None:
         _work_on_cell(directories[cell], cells.options(*cell), source, display, ranks, strategy)
@@ -78,8 +85,20 @@ def _begin(directory: RunDirectory, options: Mapping[str, Any]) -> None:
             directory.path.mkdir(exist_ok=True)
             write_config(directory.config, options)
             return
+    _fits(directory, options)
+
+
+def _fits(directory: RunDirectory, options: Mapping[str, Any]) -> bool:
+    """Whether there is a run directory for a cell.
+
+    Raises:
+        RunError: it is of other options.
+    """
+    if not directory.begun:
+        return False
     RunDirectory.open(directory.path)
     same_options(directory.path, options, AGAIN)
+    return True
 
 
 def _work_on_cell(
@@ -98,7 +117,7 @@ def _work_on_cell(
                 strict=False,
                 ranks=ranks,
                 loggers=loggers,
-                on_epoch=lambda row: stop_if_orphaned(),
+                on_epoch=lambda row: stop_if_left(),
                 strategy=strategy,
             )
         evaluate_run(directory, options, source, display, ranks)
@@ -129,6 +148,7 @@ def outcome(cells: Cells, name: str, seed: int, audit: bool) -> dict[str, Any]:
         "objective": name,
         "seed": seed,
         "images": record["images"],
+        "threat": record["threat"],
         "best_epoch": record["model"]["epoch"],
         "figures": figures,
         "attack_seconds": {result["name"]: result["seconds"] for result in record["attacks"]},
@@ -140,9 +160,10 @@ def outcome(cells: Cells, name: str, seed: int, audit: bool) -> dict[str, Any]:
 def _audited(
     directory: RunDirectory, at: Path, options: Mapping[str, Any], source: Source, display: Display, ranks: Ranks
 ) -> None:
-    """Audit a cell, with the `at` cell of its seed as the reference if there is one to compare with."""
+    """Audit a cell, with the `at` cell of its seed, if there is one of the same threat, as the reference."""
     evaluation: EvaluationOptions = options["evaluation"]
     comparable = {"pgd-20", "autoattack"} <= set(split_names(evaluation.attacks)) and RunDirectory(at).evaluations.is_dir()
+    comparable = comparable and read_yaml(RunDirectory(at).config).get("threat") == to_plain(options)["threat"]
     audit_once(directory, at if comparable else None, options, source, display, ranks)
 
 

@@ -23,6 +23,7 @@ from aalp.commands.one_run import (
     begin_or_go_on,
     build_classifier,
     check,
+    check_evaluation,
     run_cost,
     run_options,
     warn_if_alone,
@@ -106,6 +107,7 @@ def compare(
         warn_if_alone(strategy, ranks, display)
     source = ranks.first_of_machine(lambda: load_source(data, data_options))
     # Whatever can fail on bad input does so before anything is written.
+    check_evaluation(evaluation, source)
     cells, costs = Cells(run, rows, tuple(numbers)), []
     for name, options in rows.items():
         classifier = build_classifier({**options, "seed": numbers[0]}, source, display.warn)

@@ -13,33 +13,34 @@ from aalp.commands.tables import markdown_table, text_table
 def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """Means, deviations and single values by objective, and each objective's difference from the others' AutoAttack.
 
+    Rows of another threat than the reference's stand in the table and are compared with nothing.
+
     Args:
-        cells: one for each objective and seed: `objective`, `seed` and `figures` by name.
+        cells: one for each objective and seed: `objective`, `seed`, `figures` by name, and the `threat`.
         names: objectives, in the order of the table.
     """
     # Not every objective has every figure (only pairing has a conflict rate).
     columns = list(dict.fromkeys(column for cell in cells for column in cell["figures"]))
-    table = {
-        name: {
-            column: _spread([cell["figures"].get(column) for cell in cells if cell["objective"] == name]) for column in columns
-        }
-        for name in names
-    }
-    judged = next(figure for figure in ("autoattack", "robust", "clean") if figure in columns)
     by_seed = {(cell["objective"], cell["seed"]): cell["figures"] for cell in cells}
     seeds = sorted({cell["seed"] for cell in cells})
+    table = {
+        name: {column: _spread([by_seed[name, seed].get(column) for seed in seeds]) for column in columns} for name in names
+    }
+    judged = next(figure for figure in ("autoattack", "robust", "clean") if figure in columns)
     reference = "aalp" if "aalp" in names else names[0]
+    threats = {cell["objective"]: cell.get("threat") for cell in cells}
     tests = {
         name: {
             column: _paired([(by_seed[reference, seed], by_seed[name, seed]) for seed in seeds], column) for column in columns
         }
         for name in names
-        if name != reference
+        if name != reference and threats[name] == threats[reference]
     }
     compared = {
         "reference": reference,
         "figure": judged,
         "differences": {name: found[judged] for name, found in tests.items()},
+        "apart": {name: threats[name] for name in names if threats[name] != threats[reference]},
         "real": {name: [column for column, gap in found.items() if gap and gap["real"]] for name, found in tests.items()},
     }
     audits = {name: [cell.get("audit") for cell in cells if cell["objective"] == name] for name in names}
@@ -115,6 +116,16 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def cautions(record: Mapping[str, Any]) -> list[str]:
+    """What a reader of a comparison record has to know: one sentence for each row under another threat."""
+    compared = record["compared"]
+    return [
+        f"{name} is trained for and attacked at {threat['norm']} eps {threat['eps']:.4g}, another threat than "
+        f"{compared['reference']}'s: no difference between the two is told"
+        for name, threat in compared.get("apart", {}).items()  # records from before there was one have none
+    ]
+
+
 def _values(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     figure = record["compared"]["figure"]
     rows = [[name, *(f"{v * 100:.1f}" for v in row[figure]["values"])] for name, row in record["table"].items()]
@@ -131,7 +142,7 @@ def text(record: Mapping[str, Any]) -> str:
     """A comparison's record for the screen: the table, the values by seed, the differences."""
     starred = any(record["compared"].get("real", {}).values())
     table = text_table(*_table(record)) + f"\n{_legend(record)}" * starred
-    parts = [table, text_table(*_values(record)), "\n".join(sentences(record))]
+    parts = [table, text_table(*_values(record)), "\n".join([*sentences(record), *cautions(record)])]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -143,5 +154,6 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"{', '.join(map(str, record['seeds']))}; n90 in features. {_legend(record)}."
     )
     parts = [title, markdown_table(*_table(record)), markdown_table(*_values(record))]
-    parts.append("\n".join(f"- {line} (95 % interval over seeds)" for line in sentences(record)))
+    lines = [*(f"{line} (95 % interval over seeds)" for line in sentences(record)), *cautions(record)]
+    parts.append("\n".join(f"- {line}" for line in lines))
     return "\n\n".join([*parts, f"`{record['command']}`"]) + "\n"

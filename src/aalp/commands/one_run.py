@@ -21,7 +21,7 @@ from aalp.commands.opening import whole_split
 from aalp.data.sources import Source
 from aalp.data.split import channel_statistics, resident_bytes
 from aalp.distributed import ALONE, Ranks
-from aalp.errors import RunError
+from aalp.errors import DataError, OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.models.catalog import ModelOptions, architecture, build, is_own_code
 from aalp.models.classifier import Classifier
@@ -29,7 +29,7 @@ from aalp.models.published import Tell
 from aalp.seeding import derive_seed, seed_global_generators
 from aalp.store.files import alone_in, write_atomically
 from aalp.store.records import read_record
-from aalp.store.run import RunDirectory
+from aalp.store.run import RunDirectory, free_path
 from aalp.training.devices import Strategy, resolve_precision
 from aalp.training.loop import Fit, fit
 from aalp.training.options import TrainingOptions
@@ -75,12 +75,38 @@ def check(options: Mapping[str, Any], strict: bool = True) -> None:
             attack_by_name(name)
 
 
+def check_evaluation(wanted: EvaluationOptions, source: Source) -> None:
+    """Refuse an evaluation that this data cannot have, before hours of training.
+
+    Raises:
+        DataError: the split has no images.
+        OptionError: AutoAttack by its authors' package, and fewer classes than that needs.
+    """
+    if len(whole_split(source, wanted.split)) == 0:
+        raise DataError(f"'{source.name}' has no {wanted.split} images: hold some out with --data_options.validation")
+    if wanted.exact and "autoattack" in split_names(wanted.attacks) and len(source.classes) < 4:
+        raise OptionError(
+            f"exact AutoAttack needs 4 classes and '{source.name}' has {len(source.classes)}: leave out --evaluation.exact"
+        )
+
+
 def begin(path: Path, options: Mapping[str, Any]) -> RunDirectory:
     """A new directory with these options as its config.yaml, which --config accepts.
 
     Raises:
         RunError: it exists already, or the disk refuses.
     """
+    with alone_in(path.parent):
+        return _begin(path, options)
+
+
+def begin_next(folder: Path, stem: str, options: Mapping[str, Any]) -> RunDirectory:
+    """The same at the next free number: STEM-001, STEM-002, ..."""
+    with alone_in(folder):
+        return _begin(free_path(folder, stem), options)
+
+
+def _begin(path: Path, options: Mapping[str, Any]) -> RunDirectory:
     directory = RunDirectory.create(path)
     try:
         write_config(directory.config, options)
@@ -98,7 +124,7 @@ def begin_or_go_on(path: Path, options: Mapping[str, Any]) -> None:
     """
     with alone_in(path.parent):
         if not RunDirectory(path).begun:
-            begin(path, options)
+            _begin(path, options)
             return
     RunDirectory.open(path)
     same_options(path, options, AGAIN)

@@ -12,7 +12,7 @@ from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.one_run import begin, begin_or_go_on, build_classifier, check, run_options, train_run, write_config
 from aalp.commands.search_space import applied, parse_space
-from aalp.commands.side_by_side import alone_at, side_by_side, stop_if_orphaned
+from aalp.commands.side_by_side import alone_at, side_by_side, stop_if_left
 from aalp.commands.study import PrunedError, Study, Trial, check_search
 from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source, load_source
@@ -121,7 +121,7 @@ def _one(study: Study, trial: Trial, options: Mapping[str, Any], source: Source,
 
     def on_epoch(row: Mapping[str, Any]) -> None:
         trial.report(row["validation_robust"], row["epoch"])
-        stop_if_orphaned()
+        stop_if_left()
 
     try:
         chosen = applied(options, trial.values)

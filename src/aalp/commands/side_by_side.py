@@ -6,17 +6,20 @@ The system takes a lock back when its process dies, however it dies, so that ano
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from multiprocessing.synchronize import Event
 from typing import TypeVar
 
 import torch
 
 from aalp.commands.console import Display, command_line
+from aalp.commands.resuming import stopping
 from aalp.data.sources import Source
 from aalp.distributed import ALONE, Ranks
-from aalp.errors import AalpError, InterruptedRunError, RunError
+from aalp.errors import AalpError, DivergedError, InterruptedRunError, RunError
 from aalp.store.files import claimed
 from aalp.store.run import RunDirectory
 
@@ -32,16 +35,18 @@ Work = Callable[[Source, Display], None]
 def side_by_side(jobs: int, work: Work, source: Source, load: Callable[[], Source], display: Display) -> None:
     """Do work in this process and in jobs - 1 others, which share its threads.
 
+    One of the others that fails says why, and leaves its work to the rest.
+
     Args:
         load: what gives the others the source; they show no progress.
 
     Raises:
         InterruptedRunError: a signal arrived; what was under way is saved.
-        AalpError: another process failed.
+        AalpError: what this process fails of; the others stop then.
     """
     context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // jobs)
-    others = [context.Process(target=_other, args=(work, load, threads)) for _ in range(jobs - 1)]
+    threads, stop = max(1, torch.get_num_threads() // jobs), context.Event()
+    others = [context.Process(target=_other, args=(work, load, threads, stop)) for _ in range(jobs - 1)]
     for other in others:
         other.start()
     if others:
@@ -49,35 +54,55 @@ def side_by_side(jobs: int, work: Work, source: Source, load: Callable[[], Sourc
     try:
         work(source, display)
     except BaseException:
+        stop.set()
         for other in others:  # SIGTERM: each saves what it does
             other.terminate()
         raise
     finally:
         for other in others:
             other.join()
-    if any(other.exitcode for other in others):
-        raise AalpError(f"another process failed: its line is above; go on with `{command_line()}`")
+    for other in others:
+        if (other.exitcode or 0) < 0:  # which it could not tell itself
+            name = signal.Signals(-other.exitcode).name if other.exitcode else ""
+            display.warn(f"another process was ended by {name} (out of memory?); its work was done by the rest")
 
 
-def _other(work: Work, load: Callable[[], Source], threads: int) -> None:
+_stop: Event | None = None
+"""In one of the others: set when the first process wants them to stop."""
+
+
+def _other(work: Work, load: Callable[[], Source], threads: int, stop: Event) -> None:
+    global _stop
+    _stop = stop
     torch.set_num_threads(threads)
-    display = Display(quiet=True)
+    display = _Watching(quiet=True)
     try:
         work(load(), display)
-    except AalpError as error:
-        display.warn(str(error))
+    except InterruptedRunError as error:  # the first process tells of it
         raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (AalpError, OSError) as error:
+        display.warn(str(error))
+        raise SystemExit(AalpError.exit_code) from error
 
 
-def stop_if_orphaned() -> None:
-    """To be called now and then in `side_by_side`: nobody waits for this process once the one that began it is gone.
+class _Watching(Display):
+    """Shows nothing, and looks after each attacked batch whether the process still has somebody to work for."""
+
+    def attack(self, name: str, done: int, total: int) -> None:
+        stop_if_left()
+
+
+def stop_if_left() -> None:
+    """To be called now and then in `side_by_side`, by what may be one of the others.
 
     Raises:
-        InterruptedRunError: it is.
+        InterruptedRunError: the process that began this one is gone or failed: nobody waits for its work.
     """
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        raise InterruptedRunError(15, command_line())
+    if (parent is not None and not parent.is_alive()) or (_stop is not None and _stop.is_set()):
+        raise InterruptedRunError(int(signal.SIGTERM), command_line())
 
 
 @contextmanager
@@ -110,21 +135,33 @@ def share_out(
     Args:
         begin: makes the run directory, or finds it in order.
         work: called for every run; what others have done has to be nothing to do for it.
+
+    Raises:
+        DivergedError: of the first run whose training diverged, once all others are done.
     """
     left, told = list(runs), False
+    diverged: DivergedError | None = None
     while left:
         busy = []
         for key in left:
-            stop_if_orphaned()
+            stop_if_left()
             begin(key)
             with claim(runs[key], ranks) as mine:
-                if mine:
-                    work(key)
-                else:
+                if not mine:
                     busy.append(key)
+                    continue
+                try:
+                    work(key)
+                except DivergedError as error:
+                    name = runs[key].path.name
+                    diverged = diverged or DivergedError(f"all is done but {name}, which diverged: {error}")
+                    display.warn(f"{name} diverged: {error}")
         if len(busy) == len(left):
             if not told:
                 display.say(f"waiting for other processes, which are at {', '.join(runs[key].path.name for key in busy)}")
                 told = True
-            time.sleep(POLL_SECONDS)
+            with stopping(command_line()):
+                time.sleep(POLL_SECONDS)
         left = busy
+    if diverged is not None:
+        raise diverged

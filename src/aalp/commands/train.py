@@ -13,8 +13,10 @@ from aalp.commands.dry_run import show
 from aalp.commands.evaluation_record import report
 from aalp.commands.one_run import (
     begin,
+    begin_next,
     build_classifier,
     check,
+    check_evaluation,
     describe,
     evaluate_run,
     resume_command,
@@ -30,7 +32,7 @@ from aalp.distributed import ALONE, joined
 from aalp.errors import InterruptedRunError, OptionError
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
-from aalp.store.run import RunDirectory, free_path
+from aalp.store.run import RunDirectory
 from aalp.training.devices import Strategy
 from aalp.training.loop import steps_per_epoch
 from aalp.training.options import CheckpointOptions, TrainingOptions
@@ -114,6 +116,8 @@ goes on in its own entry.
     kept = resume is not None and newest_state(RunDirectory(resume)) is not None
     classifier = build_classifier(options, source, display.warn, begun=kept)
     steps_per_epoch(source.train, training.batch_size)
+    if evaluate:
+        check_evaluation(evaluation, source)
     if dry_run:
         cost = run_cost(options, source, classifier, display, _steps_done(resume) if begun and resume else 0)
         show(options, cost if evaluate else {"training": cost["training"]})
@@ -123,7 +127,8 @@ goes on in its own entry.
     else:
         short = data.partition(":")[2] or data
         stem = f"{objective}-{Path(short).stem.lower()}"
-        directory = ranks.from_main(lambda: begin(resume or run or free_path(Path("runs"), stem), options))
+        named = resume or run
+        directory = ranks.from_main(lambda: begin(named, options) if named else begin_next(Path("runs"), stem, options))
     display.say(describe(options, source, directory.path))
     if uneven := about_classes(source, training.balance):
         display.say(uneven)

@@ -139,6 +139,7 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
         trainer.run_to_end(received)
     weights.give_back()
     ranks.wait()  # what the main process wrote is there for all from here on
+    trainer.stop_if_asked(received)  # in the last epoch: the run is done, and what would come after it is not wanted
     return progress
 
 
@@ -185,7 +186,11 @@ class _Trainer:
                 plan.report(rows[-1])
             self.fabric.log_dict({k: v for k, v in rows[-1].items() if isinstance(v, float)}, step=epoch + 1)
             if epoch + 1 < options.epochs:
-                self._stop_if(self._agreed(received)[0])
+                self.stop_if_asked(received)
+
+    def stop_if_asked(self, received: list[int]) -> None:
+        """Raise an InterruptedRunError where a signal reached any rank. Together."""
+        self._stop_if(self._agreed(received)[0])
 
     def _order(self, epoch: int) -> Tensor:
         if self.plan.options.balance == "classes":
@@ -225,6 +230,7 @@ class _Trainer:
         seed_global_generators(derive_seed("rank", seed, plan.ranks.rank) if plan.ranks.rank else seed)
         images = augment(images, options.augment, generator, plan.ranks.shard(len(labels)))
         attack = self._attack(share)
+        before = [statistic.clone() for statistic in batch_statistics(plan.classifier)]
         loss, parts, logits = self.step.losses(images, labels, share, generator, attack)
         accuracy = (logits.argmax(1) == labels).float().mean()
         measured = {"loss": loss, **parts, "train_accuracy": accuracy}
@@ -232,6 +238,8 @@ class _Trainer:
         values = dict(zip(measured, torch.stack([value.float() for value in measured.values()]).tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             self.optimizer.zero_grad()
+            for statistic, value in zip(batch_statistics(plan.classifier), before, strict=True):
+                statistic.copy_(value)  # what this batch was like went into them
             self._save()
             plan.ranks.wait()
             terms = ", ".join(f"{name} {values[name]:g}" for name in parts)
