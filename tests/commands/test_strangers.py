@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -18,10 +20,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aalp.cli import main
+from aalp.cli import VERBS, main
 from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import DataOptions, load_source
 from aalp.errors import AalpError
+from aalp.parsing import verb_function
 from aalp.store.checkpoint import read_foreign_tensors, read_metadata, read_tensors, write_tensors
 from aalp.store.records import read_record
 
@@ -367,3 +370,20 @@ def test_a_changed_or_cut_image_is_read_or_refused(
     content[place % len(content)] = value
     path.write_bytes(content[: int(kept * len(content))] if value % 2 else content)
     attempt(lambda: load_source(f"folder:{root}", DataOptions(size=8)))
+
+
+def types_in(kind: object) -> set[object]:
+    """A type hint and everything that it is made of, options of options included."""
+    found = {kind} if isinstance(kind, Hashable) else set()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return found.union(*(types_in(hint) for hint in get_type_hints(kind).values()))
+    return found.union(*(types_in(argument) for argument in get_args(kind) if not isinstance(argument, str)))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_option_takes_just_anything(verb: str) -> None:
+    # Where a type is `Any`, the parser builds what a mapping with `class_path` names.
+    hints = get_type_hints(verb_function(verb))
+    hints.pop("return", None)
+    found = {name: types_in(hint) & {Any, object, type} for name, hint in hints.items()}
+    assert {name: bad for name, bad in found.items() if bad} == {}
