@@ -218,3 +218,20 @@ def test_analyze_takes_several_runs_before_or_after_its_options(words: list[str]
 def test_evaluate_takes_single_data_options() -> None:
     assert parsed("evaluate", "run", "--data_options.size", "16")["data_options"].size == 16
     assert parsed("evaluate", "run")["data_options"] is None
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "audit"])
+def test_a_single_option_is_laid_over_the_other_ones_of_the_run(verb: str, copied_run: Path) -> None:
+    file = copied_run / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["data_options"] |= {"split_seed": 5, "test_share": 0.5, "workers": 1}
+    config["model_options"] |= {"head": "fc", "arguments": {"width": 6}, "init_from": "start.safetensors"}
+    file.write_text(yaml.safe_dump(config))
+    # A default is laid over the run's own like any other value, before or after the path.
+    options = parsed(verb, "--data_options.workers", "2", str(copied_run), "--model_options.arguments.deep", "true")
+    data, model = options["data_options"], options["model_options"]
+    assert (data.split_seed, data.test_share, data.workers) == (5, 0.5, 2)
+    assert (model.head, model.arguments) == ("fc", {"width": 6, "deep": True})
+    assert model.init_from is None  # what the training started from is not asked for
+    assert parsed(verb, str(copied_run), "--data_options.split_seed", "0")["data_options"].split_seed == 0
+    assert parsed(verb, str(copied_run))["data_options"] is None

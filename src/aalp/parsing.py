@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 from collections.abc import Callable
 from functools import cache
@@ -28,6 +29,9 @@ PATHS = {
 
 SPELLINGS = {"--init_from": "--model_options.init_from"}
 """Options by another spelling than their full name."""
+
+GROUPS = ("data_options", "model_options")
+"""Groups of options that verbs which take a run have from it."""
 
 
 def presets() -> dict[str, Path]:
@@ -75,6 +79,9 @@ def parse(verb: str, words: list[str]) -> dict[str, Any]:
     words = _with_config(verb, _with_switches(verb, words))
     try:
         parsed = parser.parse_args(words)
+        stored = _options_of_the_run(verb, parsed)
+        if stored:  # the parser lays what was typed over them
+            parsed = parser.parse_args([*stored, *words])
         options: dict[str, Any] = parser.instantiate(parsed).as_dict()
     except ArgumentError as error:
         raise AalpError(_one_line(str(error), parser)) from error
@@ -86,6 +93,18 @@ def parse(verb: str, words: list[str]) -> dict[str, Any]:
         raise AalpError(f"the options of `{parser.prog}` cannot be read: {reason}; see `{parser.prog} --help`") from error
     options.pop("config", None)
     return options
+
+
+def _options_of_the_run(verb: str, parsed: Any) -> list[str]:
+    """The run's own options of each group of which some were typed, as words: the parser fills a group up with defaults."""
+    defaults = _defaults(verb)
+    # A group that is None by default is the run's own.
+    groups = [name for name in GROUPS if name in defaults and defaults[name] is None and parsed.get(name) is not None]
+    if not groups:
+        return []
+    from aalp.commands.opening import run_groups
+
+    return [f"--{name}={json.dumps(options)}" for name, options in run_groups(parsed.path, groups).items()]
 
 
 def _with_switches(verb: str, words: list[str]) -> list[str]:

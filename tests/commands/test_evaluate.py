@@ -124,6 +124,14 @@ def test_what_is_not_given_comes_from_the_run_and_records_are_numbered(
     assert sample != list(range(5))
 
 
+def test_one_data_option_leaves_the_other_ones_as_the_run_has_them(copied_run: Path, tmp_path: Path) -> None:
+    file = copied_run / "config.yaml"
+    file.write_text(file.read_text().replace("  images: null", "  images: 9"))
+    words = ["--data_options.workers", "0", "--attacks", "clean", "--quiet", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", str(copied_run), *words]) == 0
+    assert json.loads((tmp_path / "out" / "best-001.json").read_text())["data"]["split_images"] == 9
+
+
 def test_a_record_that_another_process_wrote_meanwhile_is_left_as_it_is(
     copied_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,17 @@ def run_config(path: Path, trusted: bool = False) -> dict[str, Any]:
         raise RunError(f"'{file}' has {config['data']!r} as data: a name is needed")
     groups = {name: default for name, default in STORED.items() if name in config}
     return config | to_plain(override(groups, {name: config[name] for name in groups}, f"'{file}'"))
+
+
+def run_groups(path: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A run's own options of these groups as plain values, for others to be laid over; nothing for a lone file.
+
+    Raises:
+        AalpError: see `run_config`.
+    """
+    config = run_config(path, trusted=True)  # read, not run: the verb that runs it asks
+    # What the training started from is no matter of the model that it made.
+    return {name: {key: value for key, value in config[name].items() if key != "init_from"} for name in names if name in config}
 
 
 def stored_source(name: str | None, options: DataOptions | None, config: dict[str, Any]) -> Source:
