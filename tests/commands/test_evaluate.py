@@ -221,6 +221,38 @@ def test_a_lone_weights_file_of_ours_knows_its_model_and_its_threat(tiny_run: Pa
     assert record["model"]["model"] == "small-cnn"
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "audit"])
+def test_classes_in_another_order_are_put_in_that_of_the_data(
+    verb: str, write_images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = ["path,label,split"]
+    for split, count in (("train", 20), ("test", 4)):
+        for tone, name in ((0, "10"), (180, "9")):
+            files = sorted(write_images(Path("nums", split, name), count, tone=tone).iterdir())
+            rows += [f"{file},{name},{split}" for file in files]
+    Path("nums.csv").write_text("\n".join(rows) + "\n")
+    Path("others.csv").write_text("\n".join(rows).replace(",9,", ",11,") + "\n")
+    # Folders come in the order of their names, the numbers of a CSV in that of their size.
+    orders = [load_source(data).classes for data in ("folder:nums", "csv:nums.csv", "csv:others.csv")]
+    assert orders == [("10", "9"), ("9", "10"), ("10", "11")]
+    words = ["--model", "small-cnn", "--objective", "standard", "--training.epochs", "8", "--training.batch_size", "8"]
+    assert main(["train", "--data", "folder:nums", "--run", "run", *words, "--training.ema", "0", "--quiet"]) == 0
+
+    def seen(data: str, out: str) -> tuple[float, str]:
+        attacks = ["--attacks", "clean"] if verb == "evaluate" else []
+        capsys.readouterr()
+        main([verb, "run", "--data", data, "--quiet", "--out", out, *attacks])
+        (record,) = Path(out).glob("*.json")
+        return json.loads(record.read_text())["clean"], capsys.readouterr().err
+
+    assert seen("folder:nums", "own") == (1.0, "")
+    clean, said = seen("csv:nums.csv", "reordered")
+    assert clean == 1.0
+    assert "has the data's classes in another order: its logits are put in the data's" in said
+    assert "names other classes than the data ('9' where it has '11')" in seen("csv:others.csv", "others")[1]
+
+
 def test_another_norm_and_fractions_are_understood(tiny_run: Path, tmp_path: Path) -> None:
     words = ["--norm", "l2", "--eps", "128/255", "--attacks", "pgd-2", "--quiet=true", "--out", str(tmp_path)]
     assert main(["evaluate", str(tiny_run), *words]) == 0

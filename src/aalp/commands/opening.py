@@ -21,7 +21,7 @@ from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import Split, channel_statistics
 from aalp.errors import AalpError, DataError, OptionError, RunError
-from aalp.models.catalog import COLLECTIONS, ModelOptions, architecture, build, is_own_code
+from aalp.models.catalog import COLLECTIONS, ModelOptions, architecture, build, is_own_code, order_classes
 from aalp.models.published import Tell
 from aalp.seeding import derive_seed
 from aalp.store.checkpoint import is_ours
@@ -113,7 +113,11 @@ def stored_model(
     # What a run directory's configuration names has been seen to be trusted; what a lone file says is not run.
     name = model or config.get("model")
     if named is None and (path.is_dir() or is_ours(file)):
-        return load_model(file, name, options or stored_options(config))
+        loaded = load_model(file, name, options or stored_options(config))
+        own = [str(label) for label in loaded.metadata["classes"]]
+        if len(own) == len(source.classes):
+            order_classes(loaded.classifier, own, source.classes, f"'{file}'", tell)
+        return loaded
     if named is None and name is None:
         raise OptionError(f"model is missing: '{file}' does not say which model it is; name it with --model")
     if named is not None and model is not None:
