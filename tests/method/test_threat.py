@@ -112,10 +112,15 @@ def test_every_projection_lands_in_the_ball_and_stays_there(ball, eps, size, spr
     torch.testing.assert_close(threat.project(projected, images), projected, atol=1e-6, rtol=0)
 
 
-def test_a_large_image_projects_into_the_l2_ball_in_spite_of_rounding():
-    images = torch.rand(2, 3, 224, 224, generator=seeded())
-    projected = L2(3.0).project(images + torch.randn(images.shape, generator=seeded(1)), images)
-    assert L2(3.0).contains(projected, images).all()
+@pytest.mark.parametrize("eps", [0.5, 3.0, 10.0, 100.0])
+def test_a_large_image_projects_into_the_l2_ball_in_spite_of_rounding(eps):
+    # Away from the edges of [0, 1], which would shorten the change.
+    images, threat = 0.2 + 0.6 * torch.rand(8, 3, 224, 224, generator=seeded()), L2(eps)
+    projected = threat.project(threat.random_start(images, seeded(1), 3.0), images)
+    assert threat.contains(projected, images).all()
+    distance = threat.distance(projected, images)
+    assert distance.dtype == projected.dtype == torch.float32
+    torch.testing.assert_close(distance.double(), exact_distance(L2, projected, images), atol=0, rtol=1e-7)
 
 
 @BOTH

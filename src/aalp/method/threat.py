@@ -18,6 +18,7 @@ from torch import Tensor
 from aalp.errors import OptionError
 
 # Float32 arithmetic on images in [0, 1] rounds at 6e-8; a check of the ball must forgive a few such roundings and no more.
+# Where eps is above 1 it is relative to eps, as the rounding of a distance is.
 BALL_TOLERANCE = 1e-6
 
 
@@ -67,7 +68,7 @@ class Threat(ABC):
         """Which candidates (N,) lie in the ball and in [0, 1], up to float32 rounding (`BALL_TOLERANCE`)."""
         flat = candidates.flatten(1)
         in_range = (flat >= 0).all(1) & (flat <= 1).all(1)
-        return in_range & (self.distance(candidates, images) <= self.eps + BALL_TOLERANCE)
+        return in_range & (self.distance(candidates, images) <= self.eps + BALL_TOLERANCE * max(1.0, self.eps))
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,21 @@ class L2(Threat):
 
     def project(self, candidates: Tensor, images: Tensor) -> Tensor:
         change = candidates - images
-        length = change.flatten(1).norm(dim=1).clamp_min(torch.finfo(change.dtype).tiny)
-        shrink = (self.eps / length).clamp_max(1.0)
+        length = _length(change).clamp_min(torch.finfo(change.dtype).tiny)
+        shrink = (self.eps / length).clamp_max(1.0).to(change.dtype)
         # Cutting to [0, 1] afterwards only moves points towards the image (which is in [0, 1]), so the ball still holds.
         return (images + change * _per_image(shrink, change)).clamp_(0.0, 1.0)
 
     def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
-        length: Tensor = (candidates - images).flatten(1).norm(dim=1)
-        return length
+        change = candidates - images
+        return _length(change).to(change.dtype)
+
+
+def _length(change: Tensor) -> Tensor:
+    """The Euclidean length (N,) of changes (N, ...), in float64: summed in float32, that of a large image is off by more
+    than the ball's tolerance."""
+    length: Tensor = torch.linalg.vector_norm(change.flatten(1), dim=1, dtype=torch.float64)
+    return length
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:
