@@ -1,18 +1,27 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import parsed
 
 from aalp.cli import main
 from aalp.commands import audit as command
 from aalp.commands.audit import report
+from aalp.commands.config import ThreatOptions
+from aalp.commands.evaluation_record import drop_under_autoattack
+from aalp.data.sources import load_source
+from aalp.errors import RunError
 from aalp.evaluation import audit as evaluation_audit
 from aalp.evaluation.attack_gates import Effort
+from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
 from aalp.evaluation.gates import GATES
+from aalp.method.threat import L2
+from aalp.store.records import write_record
 
 SMALL = Effort(steps=3, restarts=1, restart_steps=2, adaptive_steps=2, noises=2, queries=3, stand_in_steps=2)
 
@@ -90,7 +99,8 @@ def test_a_reference_needs_evaluations_of_both_and_decides_the_gap(
     reference = Path(shutil.copytree(copied_run, tmp_path / "reference"))
     words = ["audit", str(copied_run), "--reference", str(reference), "--quiet"]
     assert main(words) == 2
-    assert f"aalp evaluate {copied_run} --weights best --eps 0.1 --attacks pgd-20,autoattack" in capsys.readouterr().err
+    told = f"aalp evaluate {copied_run} --weights best --norm linf --eps 0.1 --attacks pgd-20,autoattack"
+    assert told in capsys.readouterr().err
     for run in (copied_run, reference):
         assert main(["evaluate", str(run), "--images", "4", "--attacks", "pgd-20,autoattack", "--quiet"]) == 0
     elsewhere = json.loads((reference / "evaluations" / "best-001.json").read_text())
@@ -108,6 +118,27 @@ def test_a_reference_needs_evaluations_of_both_and_decides_the_gap(
     assert gate["name"] == "PGD to AutoAttack gap"
     assert gate["passed"] is not None  # the same model twice: the gap is the reference's own
     assert gate["measured"] <= 1
+
+
+def test_the_command_that_is_told_makes_the_evaluation_that_was_missing(tiny_npz: Path, tmp_path: Path) -> None:
+    source, threat = load_source(f"npz:{tiny_npz}"), L2(128 / 255)
+    (tmp_path / "config.yaml").write_text("data: digits\n")
+
+    def evaluated(name: str, options: dict[str, Any], split: str) -> None:
+        asked = ThreatOptions(options["norm"], options["eps"]).build()
+        attacks = [{"name": "pgd-20", "accuracy": 0.5}, {"name": "autoattack", "accuracy": 0.4}]
+        content = {"threat": {"norm": asked.norm, "eps": asked.eps}, "data": {"digest": source.digest, "split": split}}
+        content |= {"weights": "weights/best.safetensors", "images": 10, "attacks": attacks}
+        write_record(tmp_path / "evaluations" / f"{name}.json", "evaluation", content)
+
+    with pytest.raises(RunError) as error:
+        drop_under_autoattack(tmp_path, "best", threat, source)
+    options = parsed(*shlex.split(str(error.value).split("`")[1])[1:])
+    evaluated("best-001", options, "validation")
+    with pytest.raises(RunError, match="has no evaluation"):
+        drop_under_autoattack(tmp_path, "best", threat, source)
+    evaluated("best-002", options, options["split"])
+    assert drop_under_autoattack(tmp_path, "best", threat, source) == DropUnderAutoAttack(0.5, 0.4, 10)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from aalp.errors import RunError
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
 from aalp.evaluation.robustness import Evaluation, wilson_interval
 from aalp.method.threat import Threat
-from aalp.store.records import read_record
+from aalp.store.records import read_record, same_threat
 from aalp.store.run import RunDirectory
 
 
@@ -118,21 +118,22 @@ def cheap_verdict(evaluation: Mapping[str, Any]) -> str | None:
 
 
 def drop_under_autoattack(path: Path, weights: str, threat: Threat, source: Source) -> DropUnderAutoAttack:
-    """What the run's newest evaluation of these weights on this data says of pgd-20 and AutoAttack under this threat.
+    """What the run's newest evaluation of these weights on test images says of pgd-20 and AutoAttack under this threat.
 
     Raises:
         RunError: there is no such evaluation.
     """
-    folder = RunDirectory.open(path).evaluations
+    folder, wanted = RunDirectory.open(path).evaluations, {"norm": threat.norm, "eps": threat.eps}
     for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
         record = read_record(file, "evaluation")
         accuracy = {attack["name"]: attack["accuracy"] for attack in record["attacks"]}
-        same = Path(record["weights"]).stem == weights and record["threat"] == {"norm": threat.norm, "eps": threat.eps}
-        same = same and record["data"]["digest"] == source.digest
+        same = Path(record["weights"]).stem == weights and same_threat(record["threat"], wanted)
+        same = same and record["data"]["digest"] == source.digest and record["data"].get("split") == "test"
         if same and {"pgd-20", "autoattack"} <= accuracy.keys():
             return DropUnderAutoAttack(accuracy["pgd-20"], accuracy["autoattack"], record["images"])
-    command = f"aalp evaluate {quoted(path)} --weights {weights} --eps {threat.eps:.6g} --attacks pgd-20,autoattack"
-    command += f" --data {shlex.quote(source.name)}"  # which may not be the run's own
+    # Neither the threat nor the data has to be the run's own.
+    command = f"aalp evaluate {quoted(path)} --weights {weights} --norm {threat.norm.lower()} --eps {threat.eps!r}"
+    command += f" --attacks pgd-20,autoattack --data {shlex.quote(source.name)}"
     raise RunError(
         f"'{path}' has no evaluation of its {weights} weights with pgd-20 and autoattack on {source.name} at {threat.norm} eps "
         f"{threat.eps:.4g}: make one with `{command}`"
