@@ -100,6 +100,15 @@ def test_a_run_that_overfits_goes_on_with_more_steps_and_says_so(fit_plan: MakeF
     assert [row["watched_training_attack"] for row in rows] == ["0.7", ""]
 
 
+def test_an_attack_that_grows_has_no_fewer_steps_for_having_fallen_back(fit_plan: MakeFit, overfits_at: Any) -> None:
+    overfits_at(1)
+    plan = fit_plan(attack=AttackOptions(steps=8, first_steps=1), warn=lambda line: None)
+    assert fit(plan).attack_steps == 6
+    # Grown by one a step it would be 1, 2, 3, 4 and 5, 6, 7, 8; from the third on it has at least three times 2.
+    rows = metrics(plan.run)
+    assert [float(row["attack_steps"]) for row in rows] == [(1 + 2 + 6 + 6) / 4, (6 + 6 + 7 + 8) / 4]
+
+
 @pytest.mark.parametrize("stop", [3, 4, 5])
 def test_a_run_that_fell_back_resumes_exactly(stop: int, fit_plan: MakeFit, overfits_at: Any) -> None:
     def make(name: str, **changes: Any) -> Fit:

@@ -77,7 +77,7 @@ class AttackOptions:
     """Share of the training over which the attack's eps grows from 0 to that of the threat, in [0, 1]."""
 
     fallback: bool = True
-    """Watch an attack of one or two steps for catastrophic overfitting, and go on with twice the steps after it."""
+    """Watch an attack of one or two steps for catastrophic overfitting, and go on with three times the steps after it."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:

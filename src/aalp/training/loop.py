@@ -267,7 +267,9 @@ class _Trainer:
     def _attack(self, share: float) -> AttackOptions:
         """The attack of this moment of the training."""
         if self.progress.attack_steps:
-            return overfitting.after_fallback(self.plan.attack, self.progress.attack_steps)
+            # An attack that grows may by now have as many steps, and more.
+            steps = max(self.progress.attack_steps, self.plan.attack.at(share).steps)
+            return overfitting.after_fallback(self.plan.attack, steps)
         return self.plan.attack.at(share)
 
     def _watch(self, images: Tensor, labels: Tensor, generator: torch.Generator, attack: AttackOptions, share: float) -> None:
