@@ -262,6 +262,16 @@ def test_cheap_gates_are_the_three_without_an_attack(trained: Runs, digits: Digi
     assert [result.gate for result in bad if result.passed is False] == [DETERMINISTIC]
 
 
+def test_cheap_gates_run_no_other_gate(small_classifier: Callable[..., Classifier]) -> None:
+    classifier, seen = small_classifier(3), []
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    classifier(images)
+    classifier.network.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    cheap_gates(classifier, images, torch.zeros(8, dtype=torch.int64), Linf(0.1))
+    # Once for the logits, five times for determinism (the last time in halves), twice for the gradient.
+    assert seen == [8, *[8] * 4, 4, 4, 8, 8]
+
+
 def test_the_same_seed_gives_the_same_audit_and_the_mode_is_given_back(trained: Runs, digits: Digits) -> None:
     classifier = trained("at").train()
     small = dataclasses.replace(EFFORT, steps=20, restarts=2, queries=20, stand_in_steps=5)
