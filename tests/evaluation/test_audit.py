@@ -272,6 +272,18 @@ def test_cheap_gates_run_no_other_gate(small_classifier: Callable[..., Classifie
     assert seen == [8, *[8] * 4, 4, 4, 8, 8]
 
 
+@pytest.mark.parametrize("batch_size", [1, 8, 100])
+def test_the_gates_on_the_model_see_enough_images_in_any_batch(
+    batch_size: int, small_classifier: Callable[..., Classifier]
+) -> None:
+    classifier = known_bad.quantised_input(small_classifier(3))
+    images = torch.rand(90, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = (classifier(images).argmax(1) + 1) % 3  # all wrong, so that nothing is attacked
+    found = audit(classifier, images, labels, Linf(0.02), batch_size=batch_size)
+    assert failed(found) == {"gradient exists"}
+    assert found.gates[2].finding.detail.endswith(f" of {min(90, max(batch_size, 64))} images")
+
+
 def test_the_same_seed_gives_the_same_audit_and_the_mode_is_given_back(trained: Runs, digits: Digits) -> None:
     classifier = trained("at").train()
     small = dataclasses.replace(EFFORT, steps=20, restarts=2, queries=20, stand_in_steps=5)

@@ -41,6 +41,7 @@ from aalp.models.classifier import Classifier, check_classifier
 from aalp.seeding import derive_seed
 
 CHEAP_IMAGES = 64
+"""Images that the gates on the model itself look at, whatever the size of a batch."""
 
 NO_CLAIM = 1 / 3
 """Where plain PGD leaves at most this share of the right images, and all attacks together no more than a constant answer
@@ -135,7 +136,7 @@ def audit(
         thorough: 100 steps everywhere, 1,000 noises and 5,000 queries, for figures that go into a paper.
         effort: how hard to attack instead, to audit an attack's own settings.
         own, reference: evaluations of this model and of an `at` model of the same recipe, for the gate that compares them.
-        batch_size: images attacked together.
+        batch_size: images attacked together; the gates on the model itself take at least 64.
         seed: of the attacks' random starts.
         tick: called before and after each batch of each attack.
         journal: where to keep the batches that are done, and to find those that were done before.
@@ -164,7 +165,8 @@ def audit(
             return time.perf_counter() + bench.earlier_seconds
 
         def on_model() -> list[GateResult]:
-            return list(_timed(_model_gates(classifier, images[:batch_size], labels[:batch_size], threat, seed), clock))
+            few = max(batch_size, CHEAP_IMAGES)  # on one or two images no share of them means anything
+            return list(_timed(_model_gates(classifier, images[:few], labels[:few], threat, seed), clock))
 
         # From one process: a model that answers at random would send them on different ways.
         results = ranks.from_main(on_model)
