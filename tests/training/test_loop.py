@@ -156,6 +156,21 @@ def test_weight_perturbation_begins_where_it_is_told_to(fit_plan: MakeFit) -> No
     assert equal == [True] * 4 + [False] * 4
 
 
+def test_weight_perturbation_leaves_frozen_weights_alone(
+    fit_plan: MakeFit, small_classifier: Callable[..., Classifier]
+) -> None:
+    ends = []
+    for name, awp in (("off", 0.0), ("on", 0.05)):
+        classifier = small_classifier(3).train()
+        frozen = classifier.network.hidden[0].weight.requires_grad_(False)
+        before = frozen.clone()
+        plan = fit_plan(name, {"epochs": 1, "awp": awp, "awp_start": 0.0}, classifier=classifier)
+        fit(plan)
+        assert torch.equal(frozen, before)
+        ends.append(final(plan))
+    assert not same(*ends)
+
+
 def test_attacking_through_the_mask_changes_the_training_and_not_the_evaluation_mode(fit_plan: MakeFit) -> None:
     weights = []
     for name, attack in (("around", False), ("through", True)):

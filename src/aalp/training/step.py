@@ -169,7 +169,7 @@ class TrainingStep:
     def _perturbed(self, arguments: tuple[Any, ...], progress: float) -> Any:
         if self.awp == 0 or progress < self.awp_start:
             return nullcontext()
-        parameters = list(self.classifier.parameters())
+        parameters = [parameter for parameter in self.classifier.parameters() if parameter.requires_grad]
         # Past Fabric's wrapper, which takes no gradients but those of its own `backward`.
         with self.fabric.autocast():
             total = OuterLoss(self.classifier, self.objective, self.ranks)(*arguments)[0]
