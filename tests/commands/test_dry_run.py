@@ -70,6 +70,43 @@ def test_as_json(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert result["cost"]["evaluation"]["images"] == 18
 
 
+def test_attacks_that_are_not_ours_are_named_and_not_estimated(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "attacks_of_my_own.py").write_text("def nothing(model, images, labels):\n    return images\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["evaluate", str(tiny_run), "--attacks", "fgsm,attacks_of_my_own:nothing", "--dry-run"]
+    assert main(words) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("#   evaluation: "))
+    assert line.endswith(" for 18 images (fgsm 0.0); not estimated: attacks_of_my_own:nothing")
+    assert main([*words, "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)["result"]["cost"]["evaluation"]
+    assert (list(cost["attacks"]), cost["not_estimated"]) == (["fgsm"], ["attacks_of_my_own:nothing"])
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize("verb", ["train", "compare"])
+def test_no_validation_images_to_evaluate_on_are_refused_before_anything_is_done(
+    verb: str, dry: list[str], train_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*train_words[1:], "--run", str(tmp_path / "new"), "--data_options.validation", "0"]
+    words += ["--evaluation.split", "validation", *(["--evaluate"] if verb == "train" else []), *dry]
+    assert main([verb, *words]) == 2
+    out, err = capsys.readouterr()
+    assert "has no validation images: hold some out with --data_options.validation" in err
+    assert (out, len(err.splitlines()), files(tmp_path)) == ("", 1, set())
+
+
+def test_a_training_that_is_not_evaluated_costs_no_evaluation(
+    train_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--run", str(tmp_path / "new"), "--data_options.validation", "0", "--evaluation.split", "validation"]
+    assert main([*train_words, *words, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "#   training: " in out
+    assert "#   evaluation: " not in out
+
+
 def test_what_a_dry_run_refuses_is_what_the_run_would_refuse(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tiny_run), "--attacks", "pdg-5", "--dry-run"]) == 2
     assert "did you mean 'pgd-20'?" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from aalp.data.split import Split, as_float
 from aalp.errors import InterruptedRunError
 from aalp.evaluation.attack_gates import Effort
 from aalp.evaluation.autoattack import STANDARD
+from aalp.evaluation.foreign_attacks import is_foreign
 from aalp.method.pgd import evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
@@ -88,17 +89,27 @@ def evaluation_cost(
     Args:
         split: images of the kind, at least one.
         count: how many will be attacked.
+        attacks: their names; those that are not ours are named as not estimated.
         trained: whether the classifier is the one that will be attacked. If so, only images that it gets right are counted,
             and for AutoAttack's later parts those that stand after the probe; else every image, for all is an upper bound.
     """
     gradient, forward, right, stands = _probe(classifier, split, threat, batch_size)
     share = {False: 1.0, True: 1.0} if not trained else {False: right, True: stands}
     minutes = {}
-    for name in _parts(attacks):
+    # How many passes somebody else's attack takes, it alone knows.
+    unknown = [name for name in attacks if is_foreign(name)]
+    for name in _parts([name for name in attacks if name not in unknown]):
         backward_passes, forward_passes = attack_passes(name, classifier.num_classes)
         images = count * share[name in STANDARD[1:]]
         minutes[name] = images * (backward_passes * gradient + forward_passes * forward) / 60
-    return {"images": count, "at_most": not trained, "minutes": sum(minutes.values()), "attacks": minutes, **_memory()}
+    return {
+        "images": count,
+        "at_most": not trained,
+        "minutes": sum(minutes.values()),
+        "attacks": minutes,
+        "not_estimated": unknown,
+        **_memory(),
+    }
 
 
 def audit_cost(
@@ -147,7 +158,8 @@ def _sentence(part: Mapping[str, Any]) -> str:
             f"{part['validations']} validations of {part['validation_seconds']:.3g} s)"
         )
     attacks = ", ".join(f"{name} {spent:.1f}" for name, spent in part.get("attacks", {}).items())
-    return f"{minutes}{runs} for {part['images']:,} images" + (f" ({attacks})" if attacks else "")
+    rest = f"; not estimated: {', '.join(part['not_estimated'])}" if part.get("not_estimated") else ""
+    return f"{minutes}{runs} for {part['images']:,} images" + (f" ({attacks})" if attacks else "") + rest
 
 
 def _probe(classifier: Classifier, split: Split, threat: Threat, batch_size: int) -> tuple[float, float, float, float]:

@@ -21,7 +21,7 @@ from aalp.commands.opening import whole_split
 from aalp.data.sources import Source
 from aalp.data.split import channel_statistics, resident_bytes
 from aalp.distributed import ALONE, Ranks
-from aalp.errors import DataError, OptionError, RunError
+from aalp.errors import OptionError, RunError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.models.catalog import ModelOptions, architecture, build, is_own_code
 from aalp.models.classifier import Classifier
@@ -82,8 +82,7 @@ def check_evaluation(wanted: EvaluationOptions, source: Source) -> None:
         DataError: the split has no images.
         OptionError: AutoAttack by its authors' package, and fewer classes than that needs.
     """
-    if len(whole_split(source, wanted.split)) == 0:
-        raise DataError(f"'{source.name}' has no {wanted.split} images: hold some out with --data_options.validation")
+    whole_split(source, wanted.split)
     if wanted.exact and "autoattack" in split_names(wanted.attacks) and len(source.classes) < 4:
         raise OptionError(
             f"exact AutoAttack needs 4 classes and '{source.name}' has {len(source.classes)}: leave out --evaluation.exact"
@@ -294,16 +293,20 @@ def evaluate_run(
 
 
 def run_cost(
-    options: Mapping[str, Any], source: Source, classifier: Classifier, display: Display, done: int = 0, strict: bool = True
+    options: Mapping[str, Any],
+    source: Source,
+    classifier: Classifier,
+    display: Display,
+    done: int = 0,
+    strict: bool = True,
+    evaluate: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """What training a run and evaluating it would cost, apart."""
-    wanted: EvaluationOptions = options["evaluation"]
     plan = training_plan(RunDirectory(Path()), options, source, classifier, display, strict)
-    split = whole_split(source, wanted.split)
-    count = min(len(split), wanted.images or len(split))
-    training = training_cost(plan, done)
-    attacks = split_names(wanted.attacks)
-    return {
-        "training": training,
-        "evaluation": evaluation_cost(classifier, split, plan.threat, attacks, count, wanted.batch_size, trained=False),
-    }
+    cost = {"training": training_cost(plan, done)}
+    if evaluate:
+        wanted: EvaluationOptions = options["evaluation"]
+        split, attacks = whole_split(source, wanted.split), split_names(wanted.attacks)
+        count = min(len(split), wanted.images or len(split))
+        cost["evaluation"] = evaluation_cost(classifier, split, plan.threat, attacks, count, wanted.batch_size, trained=False)
+    return cost

@@ -182,8 +182,6 @@ def chosen_images(loaded: LoadedModel, source: Source, split_name: str, count: i
         sizes = ["x".join(map(str, shape)) for shape in (trained_on, source.image_shape)]
         raise AalpError(f"the model takes images of {sizes[0]} and '{source.name}' has {sizes[1]}: use data of that size")
     whole = whole_split(source, split_name)
-    if len(whole) == 0:
-        raise DataError(f"'{source.name}' has no {split_name} images: hold some out with --data_options.validation")
     indices = sample_positions(len(whole), count)
     split = whole.subset(indices)
     verify_on(classifier, split, str(loaded.metadata.get("model", "given")))
@@ -191,8 +189,15 @@ def chosen_images(loaded: LoadedModel, source: Source, split_name: str, count: i
 
 
 def whole_split(source: Source, split_name: str) -> Split:
-    """The split `test` or `validation`."""
-    return source.test if split_name == "test" else source.validation
+    """The split `test` or `validation`.
+
+    Raises:
+        DataError: no image was held out for it.
+    """
+    split = source.test if split_name == "test" else source.validation
+    if len(split) == 0:
+        raise DataError(f"'{source.name}' has no {split_name} images: hold some out with --data_options.validation")
+    return split
 
 
 def sample_positions(count: int, wanted: int | None) -> torch.Tensor:

@@ -119,8 +119,8 @@ goes on in its own entry.
     if evaluate:
         check_evaluation(evaluation, source)
     if dry_run:
-        cost = run_cost(options, source, classifier, display, _steps_done(resume) if begun and resume else 0)
-        show(options, cost if evaluate else {"training": cost["training"]})
+        done = _steps_done(resume) if begun and resume else 0
+        show(options, run_cost(options, source, classifier, display, done, evaluate=evaluate))
         return
     if resume is not None and begun:
         directory = RunDirectory(resume)
