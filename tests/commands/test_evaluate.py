@@ -213,6 +213,18 @@ def test_weights_of_another_program_get_the_same_figures(
     assert foreign["model"]["objective"] is None
 
 
+def test_a_measure_that_is_not_finite_is_left_out(tiny_run: Path, tiny_npz: Path, tmp_path: Path) -> None:
+    tensors = tensors_of(tiny_run)
+    huge = {name: 1e22 * value if name.startswith("logits.") else value for name, value in tensors.items()}
+    save_file(huge, tmp_path / "w.safetensors")
+    words = ["--model", "small-cnn", "--data", f"npz:{tiny_npz}", "--eps", "0.3", "--attacks", "pgd-3", "--quiet"]
+    assert main(["evaluate", str(tmp_path / "w.safetensors"), *words, "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "w-001.json").read_text())
+    assert list(record["measures"]) == ["on", "n90", "n90_adversarial", "conflict_cosine"]
+    # Each image's own stays in the table.
+    assert math.inf in parquet.read_table(tmp_path / "w-001.parquet").to_pydict()["pairing_distance"]
+
+
 def test_a_lone_weights_file_of_ours_knows_its_model_and_its_threat(tiny_run: Path, tiny_npz: Path, tmp_path: Path) -> None:
     file = str(tiny_run / "weights" / "last.safetensors")
     assert main(["evaluate", file, "--data", f"npz:{tiny_npz}", *WORDS, "--out", str(tmp_path)]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,9 @@ def content_of(evaluation: Evaluation, source: Source, split: str, loaded: Loade
     broken = torch.bincount(evaluation.broken_by, minlength=len(evaluation.names)).tolist()
     # Without an attack there is no robust accuracy, and JSON has no NaN.
     accuracies = {"clean": evaluation.clean_accuracy, "robust": evaluation.robust_accuracy if attacks else None}
-    means = {name: float(values.nanmean()) for name, values in evaluation.measures.items() if not values.isnan().all()}
+    means = {name: float(values.nanmean()) for name, values in evaluation.measures.items()}
+    # What nobody measured, and what float32 does not hold, as the squared distance of huge logits: JSON has neither.
+    means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     return {
         "images": count,
         **accuracies,
