@@ -234,7 +234,8 @@ def test_progress_is_told_before_each_batch_and_at_the_end(small_classifier: Cal
         ({"images": torch.full((2, 1, 8, 8), 1.5)}, r"scale them to \[0, 1\]"),
         ({"images": torch.full((2, 1, 8, 8), math.nan)}, "not finite"),
         ({"attacks": ["fgsm", "pdg-3"]}, "did you mean 'pgd-20'"),
-        ({"attacks": "fgsm,pdg-3"}, "did you mean 'pgd-20'"),
+        ({"attacks": "fgsm, pdg-3"}, "unknown attack 'pdg-3': did you mean 'pgd-20'"),
+        ({"batch_size": 0}, "batch_size is 0: it has to be at least 1"),
         ({"images": np.zeros((2, 1, 8, 8))}, "images of type ndarray: give a tensor"),
         ({"labels": [0, 1]}, "labels of type list: give a tensor"),
         ({"classifier": nn.Linear(2, 2)}, r"a Linear: wrap the network, aalp\.Classifier"),
@@ -258,7 +259,7 @@ def test_what_cannot_be_evaluated_is_refused(
 def test_labels_of_any_integers_and_attacks_in_one_text_are_taken(kind: torch.dtype, small_classifier) -> None:
     classifier, generator = small_classifier(), torch.Generator().manual_seed(0)
     images, labels = torch.rand(6, 1, 8, 8, generator=generator), torch.tensor([0, 1, 2, 3, 0, 1])
-    told = evaluate(classifier, images, labels.to(kind), Linf(0.1), "fgsm,pgd-2")
+    told = evaluate(classifier, images, labels.to(kind), Linf(0.1), "fgsm, pgd-2")
     assert torch.equal(told.broken_by, evaluate(classifier, images, labels, Linf(0.1), ["fgsm", "pgd-2"]).broken_by)
 
 

@@ -137,12 +137,14 @@ def evaluate(
         exact: AutoAttack by its authors' package pyautoattack, unchanged.
 
     Raises:
-        OptionError: unknown attack, or threat or labels are missing.
+        OptionError: unknown attack, threat or labels are missing, or batch_size is below 1.
         ModelError: the classifier is none.
         DataError: images or labels are not what they have to be.
     """
     if threat is None:
         raise OptionError("threat is missing: give one, such as Linf(8 / 255)")
+    if batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size}: it has to be at least 1")
     check_classifier(classifier)
     if hasattr(images, "read"):
         split = cast(Split, images)
@@ -151,7 +153,7 @@ def evaluate(
     else:
         images, labels = as_tensors(images, labels, classifier.num_classes, "the evaluation")
         split = ResidentSplit(images.cpu(), labels.cpu())
-    attacks = attacks.split(",") if isinstance(attacks, str) else attacks
+    attacks = [name.strip() for name in attacks.split(",")] if isinstance(attacks, str) else attacks
     wanted = [name for name in dict.fromkeys(attacks) if name != "clean"]
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():
