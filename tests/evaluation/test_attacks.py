@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import known_bad
 import pytest
 import torch
 from torch import Tensor, nn
 
-from aalp.errors import OptionError
+from aalp.errors import ModelError, OptionError
 from aalp.evaluation.attacks import Attack, attack_by_name, run_attack
 from aalp.evaluation.autoattack import STANDARD
 from aalp.method.threat import L2, Linf, Threat
@@ -75,6 +76,31 @@ def test_other_names_are_refused_with_what_is_known(name: str) -> None:
 
 def test_the_parts_of_autoattack_are_attacks_of_their_own() -> None:
     assert [attack_by_name(name).name for name in STANDARD] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", ["fgsm", "pgd-2", "cw-2", *STANDARD])
+def test_a_network_that_autograd_does_not_see_through_is_told_in_one_line(
+    name: str, frozen: bool, small_classifier: Callable[..., Classifier]
+) -> None:
+    classifier = known_bad.without_graph(small_classifier(4)).requires_grad_(not frozen)
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = classifier(images).argmax(1)
+    attack = attack_by_name(name)
+    if name == "square":
+        assert len(run_attack(attack, classifier, images[:1], labels[:1], Linf(0.1), seed=0)[1]) == 1
+        return
+    with pytest.raises(ModelError, match=f"attack '{name}' finds no gradient: .* attack with square, which needs none"):
+        run_attack(attack, classifier, images, labels, Linf(0.1), seed=0)
+
+
+def test_other_errors_of_a_network_are_not_taken_for_a_missing_gradient(small_classifier: Callable[..., Classifier]) -> None:
+    def fail(*_: object) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    images, labels = torch.zeros(2, 1, 8, 8), torch.tensor([0, 1])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_attack(Attack("own", fail, {}), small_classifier(), images, labels, Linf(0.1), 0)
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=["linf", "l2"])

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aalp.errors import OptionError, unknown_name
+from aalp.errors import ModelError, OptionError, unknown_name
 from aalp.evaluation.autoattack import SEARCHED_ROUGHLY, STANDARD, autoattack_part, exact_part
 from aalp.evaluation.foreign_attacks import OwnAttack, foreign_attack, is_foreign, leaving, own_attack
 from aalp.method.losses import cross_entropy, margin
@@ -92,8 +92,19 @@ def run_attack(
 
     Returns:
         Adversarial images (N, ...), in the ball whatever the attack gave, and which of them (N,) are misclassified.
+
+    Raises:
+        ModelError: the attack needs a gradient, and the network has none.
     """
-    candidates = attack.function(classifier, images, labels, threat, seed)
+    try:
+        candidates = attack.function(classifier, images, labels, threat, seed)
+    except RuntimeError as error:  # autograd's own, among many others
+        if _reaches_images(classifier, images[:2]):
+            raise
+        raise ModelError(
+            f"attack '{attack.name}' finds no gradient: autograd does not see a step of the network (no_grad, detach, numpy): "
+            "make it differentiable, or attack with square, which needs none"
+        ) from error
     if attack.foreign:
         outside = leaving(candidates, images, threat)
         note_outside(outside)
@@ -105,6 +116,14 @@ def run_attack(
     with torch.no_grad():
         fooled = classifier(adversarial).argmax(1) != labels
     return adversarial, fooled
+
+
+def _reaches_images(classifier: Classifier, images: Tensor) -> bool:
+    """Whether autograd finds a way from the logits back to the images."""
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        logits = classifier(images)
+        return logits.requires_grad and torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None
 
 
 def _gradient_attack(name: str, steps: int, loss: str, relative_step: float, random_start: float) -> Attack:
