@@ -98,6 +98,12 @@ BAD_OPTIONS: dict[str, Case] = {
     "no attack steps": (None, ON_TINY.replace("--attack.steps 1", "--attack.steps 0"), ("steps is 0", "at least 1")),
     "no images to evaluate": (None, "evaluate done --attacks fgsm --images 0", ("images is 0", "at least 1")),
     "no batch to evaluate": (None, "evaluate done --attacks fgsm --batch_size 0", ("batch_size is 0", "at least 1")),
+    "another norm without its radius": (
+        None,
+        "evaluate done --attacks fgsm --norm l2",
+        ("norm is 'l2' and eps 0.1 is the linf radius of the training", "give --eps"),
+    ),
+    "another norm to audit without its radius": (None, "audit done --norm l2", ("norm is 'l2'", "give --eps")),
     "seeds that are no numbers": (None, COMPARE + "--objectives at --seeds 0,x", ("seeds is '0,x'", "0,1,2")),
     "no seeds": (None, COMPARE + "--objectives at --seeds=,", ("seeds is ','", "0,1,2")),
     "no objectives": (None, COMPARE + "--objectives=,", ("objectives", "at least one")),

@@ -79,7 +79,7 @@ or a published model, hf:FOLDER_OR_NAME, timm:NAME or torchvision:NAME (then --d
         thorough: attack with more steps and queries, for papers: takes an hour where the default takes minutes.
         reference: run directory of an `at` model of the same recipe; both need an evaluation with pgd-20 and autoattack.
         images: how many test images, drawn by a fixed seed; by default 256, with --thorough 1000.
-        norm: norm of the threat.
+        norm: norm of the threat; another one than that of the training needs --eps as well.
         eps: radius of the threat, in pixel units, such as 8/255.
         data: data source whose test split is used.
         data_options: how the data is read.

@@ -77,7 +77,7 @@ or a published model, hf:FOLDER_OR_NAME, timm:NAME or torchvision:NAME (then --d
 package.module:function, foolbox:NAME, art:NAME.
         split: test, or the validation images that were held out of the training split.
         images: how many images of the split, drawn by a fixed seed; by default all.
-        norm: norm of the threat.
+        norm: norm of the threat; another one than that of the training needs --eps as well.
         eps: radius of the threat, in pixel units, such as 8/255.
         data: data source whose images are used.
         data_options: how the data is read.

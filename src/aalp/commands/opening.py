@@ -157,7 +157,10 @@ def stored_threat(norm: str | None, eps: float | str | None, loaded: LoadedModel
     radius = eps if eps is not None else known.get("eps")
     if radius is None:
         raise OptionError("eps is missing: give the radius of the threat, such as --eps 8/255")
-    wanted = {"threat": {"norm": norm or known.get("norm") or "linf", "eps": radius}}
+    own = known.get("norm") or "linf"
+    if eps is None and norm is not None and norm != str(own).lower():
+        raise OptionError(f"norm is '{norm}' and eps {radius} is the {own} radius of the training: give --eps as well")
+    wanted = {"threat": {"norm": norm or own, "eps": radius}}
     threat: ThreatOptions = override({"threat": ThreatOptions()}, wanted, "the weights' threat")["threat"]
     return threat
 
