@@ -36,6 +36,15 @@ def net(num_classes, image_shape):
 def probabilities(num_classes, image_shape):
     return nn.Sequential(net(num_classes, image_shape), nn.Softmax(1))
 
+class Blind(nn.Sequential):
+    def forward(self, images):
+        with torch.no_grad():
+            images = images.round()
+        return super().forward(images)
+
+def blind(num_classes, image_shape):
+    return Blind(net(num_classes, image_shape))
+
 def eleven(num_classes, image_shape):
     return net(11, image_shape)
 

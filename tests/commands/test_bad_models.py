@@ -13,6 +13,11 @@ BAD_MODELS: dict[str, Case] = {
         ON_TINY + "--model bad_factories:probabilities",
         ("not what the network's last Linear", "no softmax"),
     ),
+    "a model that autograd does not see through": (
+        None,
+        ON_TINY + "--model bad_factories:blind",
+        ("'bad_factories:blind' hides a step from autograd", "make it differentiable"),
+    ),
     "a model that returns probabilities to compare": (
         None,
         COMPARE + "--objectives at --model bad_factories:probabilities",

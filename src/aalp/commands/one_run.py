@@ -19,10 +19,10 @@ from aalp.commands.fine_tuning import start_from
 from aalp.commands.loading import load_model, verify_on
 from aalp.commands.opening import whole_split
 from aalp.data.sources import Source
-from aalp.data.split import channel_statistics, resident_bytes
+from aalp.data.split import as_float, channel_statistics, resident_bytes
 from aalp.distributed import ALONE, Ranks
-from aalp.errors import OptionError, RunError
-from aalp.evaluation.attacks import attack_by_name
+from aalp.errors import ModelError, OptionError, RunError
+from aalp.evaluation.attacks import attack_by_name, reaches_images
 from aalp.models.catalog import ModelOptions, architecture, build, is_own_code
 from aalp.models.classifier import Classifier
 from aalp.models.published import Tell
@@ -188,6 +188,11 @@ def build_classifier(
     if wanted.channels_last:
         classifier.to(memory_format=torch.channels_last)
     verify_on(classifier, source.train, options["model"])
+    if not reaches_images(classifier, as_float(source.train.read(torch.arange(min(2, len(source.train)))))):
+        raise ModelError(
+            f"model '{options['model']}' hides a step from autograd (no_grad, detach, numpy), so that no attack "
+            "finds a gradient: make it differentiable"
+        )
     return classifier
 
 

@@ -18,7 +18,7 @@ from aalp.errors import ModelError, OptionError, unknown_name
 from aalp.evaluation.autoattack import SEARCHED_ROUGHLY, STANDARD, autoattack_part, exact_part
 from aalp.evaluation.foreign_attacks import OwnAttack, foreign_attack, is_foreign, leaving, own_attack
 from aalp.method.losses import cross_entropy, margin
-from aalp.method.pgd import perturb
+from aalp.method.pgd import evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 
@@ -99,7 +99,7 @@ def run_attack(
     try:
         candidates = attack.function(classifier, images, labels, threat, seed)
     except RuntimeError as error:  # autograd's own, among many others
-        if _reaches_images(classifier, images[:2]):
+        if reaches_images(classifier, images[:2]):
             raise
         raise ModelError(
             f"attack '{attack.name}' finds no gradient: autograd does not see a step of the network (no_grad, detach, numpy): "
@@ -118,9 +118,9 @@ def run_attack(
     return adversarial, fooled
 
 
-def _reaches_images(classifier: Classifier, images: Tensor) -> bool:
+def reaches_images(classifier: Classifier, images: Tensor) -> bool:
     """Whether autograd finds a way from the logits back to the images."""
-    with torch.enable_grad():
+    with evaluating(classifier), torch.enable_grad():
         images = images.detach().requires_grad_()
         logits = classifier(images)
         return logits.requires_grad and torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None
