@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from aalp.data.check import Found, Seen, duplicates, imbalance, look
 from aalp.data.contact_sheet import THUMBNAIL, contact_sheet
@@ -74,6 +74,17 @@ def test_the_same_pixels_are_found_whatever_the_file(root: Path) -> None:
     ]
     assert [names[other][place] for _, _, other, place in found.contradictions] == ["wrong.png"]
     assert found.within == {"train": 1, "test": 1}
+
+
+def test_a_photograph_that_its_file_says_to_turn_is_the_one_that_lies_upright_already(root: Path) -> None:
+    with Image.open(root / "train" / "cat" / "1.png") as image:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6  # to be turned to the right
+        image.transpose(Image.Transpose.ROTATE_90).save(root / "test" / "cat" / "lying.png", exif=exif)
+    seen, found = checked(root)
+    names = {name: [Path(path).name for path in images.names] for name, images in seen.items()}
+    assert [names[other][place] for _, _, other, place in found.across] == ["lying.png"]
+    assert sorted(set(seen["test"].sizes)) == [(48, 40), (48, 64)]
 
 
 def test_a_copy_saved_anew_or_resized_is_nearly_the_same_and_a_tiny_image_is_not_judged(root: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from aalp.data.images import eight_bit, unreadable
+from aalp.data.images import eight_bit, unreadable, upright
 from aalp.data.loaders import Tick
 from aalp.data.sources import Loaded
 from aalp.data.split import Split, as_float
@@ -42,7 +42,7 @@ class Seen:
     Attributes:
         labels: the class of each.
         names: file or row.
-        sizes: (width, height) as stored, (0, 0) for an unreadable image.
+        sizes: (width, height) as viewers show it, (0, 0) for an unreadable image.
         modes: Pillow's word for the kind of pixels.
         hashes: sha256 of the decoded pixels, "" for an unreadable image: equal for equal images, whatever the file format.
         errors: why an image is unreadable, by position.
@@ -137,7 +137,7 @@ def _image(split: Split, index: int) -> tuple[str, Image.Image]:
     with split.original(index) as stored:
         mode = stored.mode
         try:
-            image = eight_bit(stored)
+            image = eight_bit(upright(stored))
             image = image.convert("L" if image.mode in ("1", "L") else "RGB")
         except Exception as error:  # the pixels are read here, and break in many ways
             raise unreadable(name, error) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from aalp.errors import DataError
 
@@ -25,6 +25,17 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 Resizing = Literal["stretch", "crop"]
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets an image upright, by its EXIF orientation; from 5 on, width and height change places."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,8 @@ def decoding_like(first: Path | bytes, name: str, layout: Layout) -> Decoding:
     """
     with open_image(first, name) as image:
         grey = image.mode in ("1", "L") or image.mode.startswith("I;16")
-        width, height = image.size
+        # Pillow turns TIFF itself, its size from the start.
+        width, height = image.size[::-1] if _lies(image) and image.format != "TIFF" else image.size
     channels = layout.channels or (1 if grey else 3)
     if layout.size is None:
         return Decoding((channels, height, width), None)
@@ -109,8 +121,9 @@ def decode(file: Path | bytes, name: str, decoding: Decoding) -> np.ndarray:
         try:
             if decoding.resizing is not None:
                 # JPEG decodes to a half, quarter or eighth at a fraction of the cost; twice the size keeps the quality.
-                image.draft(None, (2 * width, 2 * height))
-            converted = eight_bit(image).convert("L" if channels == 1 else "RGB")
+                box = (2 * height, 2 * width) if _lies(image) else (2 * width, 2 * height)
+                image.draft(None, box)
+            converted = eight_bit(upright(image)).convert("L" if channels == 1 else "RGB")
         except Exception as error:  # as in open_image: here the pixels are read
             raise unreadable(name, error) from error
     if converted.size != (width, height):
@@ -119,10 +132,29 @@ def decode(file: Path | bytes, name: str, decoding: Decoding) -> np.ndarray:
                 f"'{name}' is {converted.width}x{converted.height} pixels and the first image is {width}x{height}: "
                 "give --data_options.size to resize all"
             )
-        box = _middle(converted.size, width / height) if decoding.resizing == "crop" else None
-        converted = converted.resize((width, height), Image.Resampling.BILINEAR, box=box)
+        middle = _middle(converted.size, width / height) if decoding.resizing == "crop" else None
+        converted = converted.resize((width, height), Image.Resampling.BILINEAR, box=middle)
     array = np.asarray(converted, dtype=np.uint8)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as viewers show it: a camera that is held sideways stores the pixels lying, and says so beside them."""
+    image.load()
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _lies(image: Image.Image) -> bool:
+    return _orientation(image) in (5, 6, 7, 8)
+
+
+def _orientation(image: Image.Image) -> int:
+    # Not PIL.ImageOps.exif_transpose: it writes all other tags anew, and fails where a camera wrote one badly.
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken tags raise many kinds, and are no reason to refuse the pixels
+        return 1
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
