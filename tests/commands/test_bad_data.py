@@ -36,6 +36,16 @@ BAD_DATA: dict[str, Case] = {
         ("int64", "uint8", "[0, 1]"),
     ),
     "pixels without images": (arrays_with(x_train=lambda x: x.reshape(len(x), -1)), ON_CHANGED, ("(72, 64)", "height")),
+    "pixels with an alpha channel": (
+        arrays_with(x_train=lambda x: np.repeat(x[..., None], 4, 3)),
+        ON_CHANGED,
+        ("'changed.npz' train", "(72, 8, 8, 4)", "drop the fourth channel, x[..., :3]"),
+    ),
+    "grey pixels with an alpha channel": (
+        arrays_with(x_test=lambda x: np.repeat(x[..., None], 2, 3)),
+        ON_CHANGED,
+        ("'changed.npz' test", "8, 8, 2)", "drop alpha, x[..., :1]"),
+    ),
     "a label below 0": (arrays_with(y_train=with_value(-1)), ON_CHANGED, ("label -1", "0..2")),
     "a label of the test images alone": (arrays_with(y_test=with_value(3)), ON_CHANGED, ("label 3", "0..2")),
     "only one class": (arrays_with(y_train=np.zeros_like, y_test=np.zeros_like), ON_CHANGED, ("class", "2")),

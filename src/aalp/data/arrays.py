@@ -128,6 +128,11 @@ def as_images(array: np.ndarray, what: str) -> Tensor:
         images = images[:, None]
     elif images.dim() == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
         images = images.permute(0, 3, 1, 2)  # (N, H, W, channels), as Keras stores it
+    elif images.dim() == 4 and images.shape[-1] in (2, 4) and not 1 <= images.shape[1] <= 4:
+        kept = (
+            "RGBA: drop the fourth channel, x[..., :3]" if images.shape[-1] == 4 else "grey and alpha: drop alpha, x[..., :1]"
+        )
+        raise DataError(f"{what} has images of shape {tuple(images.shape)}, which looks like {kept}")
     return images.contiguous()
 
 
