@@ -145,6 +145,33 @@ def test_auxiliary_outputs_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None
     assert classifier(torch.rand(2, 3, 64, 64)).shape == (2, 5)
 
 
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 75)])
+def test_weights_that_take_another_normalisation_are_the_same_function_when_they_are_loaded_again(
+    name: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    fresh = getattr(torchvision.models, name)(weights=None, init_weights=False, aux_logits=True)
+    for layer in fresh.eval().modules():  # statistics of a batch, with which logits depend on the images
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.train().momentum = 1
+    with torch.no_grad():
+        fresh(torch.randn(4, 3, size, size))
+    published = fresh.state_dict()
+    monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", lambda *_, **__: published)
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    transforms, images = weights.transforms(), torch.rand(4, 3, size, size)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transforms.mean, transforms.std))
+    theirs = torchvision.models.get_model(name, weights=weights).eval()
+    options = ModelOptions(pretrained=True)
+    classifier = build(f"torchvision:{name}", 1000, (3, size, size), options).eval()
+    with torch.no_grad():
+        wanted = theirs((images - mean) / std)
+        torch.testing.assert_close(classifier(images), wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-4)
+        again = build(f"torchvision:{name}", 1000, (3, size, size), stored=architecture(classifier, options)).eval()
+        again.load_state_dict(classifier.state_dict())
+        assert torch.equal(again(images), classifier(images))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

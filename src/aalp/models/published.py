@@ -113,9 +113,15 @@ def torchvision_model(
     except Exception as error:
         raise ModelError(f"torchvision model '{name}' does not build for images of {image_shape}: {error}") from error
     transforms = weights.transforms()
+    normalisation = transforms.mean, transforms.std
+    if getattr(network, "transform_input", False) and "transform_input" not in arguments:
+        # googlenet and inception_v3 have weights made for [-1, 1], and with them alone undo ImageNet's normalisation for that.
+        # Built again without them they would not: so as a normalisation, which is stored with the weights.
+        network.transform_input = False  # type: ignore[assignment]
+        normalisation = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     return Published(
         network,
-        (transforms.mean, transforms.std),
+        normalisation,
         tuple(weights.meta["categories"]) if pretrained and published == num_classes else None,
         published if pretrained and published != num_classes else None,
     )
