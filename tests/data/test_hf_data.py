@@ -151,6 +151,48 @@ def test_an_image_that_lies_elsewhere_is_neither_read_nor_fetched(tmp_path: Path
                 stored_image({"bytes": None, "path": path}, "row 0", root)
 
 
+def labelled(values: list[Any], kind: str) -> Any:
+    made = table(len(values)).remove_columns("label").add_column("label", values)
+    return made.cast_column("label", datasets.Value(kind))
+
+
+def test_labels_of_truth_values_are_the_classes_0_and_1(tmp_path: Path) -> None:
+    name = saved(tmp_path / "set", train=labelled([True, False] * 4, "bool"), test=labelled([False, True], "bool"))
+    source = load_source(name, DataOptions(validation=0))
+    assert source.classes == ("0", "1")
+    assert source.train.labels.dtype == torch.int64
+    assert source.train.labels.tolist() == [1, 0] * 4
+    assert source.test.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("values", "kind", "message"),
+    [
+        (["a", None, "b"], "string", r"row 1 has the label None: remove the row"),
+        ([0.0, 1.0, 0.5], "float64", r"row 0 has the label 0\.0: make the labels whole numbers or text"),
+        ([1, 2, 1], "int64", r"no training image with the label 0 of 0\.\.2: subtract the lowest label"),
+        ([0, 5, 0], "int64", r"no training image with the label 1 of 0\.\.5: number the classes anew"),
+    ],
+)
+def test_labels_that_name_no_class_or_leave_one_out_are_refused(
+    values: list[Any], kind: str, message: str, streaming: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "set").mkdir()
+    for split in ("train", "test"):
+        labelled(values * 2, kind).to_parquet(tmp_path / "set" / f"{split}-0.parquet")
+    with pytest.raises(DataError, match=message):
+        load_source(f"hf:{tmp_path / 'set'}", DataOptions(streaming=streaming))
+
+
+def test_a_sample_of_a_stream_may_miss_a_label_by_chance(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for split in ("train", "test"):
+        labelled([0, 3, 3, 3], "int64").to_parquet(tmp_path / "set" / f"{split}-0.parquet")
+    source = load_source(f"hf:{tmp_path / 'set'}", DataOptions(streaming=True, images=2, validation=0))
+    assert source.classes == ("0", "1", "2", "3")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

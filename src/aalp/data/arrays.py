@@ -41,6 +41,19 @@ def check_images(images: Tensor, labels: Tensor, num_classes: int, what: str) ->
         raise DataError(f"{what} has the label {wrong}: labels have to be 0..{num_classes - 1}")
 
 
+def check_every_class(labels: Tensor, what: str) -> None:
+    """Refuse training labels from 0 on that leave one out: it would be a class that nothing trains.
+
+    Raises:
+        DataError: naming the first one that is left out.
+    """
+    found = np.unique(labels.numpy())  # sorted: the k-th one is k, up to the first that is left out
+    missing = np.flatnonzero(found != np.arange(len(found)))
+    if len(missing):
+        label, remedy = int(missing[0]), "number the classes anew" if found[0] == 0 else "subtract the lowest label"
+        raise DataError(f"{what} has no training image with the label {label} of 0..{int(found[-1])}: {remedy}")
+
+
 def as_tensors(images: Any, labels: Any, num_classes: int, what: str) -> tuple[Tensor, Tensor]:
     """What a caller gave as images and labels, the labels int64.
 
@@ -88,11 +101,7 @@ def open_npz(path: Path) -> tuple[ResidentSplit, ResidentSplit, tuple[str, ...]]
         )
     if num_classes < 2:
         raise DataError(f"'{path}' has training labels of 1 class: at least 2 classes are needed")
-    counts = splits[0].labels.bincount(minlength=num_classes)
-    if not counts.all():
-        label = int((counts == 0).nonzero()[0])
-        remedy = "subtract the lowest label" if not counts[0] else "number the classes anew"
-        raise DataError(f"'{path}' has no training image with the label {label} of 0..{num_classes - 1}: {remedy}")
+    check_every_class(splits[0].labels, f"'{path}'")
     return splits[0], splits[1], tuple(str(label) for label in range(num_classes))
 
 

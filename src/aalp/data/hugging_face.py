@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from aalp.data.arrays import check_every_class
 from aalp.data.folder import split_names, split_rows
 from aalp.data.images import Layout, decode, decoding_like
 from aalp.data.split import ResidentSplit
@@ -56,8 +57,11 @@ def open_rows(
         DataError: it cannot be opened, or has no column of images or of labels.
     """
     table = _open(name, label_column, streaming=False)
-    values = {split: list(rows[table.label]) for split, rows in table.splits.items()}
-    classes = table.classes or _classes(values["train"])
+    values = {
+        split: [_value(value, row, table) for row, value in enumerate(rows[table.label])]
+        for split, rows in table.splits.items()
+    }
+    classes = table.classes or _classes(values["train"], table, whole=True)
     labels = {split: _labels(column, table, classes) for split, column in values.items()}
     rows = {split: torch.arange(len(found)) for split, found in labels.items()}
     if "test" not in labels:
@@ -99,7 +103,7 @@ def stream(
                 file, called = stored_image(row[table.image], f"{name} {split} row {number}", table.root)
                 decoding = decoding or decoding_like(file, called, layout)
                 images.append(decode(file, called, decoding))
-                values.append(row[table.label])
+                values.append(_value(row[table.label], number, table))
                 left -= images[-1].nbytes
                 if left < 0:
                     raise DataError(
@@ -112,7 +116,7 @@ def stream(
             raise DataError(f"'{name}' cannot be streamed: {_first_line(error)}; try again") from error
         if not images:
             raise DataError(f"'{name}' has no images in its {split} split: name a source with at least one")
-        classes = classes or _classes(values)
+        classes = classes or _classes(values, table, whole=most is None)
         splits[split] = ResidentSplit(torch.from_numpy(np.stack(images)), _labels(values, table, classes))
     assert classes is not None
     return splits, classes
@@ -173,14 +177,31 @@ def _label_column(name: str, features: Any, wanted: str | None, datasets: Any) -
     return str(found[0])
 
 
-def _classes(values: list[Any]) -> tuple[str, ...]:
-    """The names of the classes of labels without any: text in alphabetical order, or 0..C-1."""
-    if all(isinstance(value, int) for value in values):
-        return tuple(str(label) for label in range(max(values) + 1))
-    return tuple(sorted({str(value) for value in values}))
+def _value(value: Any, row: int, table: Table) -> int | str:
+    """A label as a whole number or as text; false and true are 0 and 1."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, int):
+        remedy = "remove the row" if value is None else "make the labels whole numbers or text"
+        raise DataError(f"'{table.name}' row {row} has the label {value!r}: {remedy}")
+    return int(value)
 
 
-def _labels(values: list[Any], table: Table, classes: tuple[str, ...]) -> torch.Tensor:
+def _classes(values: list[int | str], table: Table, whole: bool) -> tuple[str, ...]:
+    """The names of the classes of labels without any: text in alphabetical order, or 0..C-1.
+
+    Args:
+        whole: whether these are all training labels, so that none may be left out.
+    """
+    numbers = [value for value in values if isinstance(value, int)]
+    if len(numbers) < len(values):
+        return tuple(sorted({str(value) for value in values}))
+    if whole and min(numbers) >= 0:
+        check_every_class(torch.tensor(numbers), f"'{table.name}'")
+    return tuple(str(label) for label in range(max(numbers) + 1))
+
+
+def _labels(values: list[int | str], table: Table, classes: tuple[str, ...]) -> torch.Tensor:
     places = {name: label for label, name in enumerate(classes)}
     found = [value if isinstance(value, int) else places.get(str(value), -1) for value in values]
     wrong = next((row for row, label in enumerate(found) if not 0 <= label < len(classes)), None)
