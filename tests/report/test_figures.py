@@ -56,7 +56,8 @@ def test_the_mean_is_taken_where_all_seeds_have_a_point():
 def test_attack_bars_are_wilson_for_one_seed_and_extremes_for_several(groups):
     figure = figures.attacks(groups, wilson_interval)
     single, several = by_name(figure, "at"), by_name(figure, "aalp")
-    assert single["x"] == ["clean", "pgd-20", "autoattack", "worst case"]
+    names = [figure.layout["xaxis"]["ticktext"][place] for place in single["x"]]
+    assert names == ["clean", "pgd-20", "autoattack", "worst case"]
     assert single["y"] == pytest.approx([0.9, 0.6, 0.55, 0.55])
     low, high = wilson_interval(22, 40)
     assert single["y"][3] + single["error_y"]["array"][3] == pytest.approx(high)
@@ -96,6 +97,25 @@ def test_of_very_many_classes_the_weakest_are_shown(tmp_path):
     groups[0].runs[0].analysis["per_class"][77]["robust"] = 0.01
     figure = class_figures.per_class(groups, "")
     assert len(figure.data[0]["y"]) == 30
-    assert figure.data[0]["y"][0] == "class 77"
+    assert figure.data[0]["y"] == list(range(30))
+    assert figure.layout["yaxis"]["ticktext"][0] == "class 77"
     assert "30 of 120 classes" in figure.caption
     assert class_figures.confusion(groups[0]) is None
+
+
+def test_names_that_begin_alike_have_a_row_each_and_labels_that_tell_them_apart(tmp_path):
+    long = "a name that is longer than any figure has room for, "
+    classes = [f"{long}the class {number}" for number in (1, 2)]
+    paths = [make_run(tmp_path / f"{long}{end}", model=f"{long}{end}", classes=classes) for end in ("one", "two")]
+    groups = group_runs([read_run(path, yaml.safe_load((path / "config.yaml").read_text())) for path in paths])
+    drawn = [
+        figures.accuracy(groups, wilson_interval),
+        next(figure for figure in observations.first(groups, "") if figure.name == "n90"),
+        class_figures.per_class(groups, ""),
+    ]
+    for figure in drawn:
+        places = {place for trace in figure.data for place in trace["y"]}
+        assert places == {0, 1}
+        assert figure.layout["yaxis"]["tickvals"] == [0, 1]
+        first, second = figure.layout["yaxis"]["ticktext"]
+        assert first != second

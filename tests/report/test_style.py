@@ -74,5 +74,6 @@ def test_models_differ_without_any_colour():
 
 def test_labels_are_no_html_and_not_endless():
     assert label("<b>a</b> & b") == "&lt;b&gt;a&lt;/b&gt; &amp; b"
-    assert label("x" * 100) == "x" * 27 + "…"
+    assert label("x" * 28) == "x" * 28
+    assert label("a" * 50 + "z" * 50) == "a" * 14 + "…" + "z" * 13
     assert label("two\nlines") == "two lines"

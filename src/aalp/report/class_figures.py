@@ -9,7 +9,7 @@ from typing import Any
 from aalp.report.blocks import Figure, Table
 from aalp.report.collect import Group
 from aalp.report.figures import counted, percent
-from aalp.report.style import LIGHT, axis, label, layout, share_axis
+from aalp.report.style import LIGHT, axis, label, layout, names_axis, share_axis
 
 SHOWN_CLASSES = 30
 READABLE_CLASSES = 100
@@ -39,7 +39,7 @@ def per_class(groups: Sequence[Group], about: str) -> Figure | None:
                     "cliponaxis": False,
                     "name": label(name, 40),
                     "x": [classes[key][what] for key in shown],
-                    "y": [label(key) for key in shown],
+                    "y": [weakest.index(key) for key in shown],
                     "marker": {**mark, "line": {"width": 2, "color": group.look.light}},
                 }
             )
@@ -50,7 +50,7 @@ def per_class(groups: Sequence[Group], about: str) -> Figure | None:
     only = f" The {SHOWN_CLASSES} of {len(first)} classes that stand least." if len(first) > SHOWN_CLASSES else ""
     drawn = layout(
         share_axis("robust accuracy" if len(tables) > 1 else "accuracy"),
-        axis("", type="category", autorange="reversed", dtick=1),
+        names_axis(weakest, down=True),
         120 + 26 * len(weakest),
     )
     table = Table("Accuracy by class, in numbers", ["model", "class", "images", "clean", "robust"], rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 from aalp.report.blocks import Figure, Table
 from aalp.report.collect import Group, Run
-from aalp.report.style import LIGHT, axis, label, layout, share_axis
+from aalp.report.style import LIGHT, axis, label, layout, names_axis, share_axis
 
 Interval = Callable[[int, int], tuple[float, float]]
 """(successes, count) -> low and high end of the 95 % interval of their share."""
@@ -140,12 +140,14 @@ def training(groups: Sequence[Group]) -> list[Figure]:
 def accuracy(groups: Sequence[Group], interval: Interval) -> Figure | None:
     """Clean and robust accuracy of each model with their intervals: one row a run."""
     data: list[dict[str, Any]] = []
+    rows: list[str] = []
     for group in groups:
         for run in group.runs:
             record = run.evaluation
             if record is None:
                 continue
             row = group.name if len(group.runs) == 1 else f"{group.name} seed {run.seed}"
+            rows.append(row)
             for what, filled in (("clean", False), ("robust", True)) if record["attacks"] else (("clean", False),):
                 low, high = interval(round(record[what] * record["images"]), record["images"])
                 mark = {"symbol": group.look.symbol + ("" if filled else "-open"), "size": 11, "color": group.look.light}
@@ -154,7 +156,7 @@ def accuracy(groups: Sequence[Group], interval: Interval) -> Figure | None:
                         "type": "scatter",
                         "mode": "markers",
                         "x": [record[what]],
-                        "y": [label(row)],
+                        "y": [len(rows) - 1],
                         "name": f"{label(row)}, {what}",
                         "showlegend": False,
                         "cliponaxis": False,
@@ -165,7 +167,7 @@ def accuracy(groups: Sequence[Group], interval: Interval) -> Figure | None:
                 )
     if len(data) < 4:
         return None
-    y = axis("", autorange="reversed", type="category")
+    y = names_axis(rows, down=True)
     drawn = layout(share_axis("accuracy"), y, 110 + 24 * len(data), showlegend=False)
     caption = (
         "Filled: robust, the worst case over all attacks that ran. Open: clean. Bars: 95 % Wilson intervals over the images."
@@ -220,6 +222,7 @@ def _mean_of(group: Group, curve: Callable[[Run], Points]) -> dict[float, float]
 def attacks(groups: Sequence[Group], interval: Interval) -> Figure | None:
     """Accuracy under each attack, with the single seeds' intervals."""
     data: list[dict[str, Any]] = []
+    columns: dict[str, int] = {}
     for group in groups:
         found = [(run, attack_accuracies(run)) for run in group.runs if run.evaluation and run.evaluation["attacks"]]
         if not found:
@@ -244,7 +247,8 @@ def attacks(groups: Sequence[Group], interval: Interval) -> Figure | None:
             "offsetgroup": str(group.number),
         }
         common["cliponaxis"] = False  # markers at 0 and 100 % stay whole
-        data.append({**common, "x": [label(name) for name in names], "y": means, "marker": style, "error_y": bars})
+        places = [columns.setdefault(name, len(columns)) for name in names]
+        data.append({**common, "x": places, "y": means, "marker": style, "error_y": bars})
     if not data:
         return None
     several = any(len(group.runs) > 1 for group in groups)
@@ -253,7 +257,7 @@ def attacks(groups: Sequence[Group], interval: Interval) -> Figure | None:
         f"Share of test images right clean and under the attack; bars: {bars_are}. "
         "Single-step and PGD figures above AutoAttack's are what a weaker attack misses."
     )
-    drawn = layout(axis("", type="category"), share_axis("accuracy"), 380, scattermode="group", scattergap=0.35)
+    drawn = layout(names_axis(list(columns)), share_axis("accuracy"), 380, scattermode="group", scattergap=0.35)
     return Figure("attacks", "Accuracy under each attack", caption, data, {**drawn, "showlegend": len(groups) > 1})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from aalp.report.blocks import Figure, Table
 from aalp.report.collect import Group, Run
 from aalp.report.figures import column, line_figure, percent
-from aalp.report.style import axis, count_axis, faint, label, layout, share_axis
+from aalp.report.style import axis, count_axis, faint, label, layout, names_axis, share_axis
 
 
 def concentrations(run: Run, inputs: str, of_class: str) -> Mapping[str, Any]:
@@ -55,11 +55,14 @@ def first(groups: Sequence[Group], about: str) -> list[Figure]:
 def _n90(groups: Sequence[Group], about: str) -> Figure | None:
     """Features that carry 90 % of the positive contributions, clean and under attack."""
     data: list[dict[str, Any]] = []
+    rows: list[str] = []
     for group in groups:
         for inputs in ("clean", "adversarial"):
             values = [found["n90"] for run in group.runs if (found := concentrations(run, inputs, "predicted"))]
             if not values:
                 continue
+            if group.name not in rows:
+                rows.append(group.name)
             mean = statistics.fmean(values)
             mark = {"symbol": group.look.symbol + ("-open" if inputs == "clean" else ""), "size": 12, "color": group.look.light}
             spread = {"array": [max(values) - mean], "arrayminus": [mean - min(values)], "color": group.look.light}
@@ -68,7 +71,7 @@ def _n90(groups: Sequence[Group], about: str) -> Figure | None:
                     "type": "scatter",
                     "mode": "markers",
                     "x": [mean],
-                    "y": [label(group.name)],
+                    "y": [rows.index(group.name)],
                     "name": f"{label(group.name)}, {inputs}",
                     "showlegend": False,
                     "marker": {**mark, "line": {"width": 2, "color": group.look.light}},
@@ -81,7 +84,7 @@ def _n90(groups: Sequence[Group], about: str) -> Figure | None:
         f"{about} n90: the fewest features that carry 90 % of the positive contributions to the predicted class, mean over "
         "the images. Filled: under attack. Open: clean."
     )
-    y = axis("", type="category", autorange="reversed")
+    y = names_axis(rows, down=True)
     drawn = layout(axis("features (n90)", rangemode="tozero"), y, max(220, 110 + 40 * len(groups)), showlegend=False)
     return Figure("n90", "How many features decide", caption, data, drawn)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,18 @@ def share_axis(title: str, **more: Any) -> dict[str, Any]:
     return axis(title, **{"range": [-0.02, 1.03], "tickformat": ".0%", "tick0": 0, "dtick": 0.2, **more})
 
 
+def names_axis(names: Sequence[object], down: bool = False) -> dict[str, Any]:
+    """An axis of names, which stand at 0, 1, 2, ...: two may have one label, but never one position.
+
+    Args:
+        down: the first one on top.
+    """
+    ends = [-0.6, len(names) - 0.4]
+    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [label(name) for name in names]}
+    # By default plotly leaves out a name that reaches beyond the figure.
+    return axis("", range=ends[::-1] if down else ends, ticklabeloverflow="allow", **ticks)
+
+
 def count_axis(title: str) -> dict[str, Any]:
     """A logarithmic axis of counts."""
     ticks = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
@@ -134,7 +147,11 @@ def layout(x: dict[str, Any], y: dict[str, Any], height: int = 340, **more: Any)
 
 
 def label(text: object, longest: int = 28) -> str:
-    """Any text as a figure's label: plotly reads labels as a little HTML, so nothing in them may look like it."""
+    """Any text as a figure's label: plotly reads labels as a little HTML, so nothing in them may look like it.
+
+    A long one loses its middle: names that begin alike differ at their ends.
+    """
     plain = " ".join(str(text).split())
-    plain = plain if len(plain) <= longest else plain[: longest - 1] + "…"
+    if len(plain) > longest:
+        plain = plain[: longest // 2] + "…" + plain[longest // 2 + 1 - longest :]
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
