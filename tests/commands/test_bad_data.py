@@ -119,6 +119,11 @@ BAD_DATA: dict[str, Case] = {
         FROM_FOLDER,
         ("'pictures'", "cow, dog"),
     ),
+    "splits of other names": (
+        images(*(f"pictures/{name}" for name in ("train/cat", "train/dog", "dev/cat", "dev/dog"))),
+        FROM_FOLDER,
+        ("'pictures/dev' and 'pictures/train' both have folders cat and dog", "call them train/, val/ and test/"),
+    ),
     "a train folder with an empty test folder": (
         both(images("pictures/train/cat", "pictures/train/dog"), empty_folder("pictures/test")),
         FROM_FOLDER,

@@ -54,6 +54,17 @@ def test_a_column_split_is_followed(pictures: Path) -> None:
     assert [len(split) for split in (source.train, source.validation, source.test)] == [9, 3, 12]
 
 
+def test_columns_may_be_written_in_upper_case(pictures: Path) -> None:
+    rows = [f"{row},{('Train', 'TEST')[at % 2]}" for at, row in enumerate(listed())]
+    file = write(pictures, rows, header="Path,Kind, Split ")
+    source = load_source(f"csv:{file}", DataOptions(label_column="kind", validation=0))
+    assert source.classes == ("day", "night")
+    assert (len(source.train), len(source.test)) == (12, 12)
+    # A column of just the name that was asked for comes first.
+    file = write(pictures, [f"{row},x" for row in listed()], header="path,label,LABEL")
+    assert load_source(f"csv:{file}").classes == ("day", "night")
+
+
 def test_another_root_and_another_label_column_may_be_named(pictures: Path, tmp_path: Path) -> None:
     file = write(tmp_path, listed(), header="path,kind")
     options = DataOptions(root=pictures, label_column="kind", validation=0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from aalp.data.folder import open_folder
+from aalp.data.folder import open_folder, split_names
 from aalp.data.images import Decoding, Layout, decode, decoding_like
 from aalp.data.sources import DataOptions, load_source
 from aalp.data.split import ResidentSplit
@@ -193,6 +193,31 @@ def test_val_is_the_test_split_of_a_folder_without_one_and_the_validation_split_
     source = load_source(f"folder:{image_folder}")
     assert [len(split) for split in (source.train, source.validation, source.test)] == [40, 8, 8]
     assert len(load_source(f"folder:{image_folder}", DataOptions(validation=3)).validation) == 3
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAIN", "Valid")])
+def test_splits_may_be_written_in_upper_case(train: str, test: str, image_folder: Path) -> None:
+    (image_folder / "train").rename(image_folder / train)
+    (image_folder / "test").rename(image_folder / test)
+    source = load_source(f"folder:{image_folder}", DataOptions(validation=0))
+    assert source.classes == ("cat", "dog")
+    assert (len(source.train), len(source.test)) == (40, 8)
+
+
+def test_names_of_splits_are_known_in_any_case_and_in_lower_case_first() -> None:
+    assert split_names(["Val", "Test", "TRAIN", "extra"]) == {"train": "TRAIN", "test": "Test", "validation": "Val"}
+    assert split_names(["train", "Train", "valid"]) == {"train": "train", "test": "valid"}
+    assert split_names(["training", "test"]) is None
+
+
+def test_splits_of_other_names_are_not_taken_for_classes(image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "test").rename(image_folder / "dev")
+    with pytest.raises(DataError, match=r"/dev' and '.*/train' both have folders cat and dog, .* call them train/, val/"):
+        open_folder(image_folder, Layout(), 0.5, 0)
+    # One folder of the same name in every class is no class, as in Tiny ImageNet.
+    for name in ("a/images/0.png", "a/images/1.png", "b/images/0.png", "b/images/1.png"):
+        save(tmp_path / "tiny" / name, COLOURS)
+    assert open_folder(tmp_path / "tiny", Layout(), 0.5, 0).classes == ("a", "b")
 
 
 def test_cropping_keeps_proportions_where_stretching_does_not(tmp_path: Path) -> None:

@@ -83,6 +83,11 @@ def test_parquet_files_are_a_set_and_val_is_the_validation_split(tmp_path: Path)
     assert tones(source.validation) == [0, 10, 20]
 
 
+def test_splits_may_be_written_in_upper_case(tmp_path: Path) -> None:
+    source = load_source(saved(tmp_path / "set", Train=table(12), Test=table(6)), DataOptions(validation=0))
+    assert (len(source.train), len(source.test)) == (12, 6)
+
+
 def test_one_split_alone_is_split_by_class(tmp_path: Path) -> None:
     table(12, names=None).save_to_disk(tmp_path / "set")
     source = load_source(f"hf:{tmp_path / 'set'}", DataOptions(validation=0, test_share=0.25))

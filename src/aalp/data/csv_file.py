@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from aalp.data.folder import VALIDATION, Opened, opened, split_files
@@ -33,10 +34,11 @@ def open_csv(file: Path, root: Path | None, label_column: str, layout: Layout, t
         raise DataError(f"there is no file '{file}': name a CSV with the columns path and label") from error
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"'{file}' is not a readable CSV: {error}; save it as UTF-8 text") from error
-    path_column = next((name for name in PATH_COLUMNS if name in header), None)
-    if path_column is None or label_column not in header:
+    path_column, found = _column(header, *PATH_COLUMNS), _column(header, label_column)
+    if path_column is None or found is None:
         lacking = "path" if path_column is None else label_column
         raise DataError(f"'{file}' has the columns {', '.join(header) or 'of nothing'}: a column {lacking} is needed")
+    label_column, split_column = found, _column(header, "split")
     if any(row[label_column] in (None, "") for row in rows):
         number = 2 + next(at for at, row in enumerate(rows) if row[label_column] in (None, ""))
         raise DataError(f"'{file}' line {number} has no {label_column}: give every image one")
@@ -48,10 +50,16 @@ def open_csv(file: Path, root: Path | None, label_column: str, layout: Layout, t
     inside = folder.resolve()
     paths = [_inside(folder, inside, row[path_column], f"'{file}' line {number}") for number, row in enumerate(rows, 2)]
     labels = [places[row[label_column]] for row in rows]
-    if "split" not in header:
+    if split_column is None:
         return split_files(paths, labels, tuple(names), layout, test_share, seed, str(file))
-    files = _by_split(file, [str(row["split"]).strip().lower() for row in rows], paths, labels)
+    files = _by_split(file, [str(row[split_column]).strip().lower() for row in rows], paths, labels)
     return opened(files, tuple(names), layout)
+
+
+def _column(header: Sequence[str], *names: str) -> str | None:
+    """The first of these columns that the header has, in upper or in lower case."""
+    columns = {name.strip().lower(): name for name in header} | {name: name for name in header}
+    return next((columns[key] for name in names for key in (name, name.lower()) if key in columns), None)
 
 
 def _by_split(file: Path, splits: list[str], paths: list[Path], labels: list[int]) -> dict[str, tuple[list[Path], list[int]]]:

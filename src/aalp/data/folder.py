@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,28 +52,50 @@ def open_folder(root: Path, layout: Layout, test_share: float, seed: int) -> Ope
         raise DataError(f"there is no folder '{root}': name one with train/ and test/, or with one folder a class")
     names = split_names(path.name for path in _folders(root))
     if names is None:
+        _refuse_splits(root)
         paths, labels, classes = _listing(root)
         return split_files(paths, labels, classes, layout, test_share, seed, str(root))
     listed = {split: _listing(root / name) for split, name in names.items()}
     classes = listed["train"][2]
     for split, (_, _, own) in listed.items():
         if own != classes:
-            odd = sorted(set(classes) ^ set(own))
-            raise DataError(
-                f"'{root}' has other classes in train/ than in {names[split]}/: {', '.join(odd)} is only in one of them"
-            )
+            odd, both = ", ".join(sorted(set(classes) ^ set(own))), f"{names['train']}/ than in {names[split]}/"
+            raise DataError(f"'{root}' has other classes in {both}: {odd} is only in one of them")
     return opened({split: (paths, labels) for split, (paths, labels, _) in listed.items()}, classes, layout)
 
 
+def _refuse_splits(root: Path) -> None:
+    """Splits that go by names of their own would be taken for classes, and their classes for nothing.
+
+    Raises:
+        DataError: two folders have no images of their own, but two or more folders of the same names.
+    """
+    inside = {
+        folder: {path.name for path in _folders(folder)}
+        for folder in _folders(root)
+        if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    }
+    for one, other in itertools.combinations(inside, 2):
+        shared = sorted(inside[one] & inside[other])
+        if len(shared) > 1:
+            raise DataError(
+                f"'{one}' and '{other}' both have folders {shared[0]} and {shared[1]}, as splits have: call them train/, val/ "
+                "and test/; or list the images in a CSV if they are classes"
+            )
+
+
 def split_names(found: Iterable[str]) -> dict[str, str] | None:
-    """Which of these names stand for train, test and (if there is one) validation; None if they are no splits."""
-    names = set(found)
-    validation = next((name for name in VALIDATION if name in names), None)
-    if "train" not in names or ("test" not in names and validation is None):
+    """Which of these names stand for train, test and (if there is one) validation; None if they are no splits.
+
+    Upper and lower case are the same; where a name is there in both, the lower one counts.
+    """
+    names = {name.lower(): name for name in sorted(found)}
+    validation = next((names[name] for name in VALIDATION if name in names), None)
+    test = names.get("test", validation)
+    if "train" not in names or test is None:
         return None
-    if "test" not in names:
-        return {"train": "train", "test": str(validation)}
-    return {"train": "train", "test": "test"} | ({} if validation is None else {"validation": validation})
+    of_its_own = {} if validation in (None, test) else {"validation": str(validation)}
+    return {"train": names["train"], "test": test} | of_its_own
 
 
 def opened(files: Mapping[str, tuple[Sequence[Path], Sequence[int]]], classes: tuple[str, ...], layout: Layout) -> Opened:

@@ -150,9 +150,9 @@ def _open(name: str, label_column: str | None, streaming: bool) -> Table:
             ) from error
     by_name = dict(found) if isinstance(found, dict) else {"train": found}
     names = split_names(by_name) or {"train": "train"}
-    if "train" not in by_name:
+    if names["train"] not in by_name:
         raise DataError(f"'{name}' has the splits {', '.join(by_name)}: train is needed")
-    features = by_name["train"].features
+    features = by_name[names["train"]].features
     image = next((column for column, kind in features.items() if isinstance(kind, datasets.Image)), None)
     if image is None:
         raise DataError(f"'{name}' has the columns {', '.join(features)}, none of them of images: cast one to datasets.Image")
