@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,3 +93,12 @@ def test_black_and_transparent_images_are_pointed_out(tmp_path: Path, capfd: pyt
     text = capfd.readouterr().out
     assert "0 or 1 of 255" in text
     assert "transparency is left out" in text
+
+
+def test_names_that_are_not_utf_8_are_escaped(animals: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, out = animals / "train" / "cat", tmp_path / "check"
+    (folder / "000.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    (folder / os.fsdecode(b"th\xe9.png")).write_text("no picture")
+    assert main(["data", f"folder:{animals}", "--out", str(out), "--quiet"]) == 3
+    assert f"'{folder}/th\\xe9.png' is not a readable image" in capfd.readouterr().out
+    assert f"{folder}/caf\\xe9.png" in read_table(out / "images.parquet")["name"]

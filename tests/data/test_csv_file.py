@@ -77,6 +77,8 @@ def test_another_root_and_another_label_column_may_be_named(pictures: Path, tmp_
         (["../outside.png,x"], "path,label", r"line 2 names '\.\./outside\.png', which leads out of .*--data_options\.root"),
         (["/etc/hostname,x"], "path,label", r"line 2 names '/etc/hostname', which leads out of"),
         (["a/link.png,x"], "path,label", r"line 2 names 'a/link\.png', which leads out of"),
+        (["a/round.png,x"], "path,label", r"line 2 names 'a/round\.png', and there is no such file"),
+        ([f"{'a' * 300}.png,x"], "path,label", r"line 2 names 'a+\.png', which is no path"),
         (["a/999.png,x"], "path,label", r"line 2 names 'a/999\.png', and there is no such file"),
         (["a/000.png,"], "path,label", r"line 2 has no label"),
         ([",x"], "path,label", r"line 2 has no path"),
@@ -92,6 +94,7 @@ def test_another_root_and_another_label_column_may_be_named(pictures: Path, tmp_
 def test_what_is_wrong_is_named_by_its_line(rows: list[str], header: str, message: str, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "outside.png").write_bytes((pictures / "a" / "000.png").read_bytes())
     (pictures / "a" / "link.png").symlink_to(tmp_path / "outside.png")
+    (pictures / "a" / "round.png").symlink_to("round.png")
     filled = [*rows, "b/000.png,z" + ",train" * (header.count(",") - 1)] if rows else rows
     with pytest.raises(DataError, match=message):
         load_source(f"csv:{write(pictures, filled, header=header)}")

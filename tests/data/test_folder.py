@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -218,6 +219,29 @@ def test_splits_of_other_names_are_not_taken_for_classes(image_folder: Path, tmp
     for name in ("a/images/0.png", "a/images/1.png", "b/images/0.png", "b/images/1.png"):
         save(tmp_path / "tiny" / name, COLOURS)
     assert open_folder(tmp_path / "tiny", Layout(), 0.5, 0).classes == ("a", "b")
+
+
+def test_links_in_a_circle_are_named(image_folder: Path) -> None:
+    (image_folder / "train" / "cat" / "round.png").symlink_to("round.png")
+    with pytest.raises(DataError, match=r"round\.png' is a link that leads out of '.*', or in a circle"):
+        open_folder(image_folder, Layout(), 0.5, 0)
+
+
+def test_files_may_have_names_that_are_not_utf_8_and_classes_may_not(image_folder: Path) -> None:
+    folder = image_folder / "train" / "cat"
+    odd = folder / os.fsdecode(b"caf\xe9.png")
+    (folder / "000.png").rename(odd)
+    source = load_source(f"folder:{image_folder}", DataOptions(memory_limit=0, validation=0))
+    assert isinstance(source.train, FileSplit)
+    file, name = source.train.encoded(list(source.train.paths).index(odd))
+    assert file == odd
+    assert name == f"{folder}/caf\\xe9.png"
+    odd.write_text("no picture")
+    with pytest.raises(DataError, match=r"caf\\xe9\.png' is not a readable image"):
+        load_source(f"folder:{image_folder}")
+    folder.rename(folder.parent / os.fsdecode(b"\xe9"))
+    with pytest.raises(DataError, match=r"train/\\xe9' has a name that is not UTF-8, .*: rename it"):
+        open_folder(image_folder, Layout(), 0.5, 0)
 
 
 def test_cropping_keeps_proportions_where_stretching_does_not(tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ def test_a_run_with_a_link_that_leads_out_of_it_is_refused(inside: str, tmp_path
         RunDirectory.open(run)
 
 
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: digits")
+    (tmp_path / "weights").symlink_to("weights")
+    with pytest.raises(RunError, match="weights' is a link that leads out of the run directory, or in a circle"):
+        RunDirectory.open(tmp_path)
+
+
 def test_a_link_inside_a_run_is_fine(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("data: digits")
     (tmp_path / "weights").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def open_csv(file: Path, root: Path | None, label_column: str, layout: Layout, t
         raise DataError(f"'{file}' has {len(names)} classes: at least 2 are needed")
     places = {name: label for label, name in enumerate(names)}
     folder = (file.parent if root is None else root).expanduser()
-    inside = folder.resolve()
+    inside = Path(os.path.realpath(folder))
     paths = [_inside(folder, inside, row[path_column], f"'{file}' line {number}") for number, row in enumerate(rows, 2)]
     labels = [places[row[label_column]] for row in rows]
     if split_column is None:
@@ -86,12 +87,13 @@ def _inside(folder: Path, inside: Path, name: str | None, where: str) -> Path:
         raise DataError(f"{where} has no path: give every image one")
     path = folder / name
     try:
-        leads_out = not path.resolve().is_relative_to(inside)
-    except (OSError, ValueError) as error:  # links in a circle, characters that no path has
+        # Not Path.resolve, which raises an error of its own at links in a circle.
+        leads_out, is_file = not Path(os.path.realpath(path)).is_relative_to(inside), path.is_file()
+    except (OSError, ValueError) as error:  # names that are too long, characters that no path has
         raise DataError(f"{where} names {name!r}, which is no path: {error}; correct it") from error
     if leads_out:
         raise DataError(f"{where} names '{name}', which leads out of '{folder}': put it there, or give --data_options.root")
-    if not path.is_file():
+    if not is_file:
         raise DataError(
             f"{where} names '{name}', and there is no such file in '{folder}': correct it, or give --data_options.root"
         )

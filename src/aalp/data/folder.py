@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from aalp.data.images import IMAGE_SUFFIXES, Decoding, Layout, decoding_like
-from aalp.data.paths import Paths
+from aalp.data.paths import Paths, shown
 from aalp.data.stored import FileSplit
 from aalp.errors import DataError
+from aalp.store.files import leads_outside
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,15 @@ def _listing(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     labels: list[int] = []
     folders = _folders(root)
     for label, folder in enumerate(folders):
+        if shown(folder.name) != folder.name:
+            raise DataError(
+                f"'{shown(folder)}' has a name that is not UTF-8, and a class needs one that can be written: rename it"
+            )
         inside = [folder, *folder.rglob("*")]
         for path in inside:
-            if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-                raise DataError(f"'{path}' is a link that leads out of '{root}': put the images themselves there")
+            if leads_outside(path, root):
+                where = f"leads out of '{root}', or in a circle"
+                raise DataError(f"'{path}' is a link that {where}: put the images themselves there")
         found = sorted(path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         if not found:
             raise DataError(f"'{folder}' has no images: remove the folder or put images ({_suffixes()}) into it")

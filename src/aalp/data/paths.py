@@ -11,6 +11,11 @@ import numpy as np
 from torch import Tensor
 
 
+def shown(path: Path | str) -> str:
+    """A path as text that can be written to any file and screen: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 class Paths(Sequence[Path]):
     """An immutable sequence of paths, kept as one run of bytes below their common folder.
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from aalp.data.images import Decoding, decode, open_image
-from aalp.data.paths import Paths
+from aalp.data.paths import Paths, shown
 from aalp.data.split import ResidentSplit
 from aalp.errors import DataError
 
@@ -90,14 +90,14 @@ class FileSplit(StoredSplit):
     paths: Paths
 
     def encoded(self, index: int) -> tuple[Path | bytes, str]:
-        return self.paths[index], str(self.paths[index])
+        return self.paths[index], shown(self.paths[index])
 
     def subset(self, indices: Tensor) -> FileSplit:
         return replace(self, labels=self.labels[indices], paths=self.paths.select(indices))
 
     def fingerprint(self) -> bytes:
         lines = (f"{path.parent.name}/{path.name}:{path.stat().st_size}\n" for path in self.paths)
-        return "".join(lines).encode()
+        return os.fsencode("".join(lines))
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,6 @@ def stored_image(value: Any, name: str, root: Path | None) -> tuple[Path | bytes
         return content, name
     if not isinstance(path, str):
         raise DataError(f"'{name}' has no image: remove the row")
-    if root is None or not Path(path).resolve().is_relative_to(root.resolve()):
+    if root is None or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise DataError(f"'{name}' is the file '{path}', which does not lie in the data set: put the images themselves there")
     return Path(path), path

@@ -116,7 +116,8 @@ class RunDirectory:
             raise RunError(f"'{path}' {what}: name a directory that `aalp train` made")
         for inside in (*path.iterdir(), *path.glob("weights/*"), *path.glob("states/*")):
             if leads_outside(inside, path):
-                raise RunError(f"'{inside}' is a link that leads out of the run directory: put the file itself there")
+                where = "leads out of the run directory, or in a circle"
+                raise RunError(f"'{inside}' is a link that {where}: put the file itself there")
         return run
 
 
