@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,11 @@ def test_a_failed_download_names_the_set_the_cache_and_the_remedy(tmp_path: Path
     monkeypatch.setattr(datasets, "MNIST", fail)
     with pytest.raises(DataError, match=f"MNIST could not be downloaded to {tmp_path}: no route to host; try again"):
         load_source("torchvision:MNIST", DataOptions(cache=tmp_path))
+
+
+def test_a_source_needs_a_name_that_can_be_written() -> None:
+    with pytest.raises(DataError, match=r"'folder:\\xe9' has a name that is not UTF-8, .*: rename it"):
+        load_source("folder:" + os.fsdecode(b"\xe9"))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from aalp.data.arrays import as_images, check_images, open_npz
 from aalp.data.csv_file import open_csv
 from aalp.data.folder import Opened, open_folder
 from aalp.data.images import Layout, Resizing
+from aalp.data.paths import shown
 from aalp.data.split import ResidentSplit, Split
 from aalp.data.stored import StoredSplit
 from aalp.errors import DataError, OptionError, unknown_name
@@ -138,6 +139,8 @@ def open_source(name: str, options: DataOptions) -> Loaded:
     if kind not in READERS or bool(argument) != (kind != "digits"):
         known = ["digits", "npz:FILE", "folder:DIR", "csv:FILE", "hf:FOLDER_OR_NAME", "torchvision:NAME"]
         raise DataError(unknown_name("data source", name, known))
+    if shown(name) != name:
+        raise DataError(f"the data source '{shown(name)}' has a name that is not UTF-8, and records have to tell it: rename it")
     if options.streaming and kind != "hf":
         raise OptionError(f"data streaming is on and '{name}' is no Hugging Face data set: leave it out")
     loaded = READERS[kind](argument, options)
