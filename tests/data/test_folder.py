@@ -273,6 +273,16 @@ def test_channels_and_fewer_images_may_be_asked_for(image_folder: Path) -> None:
     assert torch.equal(colour, plain.expand(-1, 3, -1, -1))
 
 
+@pytest.mark.parametrize("white", [65535, 4095, 1000])
+def test_a_pgm_of_more_than_8_bits_is_scaled_by_what_it_calls_white(white: int, tmp_path: Path) -> None:
+    pixels = np.linspace(0, white, 48).round().reshape(8, 6)
+    path = tmp_path / "0.pgm"
+    path.write_bytes(f"P5\n6 8\n{white}\n".encode() + pixels.astype(">u2").tobytes())
+    decoding = decoding_like(path, "0", Layout())
+    assert decoding.image_shape == (1, 8, 6)
+    assert abs(decode(path, "0", decoding)[0] - pixels / white * 255).max() <= 1
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_pixels_of_32_bits_are_refused_as_nobody_says_where_white_is(kind: type, tmp_path: Path) -> None:
     for label in ("a", "b"):

@@ -73,7 +73,7 @@ def decoding_like(first: Path | bytes, name: str, layout: Layout) -> Decoding:
         DataError: it cannot be read.
     """
     with open_image(first, name) as image:
-        grey = image.mode in ("1", "L") or image.mode.startswith("I;16")
+        grey = image.mode in ("1", "L", "I") or image.mode.startswith("I;16")
         # Pillow turns TIFF itself, its size from the start.
         width, height = image.size[::-1] if _lies(image) and image.format != "TIFF" else image.size
     channels = layout.channels or (1 if grey else 3)
@@ -163,9 +163,10 @@ def eight_bit(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: 32 bits, of which Pillow would cut off likewise, or make black of 0 to 1.
     """
-    if image.mode in ("F", "I"):
+    if image.mode in ("F", "I") and (image.format, image.mode) != ("PPM", "I"):
         raise ValueError("32-bit pixels, of which nobody says where white is: save it with 8 or 16 bits")
-    if not image.mode.startswith("I;16"):
+    # Pillow opens a PGM of more than 8 bits with 32, scaled to 16.
+    if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
 
