@@ -272,7 +272,28 @@ def test_the_card_tells_figures_verdict_and_limits(subject: Subject) -> None:
     weaker = {**EVALUATION, "attacks": EVALUATION["attacks"][:1], "threat": {"norm": "Linf", "eps": 0.05}}
     weak = card(dataclasses.replace(subject, evaluation=weaker), "onnx", ["model.onnx"], checked)
     assert "AutoAttack has not run: the figures are optimistic" in weak
-    assert "of another eps than the training's" in weak
+    assert "of another threat than the training's" in weak
+    assert "of another threat" not in whole
+
+
+def test_figures_of_another_norm_are_called_so(subject: Subject) -> None:
+    other = dataclasses.replace(subject, evaluation={**EVALUATION, "threat": {"norm": "L2", "eps": 0.1}})
+    assert "of another threat than the training's" in card(other, "onnx", [], compare(subject, subject.classifier, 1e-5))
+
+
+def test_the_card_of_a_file_tells_which_weights_it_is_where_its_name_does(copied_run: Path, tmp_path: Path) -> None:
+    file = copied_run / "weights" / "last.safetensors"
+    (tmp_path / "mine.safetensors").write_bytes(file.read_bytes())
+    texts = []
+    for at in (file, tmp_path / "mine.safetensors"):
+        out = tmp_path / f"of {at.stem}"
+        assert main(["export", str(at), "--to", "safetensors", "--out", str(out)]) == 0
+        texts.append((out / "README.md").read_text())
+    assert "(last)." in texts[0]
+    assert f"`aalp evaluate {file} --weights last` measures it" in texts[0]
+    assert "best" not in texts[0].partition("## Load it")[0] + texts[1]
+    assert "--weights" not in texts[1]
+    assert f"`aalp evaluate {tmp_path / 'mine.safetensors'}` measures it" in texts[1]
 
 
 def test_the_card_of_a_model_that_nothing_attacked_claims_no_robustness(copied_run: Path) -> None:

@@ -57,7 +57,7 @@ def export(
         classifier=loaded.classifier.to(memory_format=torch.contiguous_format),
         metadata=loaded.metadata | _as_built(loaded, model, options),
         about=str(path),
-        which=file.stem if path.is_dir() else "best",
+        which=file.stem if file.stem in ("best", "last") else None,
         evaluation=evaluation,
         audit=audit,
     )

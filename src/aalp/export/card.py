@@ -13,6 +13,7 @@ from aalp.export.robustbench import dataset_name, fraction
 from aalp.export.source import needs
 from aalp.export.subject import Subject
 from aalp.models.catalog import is_own_code
+from aalp.store.records import same_threat
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 
@@ -54,10 +55,11 @@ def _what(subject: Subject, name: str) -> str:
     about = subject.metadata
     data = about.get("data") or {}
     parameters = f"{about['parameters']:,} parameters, " if "parameters" in about else ""
+    which = f" ({subject.which})" if subject.which else ""
     trained = f"objective {_line(about.get('objective', 'unknown'))} and seed {about.get('seed', 'unknown')}"
     return (
         f"An image classifier ({_line(subject.model)}, {parameters}{len(subject.classes)} classes), trained with the {trained} "
-        f"on {_line(data.get('name', 'unknown'))}; weights of epoch {about.get('epoch', 'unknown')} ({subject.which}). "
+        f"on {_line(data.get('name', 'unknown'))}; weights of epoch {about.get('epoch', 'unknown')}{which}. "
         f"Threat model of the training: {_threat(subject)}. Exported by aalp as {name}."
     )
 
@@ -137,10 +139,7 @@ def _interface(subject: Subject, name: str) -> str:
 def _figures(subject: Subject) -> str:
     record = subject.evaluation
     if record is None:
-        return (
-            "Not measured: this model's robustness is unknown. "
-            f"`aalp evaluate {subject.typed} --weights {subject.which}` measures it."
-        )
+        return f"Not measured: this model's robustness is unknown. `aalp evaluate {subject.typed}` measures it."
     data, threat = record["data"], record["threat"]
     rows = [("clean", record["clean"], record["intervals"]["clean"])]
     rows += [(attack["name"], attack["accuracy"], None) for attack in record["attacks"]]
@@ -176,7 +175,7 @@ def _audit(subject: Subject) -> str:
         if cheap:
             seen = f" The evaluation's {len(cheap)} cheap gates " + (f"failed: {', '.join(failed)}." if failed else "passed.")
         return (
-            f"Not audited for masked gradients.{seen} `aalp audit {subject.typed} --weights {subject.which}` does it: "
+            f"Not audited for masked gradients.{seen} `aalp audit {subject.typed}` does it: "
             "a robust accuracy that no audit vouches for may be an artefact of attacks that fail."
         )
     words = VERDICTS.get(record["verdict"], record["verdict"])
@@ -201,15 +200,15 @@ def _limits(subject: Subject) -> str:
     record = subject.evaluation
     if record is not None:
         threat = subject.metadata.get("threat") or {}
-        if "eps" in threat and abs(float(threat["eps"]) - record["threat"]["eps"]) > 1e-9:
-            lines.append("- The figures are of another eps than the training's.")
+        if {"norm", "eps"} <= threat.keys() and not same_threat(threat, record["threat"]):
+            lines.append("- The figures are of another threat than the training's.")
         if subject.measured_on_other_data:
             trained = _line(subject.metadata["data"]["name"])
             lines.append(f"- The figures are of {_line(record['data']['name'])}; the model was trained on {trained}.")
         if not any(attack["name"] == "autoattack" for attack in record["attacks"]):
             lines.append(
                 f"- AutoAttack has not run: {'the figures are optimistic' if record['attacks'] else 'nothing was attacked'}. "
-                f"`aalp evaluate {subject.typed} --weights {subject.which} --attacks autoattack` runs it."
+                f"`aalp evaluate {subject.typed} --attacks autoattack` runs it."
             )
         whole = record["data"].get("split_images", record["data"].get("test_images"))
         if whole and record["images"] < whole:

@@ -29,21 +29,21 @@ class Subject:
         classifier: in evaluation mode on the CPU.
         metadata: what its weights file says of it: model, classes, image_shape, threat, objective, seed, epoch, data.
         about: the run directory or weights file that it comes from, as the user named it.
-        which: `best` or `last` of a run.
+        which: `best` or `last` of a run; None for a file of another name.
         evaluation, audit: the records of these weights, if there are any.
     """
 
     classifier: Classifier
     metadata: Mapping[str, Any]
     about: str
-    which: str = "best"
+    which: str | None = "best"
     evaluation: Mapping[str, Any] | None = None
     audit: Mapping[str, Any] | None = None
 
     @property
     def typed(self) -> str:
-        """`about` as a shell takes it."""
-        return shlex.quote(self.about)
+        """`about` as a shell takes it, with the weights of it that these are."""
+        return shlex.quote(self.about) + (f" --weights {self.which}" if self.which else "")
 
     @property
     def model(self) -> str:
