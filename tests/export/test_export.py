@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from aalp.cli import main
 from aalp.commands.loading import load, load_model
+from aalp.data.images import Decoding, Resizing, decode
 from aalp.data.sources import load_source
 from aalp.data.split import as_float
 from aalp.errors import AalpError, ModelError, OptionError, RunError
@@ -81,7 +83,6 @@ def from_robustbench(folder: Path, images: Tensor) -> Tensor:
 
 def from_hf_folder(folder: Path, images: Tensor) -> Tensor:
     """From 8-bit pictures, as a processor gets them."""
-    from PIL import Image
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
@@ -162,6 +163,46 @@ def test_a_timm_model_loads_in_transformers_without_code_and_other_models_with(m
     code = list((tmp_path / "hf").glob("*.py"))
     assert bool(code) != model.startswith("timm")
     assert ("trust_remote_code" in (tmp_path / "hf" / "README.md").read_text()) == bool(code)
+
+
+@pytest.mark.parametrize("resizing", ["stretch", "crop"])
+@pytest.mark.parametrize("model", ["timm:test_resnet", "small-cnn"])
+def test_the_image_processor_resizes_as_the_training_did(
+    model: str, resizing: Resizing, tmp_path: Path, modules_of_transformers: None
+) -> None:
+    from transformers import AutoImageProcessor
+
+    classifier = build(model, 2, (3, 32, 32), None, ((0.0,) * 3, (1.0,) * 3)).eval().requires_grad_(False)
+    metadata = {"model": model, "classes": ["a", "b"], "image_shape": (3, 32, 32), "resizing": resizing}
+    subject = Subject(classifier, metadata, "run")
+    export_model(subject, "hf-folder", tmp_path / "hf", {})
+    blobs = np.random.default_rng(0).integers(0, 256, (4, 8, 3)).astype(np.uint8)
+    picture = Image.fromarray(blobs).resize((120, 60))
+    picture.save(tmp_path / "wide.png")
+    wanted = torch.from_numpy(decode(tmp_path / "wide.png", "wide", Decoding((3, 32, 32), resizing)).copy()) / 255
+    (found,) = AutoImageProcessor.from_pretrained(tmp_path / "hf")(picture, return_tensors="pt")["pixel_values"]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in subject.normalisation)
+    normalised = (wanted - mean) / std if model.startswith("timm:") else wanted
+    torch.testing.assert_close(found, normalised, atol=0.05, rtol=0)
+
+
+def test_card_and_record_say_how_images_were_resized_where_the_run_does(copied_run: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((copied_run / "config.yaml").read_text())
+
+    def exported(at: Path, name: str) -> tuple[str, dict[str, Any]]:
+        assert main(["export", str(at), "--to", "safetensors", "--out", str(tmp_path / name)]) == 0
+        return (tmp_path / name / "README.md").read_text(), json.loads((tmp_path / name / "export.json").read_text())
+
+    for resizing, words in (("stretch", "stretched to 8x8"), ("crop", "was scaled to 8 and the middle cropped")):
+        config |= {"data": "folder:pictures", "data_options": {**config["data_options"], "size": 8, "resizing": resizing}}
+        (copied_run / "config.yaml").write_text(yaml.safe_dump(config))
+        text, record = exported(copied_run, resizing)
+        assert words in text
+        assert record["resizing"] == resizing
+    for at, name in ((copied_run / "weights" / "best.safetensors", "lone"), (tmp_path / "crop" / "model.safetensors", "again")):
+        text, record = exported(at, name)
+        # What was exported once has it in its own header.
+        assert ("cropped" in text) == ("resizing" in record) == (name == "again")
 
 
 def test_what_gives_other_logits_is_no_export_and_leaves_nothing(

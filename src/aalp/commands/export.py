@@ -11,6 +11,7 @@ import torch
 from aalp.commands.console import command_line, print_out
 from aalp.commands.loading import LoadedModel, load_model, weights_file
 from aalp.commands.opening import run_config, stored_options
+from aalp.data.sources import FILES
 from aalp.errors import OptionError
 from aalp.export.export import FORMATS, check_format, export_model
 from aalp.export.subject import Subject
@@ -55,7 +56,7 @@ def export(
     subject = Subject(
         # The layout that convolutions prefer is no part of the model, and tracers would bake it in.
         classifier=loaded.classifier.to(memory_format=torch.contiguous_format),
-        metadata=loaded.metadata | _as_built(loaded, model, options),
+        metadata=loaded.metadata | _as_built(loaded, model, options) | _as_read(config),
         about=str(path),
         which=file.stem if file.stem in ("best", "last") else None,
         evaluation=evaluation,
@@ -70,6 +71,13 @@ def _as_built(loaded: LoadedModel, model: str | None, options: ModelOptions | No
     """Name and arguments that it was built with, where they were given: a run's own, not what its weights file says of them."""
     told: dict[str, Any] = {} if options is None else {"architecture": architecture(loaded.classifier, options)}
     return told | ({"model": model} if model else {})
+
+
+def _as_read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How the run's images came to their size, where they were resized."""
+    data: Mapping[str, Any] = config.get("data_options") or {}
+    resized = data.get("size") is not None and str(config.get("data")).startswith(tuple(f"{kind}:" for kind in FILES))
+    return {"resizing": data["resizing"]} if resized else {}
 
 
 def report(record: Mapping[str, Any], subject: Subject) -> str:

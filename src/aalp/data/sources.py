@@ -286,6 +286,10 @@ READERS: dict[str, Callable[[str, DataOptions], Loaded]] = {
 """Readers by the word before the colon: (what follows it, options) -> splits."""
 
 
+FILES = ("folder", "csv", "hf")
+"""Those whose images are files, or as good as files: of any size, to be resized."""
+
+
 def _digest(loaded: Loaded) -> str:
     digest = hashlib.sha256()
     for split in (loaded.train, loaded.test):

@@ -118,6 +118,12 @@ def _load_notes(subject: Subject, name: str) -> str:
     return ""
 
 
+RESIZED = {
+    "stretch": "For the training, images of other sizes were stretched to {side}x{side}: do the same. ",
+    "crop": "For the training, the shorter side of other images was scaled to {side} and the middle cropped: do the same. ",
+}
+
+
 def _interface(subject: Subject, name: str) -> str:
     channels, height, width = subject.image_shape
     mean, std = subject.normalisation
@@ -130,8 +136,9 @@ def _interface(subject: Subject, name: str) -> str:
         where = f"The normalisation (mean {_numbers(mean)}, deviation {_numbers(std)}) is inside: do not normalise again."
     else:
         where = "There is no normalisation."
+    resized = RESIZED[subject.resizing].format(side=height) if subject.resizing else ""
     return (
-        f"Images (N, {channels}, {height}, {width}), float32 in [0, 1], any N. {where}\n\n"
+        f"Images (N, {channels}, {height}, {width}), float32 in [0, 1], any N. {resized}{where}\n\n"
         f"Logits (N, {len(subject.classes)}), in this order:\n\n```json\n{json.dumps(subject.classes, ensure_ascii=False)}\n```"
     )
 

@@ -90,7 +90,7 @@ def _write_timm(subject: Subject, folder: Path) -> None:
             "fixed_input_size": True,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            "crop_mode": "squash",
+            "crop_mode": "center" if subject.resizing == "crop" else "squash",
             "mean": mean,
             "std": std,
         },
@@ -102,7 +102,6 @@ def _write_timm(subject: Subject, folder: Path) -> None:
 
 
 def _write_own(subject: Subject, folder: Path) -> None:
-    _, height, width = subject.image_shape
     modeling = _write_code(source(subject), folder)
     config = {
         "model_type": "aalp",
@@ -119,7 +118,7 @@ def _write_own(subject: Subject, folder: Path) -> None:
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
-        "size": {"height": height, "width": width},
+        **_sizes(subject),
         "resample": 2,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -129,6 +128,15 @@ def _write_own(subject: Subject, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
     tensors = {f"model.{name}": value.contiguous().clone() for name, value in subject.classifier.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _sizes(subject: Subject) -> dict[str, Any]:
+    """What the image processor makes of pictures of other sizes: what the training made of them."""
+    _, height, width = subject.image_shape
+    whole = {"height": height, "width": width}
+    if subject.resizing == "crop":
+        return {"size": {"shortest_edge": height}, "do_center_crop": True, "crop_size": whole}
+    return {"size": whole}
 
 
 def _write_code(network: str, folder: Path) -> str:

@@ -27,7 +27,8 @@ class Subject:
 
     Attributes:
         classifier: in evaluation mode on the CPU.
-        metadata: what its weights file says of it: model, classes, image_shape, threat, objective, seed, epoch, data.
+        metadata: what its weights file says of it: model, classes, image_shape, threat, objective, seed, epoch, data; and
+            what its run says of it: resizing.
         about: the run directory or weights file that it comes from, as the user named it.
         which: `best` or `last` of a run; None for a file of another name.
         evaluation, audit: the records of these weights, if there are any.
@@ -78,9 +79,15 @@ class Subject:
         mean, std = self.classifier.mean.tolist() or [0.0], self.classifier.std.tolist() or [1.0]
         return (mean * channels)[:channels], (std * channels)[:channels]
 
+    @property
+    def resizing(self) -> str | None:
+        """How images of other sizes were brought to this one for the training, `stretch` or `crop`; None if none were."""
+        found = self.metadata.get("resizing")
+        return found if found in ("stretch", "crop") else None
+
     def travelling(self) -> dict[str, Any]:
         """What goes into every export's own metadata: enough to use the model without this package."""
-        kept = ("model", "objective", "seed", "epoch", "parameters", "data", "threat")
+        kept = ("model", "objective", "seed", "epoch", "parameters", "data", "threat", "resizing")
         return {
             "classes": self.classes,
             "image_shape": list(self.image_shape),
