@@ -181,6 +181,21 @@ BAD_DATA: dict[str, Case] = {
         TRAIN + "--data npz:tiny.npz --data_options.streaming true",
         ("'npz:tiny.npz' is no Hugging Face data set",),
     ),
+    "a root of what is no CSV": (
+        None,
+        TRAIN + "--data npz:tiny.npz --data_options.root pictures",
+        ("root is 'pictures' and 'npz:tiny.npz' is no CSV", "leave it out"),
+    ),
+    "a column of what has none": (
+        None,
+        "data npz:tiny.npz --data_options.label_column kind",
+        ("label_column is 'kind' and 'npz:tiny.npz' has no columns", "leave it out"),
+    ),
+    "arrays resized beyond the memory": (
+        None,
+        TRAIN + "--data npz:tiny.npz --data_options.size 4096 --data_options.memory_limit 0.5",
+        ("'npz:tiny.npz' takes", "GB at size 4096", "a smaller size"),
+    ),
     "one image of each split": (None, TRAIN + "--data npz:tiny.npz --data_options.images 1", ("images is 1", "at least 2")),
     "a check of a missing source": (None, "data folder:missing", ("no folder 'missing'", "train/ and test/")),
     "a check into an existing folder": (

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
 from aalp.data.arrays import check_images
+from aalp.data.images import Decoding, Resizing, decode
 from aalp.data.sources import TORCHVISION, DataOptions, Source, load_source
 from aalp.data.split import ResidentSplit, as_float
 from aalp.errors import DataError, OptionError
@@ -115,6 +117,40 @@ def test_an_npz_may_store_channels_first_last_or_not_at_all(
     assert source.image_shape == wanted.shape[1:]
     assert pixels(source.test).dtype == (torch.uint8 if kind is np.uint8 else torch.float32)
     np.testing.assert_array_equal(pixels(source.test).numpy(), wanted.astype(pixels(source.test).numpy().dtype))
+
+
+@pytest.mark.parametrize("resizing", ["stretch", "crop"])
+@pytest.mark.parametrize(("channels", "kind"), [(1, np.uint8), (3, np.uint8), (3, np.float32)])
+def test_arrays_are_resized_as_files_are(
+    resizing: Resizing, channels: int, kind: type, tmp_path: Path, source_of: Callable[..., Source]
+) -> None:
+    blobs = np.random.default_rng(0).integers(0, 256, (4, 6, channels)).astype(np.uint8)
+    image = Image.fromarray(blobs.squeeze()).resize((48, 32))
+    image.save(tmp_path / "0.png")
+    wanted = decode(tmp_path / "0.png", "0", Decoding((channels, 12, 12), resizing)).astype(float)
+    images = np.repeat(np.asarray(image).reshape(1, 32, 48, channels).transpose(0, 3, 1, 2), 4, 0)
+    if kind is np.float32:
+        images, wanted = images.astype(np.float32) / 255, wanted / 255
+    labels = np.arange(4) % 2
+    source = source_of(
+        {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}, validation=0, size=12, resizing=resizing
+    )
+    assert source.image_shape == (channels, 12, 12)
+    found = pixels(source.test)
+    assert found.dtype == (torch.uint8 if kind is np.uint8 else torch.float32)
+    off = abs(found.double().numpy() - wanted) * (1 if kind is np.uint8 else 255)
+    assert off[..., 1:-1].max() <= 2
+    assert off.max() <= 10  # beside a crop Pillow sees the pixels that are cropped
+
+
+def test_digits_are_resized_too_as_far_as_the_memory_goes() -> None:
+    assert load_source("digits", DataOptions(size=16)).image_shape == (1, 16, 16)
+    assert load_source("digits", DataOptions(size=8, memory_limit=0)).image_shape == (1, 8, 8)
+    with pytest.raises(
+        DataError, match=r"'digits' takes 0\.1 GB at size 256, and memory_limit is 0\.1: .*data_options\.images"
+    ):
+        load_source("digits", DataOptions(size=256, memory_limit=0.1))
+    assert load_source("digits", DataOptions(size=256, memory_limit=0.1, images=100)).image_shape == (1, 256, 256)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64])

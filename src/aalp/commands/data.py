@@ -14,7 +14,7 @@ from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.tables import text_table
 from aalp.data.check import NEAR, Found, Seen, duplicates, imbalance, look
 from aalp.data.contact_sheet import contact_sheet
-from aalp.data.sources import DataOptions, open_source
+from aalp.data.sources import DataOptions, check_columns, open_source
 from aalp.errors import RunError
 from aalp.store.files import write_atomically
 from aalp.store.records import write_record, write_table
@@ -48,6 +48,7 @@ def data(source: str, data_options: DataOptions = DataOptions(), out: Path | Non
     if folder.exists():
         raise RunError(f"'{folder}' exists already: choose another --out")
     display = Display(quiet)
+    check_columns(source, data_options)
     loaded = open_source(source, data_options)
     with display.bar():
         seen = look(loaded, EACH, display.attack)

@@ -11,7 +11,6 @@ import torch
 from aalp.commands.console import command_line, print_out
 from aalp.commands.loading import LoadedModel, load_model, weights_file
 from aalp.commands.opening import run_config, stored_options
-from aalp.data.sources import FILES
 from aalp.errors import OptionError
 from aalp.export.export import FORMATS, check_format, export_model
 from aalp.export.subject import Subject
@@ -56,7 +55,7 @@ def export(
     subject = Subject(
         # The layout that convolutions prefer is no part of the model, and tracers would bake it in.
         classifier=loaded.classifier.to(memory_format=torch.contiguous_format),
-        metadata=loaded.metadata | _as_built(loaded, model, options) | _as_read(config),
+        metadata=loaded.metadata | _as_built(loaded, model, options) | _as_read(config, loaded.metadata),
         about=str(path),
         which=file.stem if file.stem in ("best", "last") else None,
         evaluation=evaluation,
@@ -73,10 +72,11 @@ def _as_built(loaded: LoadedModel, model: str | None, options: ModelOptions | No
     return told | ({"model": model} if model else {})
 
 
-def _as_read(config: Mapping[str, Any]) -> dict[str, Any]:
+def _as_read(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """How the run's images came to their size, where they were resized."""
     data: Mapping[str, Any] = config.get("data_options") or {}
-    resized = data.get("size") is not None and str(config.get("data")).startswith(tuple(f"{kind}:" for kind in FILES))
+    # Runs that resized no arrays, as it was once, have images of another size.
+    resized = list(metadata["image_shape"][1:]) == [data.get("size")] * 2
     return {"resizing": data["resizing"]} if resized else {}
 
 

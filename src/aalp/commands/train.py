@@ -27,7 +27,7 @@ from aalp.commands.one_run import (
 )
 from aalp.commands.pictures import log_adversarial
 from aalp.commands.side_by_side import alone_at
-from aalp.data.sources import DataOptions, Source, load_source
+from aalp.data.sources import DataOptions, Source, check_columns, load_source
 from aalp.distributed import ALONE, joined
 from aalp.errors import InterruptedRunError, OptionError
 from aalp.method.pgd import AttackOptions
@@ -107,6 +107,8 @@ goes on in its own entry.
     if resume is not None and begun:
         RunDirectory.open(resume)
         same_options(resume, options, f"go on with `{resume_command(resume, options)}` alone, or start another --run")
+    if not begun:
+        check_columns(data, options["data_options"])
     ranks = ALONE if dry_run else joined(devices, nodes)
     display = Display(quiet, ranks)
     if not dry_run:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from aalp.data.images import Resizing
 from aalp.data.split import ResidentSplit
 from aalp.errors import DataError
 
@@ -143,6 +145,34 @@ def as_images(array: np.ndarray, what: str) -> Tensor:
         )
         raise DataError(f"{what} has images of shape {tuple(images.shape)}, which looks like {kept}")
     return images.contiguous()
+
+
+def with_channels(pixels: Tensor, channels: int) -> Tensor:
+    """Images turned grey (1) or into colour (3)."""
+    if pixels.shape[1] == channels:
+        return pixels
+    if channels == 3:
+        return pixels[:, :1].expand(-1, 3, -1, -1).contiguous()
+    # ITU-R 601 luma, as Pillow has it.
+    grey = (pixels[:, :3].float() * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return grey if pixels.is_floating_point() else grey.round().to(torch.uint8)
+
+
+def resized(pixels: Tensor, size: int, resizing: Resizing) -> Tensor:
+    """Images (N, channels, height, width) as (N, channels, size, size), in the way files are brought to it: see `Layout`."""
+    height, width = pixels.shape[2:]
+    if height == width == size:
+        return pixels
+    if resizing == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels = pixels[:, :, top : top + side, left : left + side]
+    made = torch.empty(*pixels.shape[:2], size, size, dtype=pixels.dtype)
+    for start in range(0, len(pixels), 1024):
+        # Antialiased, which is what Pillow calls bilinear.
+        images = F.interpolate(pixels[start : start + 1024].float(), (size, size), mode="bilinear", antialias=True)
+        made[start : start + 1024] = images if pixels.is_floating_point() else images.round()
+    return made
 
 
 def _labels(array: np.ndarray, what: str) -> Tensor:

@@ -7,21 +7,22 @@ decoded once to uint8; larger collections of images stay on disk and are read ba
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from aalp.data import hugging_face
-from aalp.data.arrays import as_images, check_images, open_npz
+from aalp.data.arrays import as_images, check_images, open_npz, resized, with_channels
 from aalp.data.csv_file import open_csv
 from aalp.data.folder import Opened, open_folder
 from aalp.data.images import Layout, Resizing
 from aalp.data.paths import shown
-from aalp.data.split import ResidentSplit, Split
+from aalp.data.split import ResidentSplit, Split, resident_bytes
 from aalp.data.stored import StoredSplit
 from aalp.errors import DataError, OptionError, unknown_name
 
@@ -31,7 +32,7 @@ class DataOptions:
     """Options of the data besides the source's name."""
 
     size: int | None = None
-    """Resize the images of a folder, a CSV or a Hugging Face data set to this height and width; needed where sizes differ."""
+    """Resize all images to this height and width; needed where the sizes of files differ."""
 
     resizing: Resizing = "stretch"
     """How: stretch both sides, or scale the shorter side and crop the middle, which keeps proportions."""
@@ -145,10 +146,29 @@ def open_source(name: str, options: DataOptions) -> Loaded:
         raise OptionError(f"data streaming is on and '{name}' is no Hugging Face data set: leave it out")
     loaded = READERS[kind](argument, options)
     if options.channels is not None and isinstance(loaded.train, ResidentSplit):
-        loaded = _changed(loaded, lambda split: _with_channels(split, options.channels or 1))
+        loaded = _changed(loaded, lambda split: _repainted(split, lambda pixels: with_channels(pixels, options.channels or 1)))
     if options.images is not None and not options.streaming:
         loaded = _changed(loaded, lambda split: _some(split, options.images or 0, options.split_seed))
+    if options.size is not None and isinstance(loaded.train, ResidentSplit):
+        size = options.size
+        _refuse_too_large(name, loaded.splits.values(), size, options.memory_limit)
+        loaded = _changed(loaded, lambda split: _repainted(split, lambda pixels: resized(pixels, size, options.resizing)))
     return loaded
+
+
+def check_columns(name: str, options: DataOptions) -> None:
+    """Refuse options of a table for a source that has none, where they would do nothing.
+
+    Not for what is read by the options of a run that was trained on other data: see `open_source`.
+
+    Raises:
+        OptionError: naming the option.
+    """
+    kind = name.partition(":")[0]
+    if options.root is not None and kind != "csv":
+        raise OptionError(f"data root is '{options.root}' and '{name}' is no CSV: leave it out")
+    if options.label_column is not None and kind not in ("csv", "hf"):
+        raise OptionError(f"data label_column is '{options.label_column}' and '{name}' has no columns: leave it out")
 
 
 def load_source(name: str, options: DataOptions | None = None) -> Source:
@@ -189,16 +209,19 @@ def _some(split: Split, count: int, seed: int) -> Split:
     return split if count >= len(split) else split.subset(order[:count].sort().values)
 
 
-def _with_channels(split: Split, channels: int) -> Split:
+def _refuse_too_large(name: str, splits: Collection[Split], size: int, limit: float) -> None:
+    before = next(iter(splits)).image_shape
+    taken = resident_bytes(*splits) / 1e9 * size**2 / (before[1] * before[2])
+    if before[1:] != (size, size) and taken > limit:
+        raise DataError(
+            f"'{name}' takes {taken:.1f} GB at size {size}, and memory_limit is {limit:g}: give a smaller size, "
+            "--data_options.images, or a larger memory_limit"
+        )
+
+
+def _repainted(split: Split, change: Callable[[Tensor], Tensor]) -> Split:
     assert isinstance(split, ResidentSplit)
-    pixels = split.pixels
-    if pixels.shape[1] == channels:
-        return split
-    if channels == 3:
-        return ResidentSplit(pixels[:, :1].expand(-1, 3, -1, -1).contiguous(), split.labels)
-    # ITU-R 601 luma, as Pillow has it.
-    grey = (pixels[:, :3].float() * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    return ResidentSplit(grey if pixels.is_floating_point() else grey.round().to(torch.uint8), split.labels)
+    return ResidentSplit(change(split.pixels), split.labels)
 
 
 def _read_digits(_argument: str, _options: DataOptions) -> Loaded:
@@ -284,10 +307,6 @@ READERS: dict[str, Callable[[str, DataOptions], Loaded]] = {
     "torchvision": _read_torchvision,
 }
 """Readers by the word before the colon: (what follows it, options) -> splits."""
-
-
-FILES = ("folder", "csv", "hf")
-"""Those whose images are files, or as good as files: of any size, to be resized."""
 
 
 def _digest(loaded: Loaded) -> str:
