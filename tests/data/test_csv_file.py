@@ -54,6 +54,12 @@ def test_a_column_split_is_followed(pictures: Path) -> None:
     assert [len(split) for split in (source.train, source.validation, source.test)] == [9, 3, 12]
 
 
+def test_blanks_around_a_label_make_no_other_class(pictures: Path) -> None:
+    rows = [f"{row}{('', ' ')[at % 2]}" for at, row in enumerate(listed())]
+    assert load_source(f"csv:{write(pictures, rows)}").classes == ("day", "night")
+    assert load_source(f"csv:{write(pictures, [row.replace(',', ', ') for row in listed(('10', '9'))])}").classes == ("9", "10")
+
+
 def test_columns_may_be_written_in_upper_case(pictures: Path) -> None:
     rows = [f"{row},{('Train', 'TEST')[at % 2]}" for at, row in enumerate(listed())]
     file = write(pictures, rows, header="Path,Kind, Split ")
@@ -81,6 +87,7 @@ def test_another_root_and_another_label_column_may_be_named(pictures: Path, tmp_
         ([f"{'a' * 300}.png,x"], "path,label", r"line 2 names 'a+\.png', which is no path"),
         (["a/999.png,x"], "path,label", r"line 2 names 'a/999\.png', and there is no such file"),
         (["a/000.png,"], "path,label", r"line 2 has no label"),
+        (["a/000.png,x", "a/001.png, "], "path,label", r"line 3 has no label"),
         ([",x"], "path,label", r"line 2 has no path"),
         ([], "path,label", r"has 0 classes"),
         (["a/000.png,x"], "path,kind", r"has the columns path, kind: a column label is needed"),

@@ -98,8 +98,10 @@ def test_every_kind_of_image_comes_out_as_bytes_with_channels_first(
     assert np.abs(pixels[0].astype(int) - wanted.astype(int)).max() <= tolerance
 
 
-def test_images_are_found_below_a_class_folder_and_other_files_and_hidden_folders_are_not(tmp_path: Path) -> None:
+def test_images_are_found_below_a_class_folder_and_other_files_and_hidden_ones_are_not(tmp_path: Path) -> None:
     for name in ("a/one/0.png", "a/two/0.png", "b/0.png", "b/1.png", ".hidden/0.png"):
+        save(tmp_path / name, COLOURS)
+    for name in ("a/one/.hidden.png", "b/.ipynb_checkpoints/0-checkpoint.png", "b/._0.png"):
         save(tmp_path / name, COLOURS)
     (tmp_path / "b" / "notes.txt").write_text("not an image")
     (tmp_path / "README").write_text("not a class")

@@ -40,17 +40,18 @@ def open_csv(file: Path, root: Path | None, label_column: str, layout: Layout, t
         lacking = "path" if path_column is None else label_column
         raise DataError(f"'{file}' has the columns {', '.join(header) or 'of nothing'}: a column {lacking} is needed")
     label_column, split_column = found, _column(header, "split")
-    if any(row[label_column] in (None, "") for row in rows):
-        number = 2 + next(at for at, row in enumerate(rows) if row[label_column] in (None, ""))
-        raise DataError(f"'{file}' line {number} has no {label_column}: give every image one")
-    names = sorted({row[label_column] for row in rows}, key=_by_number if _all_numbers(rows, label_column) else None)
+    # Blanks around a label make no class of their own.
+    told = [(row[label_column] or "").strip() for row in rows]
+    if "" in told:
+        raise DataError(f"'{file}' line {2 + told.index('')} has no {label_column}: give every image one")
+    names = sorted(set(told), key=_by_number if all(map(str.isdecimal, told)) else None)
     if len(names) < 2:
         raise DataError(f"'{file}' has {len(names)} classes: at least 2 are needed")
     places = {name: label for label, name in enumerate(names)}
     folder = (file.parent if root is None else root).expanduser()
     inside = Path(os.path.realpath(folder))
     paths = [_inside(folder, inside, row[path_column], f"'{file}' line {number}") for number, row in enumerate(rows, 2)]
-    labels = [places[row[label_column]] for row in rows]
+    labels = [places[name] for name in told]
     if split_column is None:
         return split_files(paths, labels, tuple(names), layout, test_share, seed, str(file))
     files = _by_split(file, [str(row[split_column]).strip().lower() for row in rows], paths, labels)
@@ -98,10 +99,6 @@ def _inside(folder: Path, inside: Path, name: str | None, where: str) -> Path:
             f"{where} names '{name}', and there is no such file in '{folder}': correct it, or give --data_options.root"
         )
     return path
-
-
-def _all_numbers(rows: list[dict[str, str]], column: str) -> bool:
-    return all(row[column].strip().isdecimal() for row in rows)
 
 
 def _by_number(label: str) -> tuple[int, str]:

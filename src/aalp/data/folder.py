@@ -74,7 +74,7 @@ def _refuse_splits(root: Path) -> None:
     inside = {
         folder: {path.name for path in _folders(folder)}
         for folder in _folders(root)
-        if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+        if not any(path.suffix.lower() in IMAGE_SUFFIXES and not _hidden(path.name) for path in folder.iterdir())
     }
     for one, other in itertools.combinations(inside, 2):
         shared = sorted(inside[one] & inside[other])
@@ -156,7 +156,11 @@ def split_rows(labels: Sequence[int], test_share: float, seed: int, name: str) -
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def _listing(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
@@ -169,7 +173,9 @@ def _listing(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
             raise DataError(
                 f"'{shown(folder)}' has a name that is not UTF-8, and a class needs one that can be written: rename it"
             )
-        inside = [folder, *folder.rglob("*")]
+        # Hidden at any depth: macOS puts ._NAME beside each image, Jupyter copies into .ipynb_checkpoints.
+        depth = len(folder.parts)
+        inside = [folder, *(path for path in folder.rglob("*") if not any(map(_hidden, path.parts[depth:])))]
         for path in inside:
             if leads_outside(path, root):
                 where = f"leads out of '{root}', or in a circle"
