@@ -221,6 +221,10 @@ def test_splits_of_other_names_are_not_taken_for_classes(image_folder: Path, tmp
     for name in ("a/images/0.png", "a/images/1.png", "b/images/0.png", "b/images/1.png"):
         save(tmp_path / "tiny" / name, COLOURS)
     assert open_folder(tmp_path / "tiny", Layout(), 0.5, 0).classes == ("a", "b")
+    # Nor are classes with pictures of the same cameras splits.
+    for name in ("oak/north/0.png", "oak/south/1.png", "pine/north/0.png", "pine/south/1.png"):
+        save(tmp_path / "forest" / name, COLOURS)
+    assert open_folder(tmp_path / "forest", Layout(), 0.5, 0).classes == ("oak", "pine")
 
 
 def test_links_in_a_circle_are_named(image_folder: Path) -> None:

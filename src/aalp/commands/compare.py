@@ -29,7 +29,7 @@ from aalp.commands.one_run import (
     warn_if_alone,
 )
 from aalp.commands.side_by_side import side_by_side
-from aalp.data.sources import DataOptions, load_source
+from aalp.data.sources import DataOptions, check_columns, load_source
 from aalp.distributed import ALONE, joined
 from aalp.errors import OptionError, unknown_name
 from aalp.method.pgd import AttackOptions
@@ -105,6 +105,7 @@ def compare(
     display = Display(quiet, ranks)
     if not dry_run:
         warn_if_alone(strategy, ranks, display)
+    check_columns(data, data_options)
     source = ranks.first_of_machine(lambda: load_source(data, data_options))
     # Whatever can fail on bad input does so before anything is written.
     check_evaluation(evaluation, source)

@@ -15,7 +15,7 @@ from aalp.commands.search_space import applied, parse_space
 from aalp.commands.side_by_side import alone_at, side_by_side, stop_if_left
 from aalp.commands.study import PrunedError, Study, Trial, check_search
 from aalp.commands.tables import text_table
-from aalp.data.sources import DataOptions, Source, load_source
+from aalp.data.sources import DataOptions, Source, check_columns, load_source
 from aalp.errors import AalpError, DataError, InterruptedRunError, OptionError, RunError
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
@@ -78,6 +78,7 @@ method.weights.rule: {choices: [uniform, confidence]}}'.
         raise OptionError(f"trials is {trials} and jobs is {jobs}: both have to be at least 1")
     dimensions = parse_space(space or {})
     _check_space(options, space or {})
+    check_columns(data, data_options)
     source = load_source(data, data_options)
     if len(source.validation) == 0:
         raise DataError(f"'{data}' has no validation images to judge trials by: hold some out with --data_options.validation")

@@ -69,7 +69,8 @@ def _refuse_splits(root: Path) -> None:
     """Splits that go by names of their own would be taken for classes, and their classes for nothing.
 
     Raises:
-        DataError: two folders have no images of their own, but two or more folders of the same names.
+        DataError: two folders have no images of their own, but two or more folders of the same names, and one is called as
+            splits are.
     """
     inside = {
         folder: {path.name for path in _folders(folder)}
@@ -78,11 +79,16 @@ def _refuse_splits(root: Path) -> None:
     }
     for one, other in itertools.combinations(inside, 2):
         shared = sorted(inside[one] & inside[other])
-        if len(shared) > 1:
+        # Else they may be classes, each with pictures from the same cameras.
+        if len(shared) > 1 and any(folder.name.lower().startswith(SPLIT_LIKE) for folder in (one, other)):
             raise DataError(
                 f"'{one}' and '{other}' both have folders {shared[0]} and {shared[1]}, as splits have: call them train/, val/ "
                 "and test/; or list the images in a CSV if they are classes"
             )
+
+
+SPLIT_LIKE = ("train", "test", "val", "dev", "eval", "hold")
+"""How the names of splits begin, in lower case."""
 
 
 def split_names(found: Iterable[str]) -> dict[str, str] | None:
