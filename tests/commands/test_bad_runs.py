@@ -143,7 +143,7 @@ BAD_RUNS: dict[str, Case] = {
     "a run inside a file": (
         None,
         ON_TINY.replace("--run run", "--run tiny.npz/run"),
-        ("'tiny.npz/run' cannot be made", "choose another --run"),
+        ("'tiny.npz' cannot be made", "choose another folder"),
     ),
     "to resume what is missing": (
         None,
