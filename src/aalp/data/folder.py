@@ -13,7 +13,7 @@ from aalp.data.images import IMAGE_SUFFIXES, Decoding, Layout, decoding_like
 from aalp.data.paths import Paths, shown
 from aalp.data.stored import FileSplit
 from aalp.errors import DataError
-from aalp.store.files import leads_outside
+from aalp.links import leads_outside
 
 
 @dataclass(frozen=True)

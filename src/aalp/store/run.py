@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aalp.errors import RunError
-from aalp.store.files import ASIDE, alone_in, leads_outside, remove, remove_leftovers
+from aalp.links import leads_outside
+from aalp.store.files import ASIDE, alone_in, remove, remove_leftovers
 
 
 @dataclass(frozen=True)
