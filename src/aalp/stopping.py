@@ -35,6 +35,20 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(caught, handler)
 
 
+@contextmanager
+def ignored_interrupts() -> Iterator[None]:
+    """SIGINT does nothing, for what is started inside: a terminal sends it to all processes, and one of them is enough."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread: there signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Stopped(BaseException):
     """A signal that `raised_signals` let through. Not an Exception: nothing on the way up may take it for a failure."""
 

@@ -98,11 +98,12 @@ def test_a_job_that_is_killed_leaves_its_work_to_the_rest(train_words: list[str]
     assert len(list(run.glob("*/evaluations/test.json"))) == 4
 
 
-def test_ctrl_c_ends_all_jobs_in_one_line(train_words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [1, 2], ids=["one is starting", "both have begun"])
+def test_ctrl_c_ends_all_jobs_in_one_line(begun: int, train_words: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = compare(train_words, run, "--seeds", "0", "--jobs", "2", "--training.epochs", "500", "--quiet")
     process = started(words, start_new_session=True)
-    other = its_other_job(process, run)
+    other = its_other_job(process, run, begun)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     out, err = process.communicate(timeout=240)
     assert process.returncode == 130
@@ -113,10 +114,10 @@ def test_ctrl_c_ends_all_jobs_in_one_line(train_words: list[str], tmp_path: Path
         os.kill(other, 0)
 
 
-def its_other_job(process: subprocess.Popen[str], run: Path) -> int:
-    """The second process of a comparison with two jobs, once both have begun a run."""
+def its_other_job(process: subprocess.Popen[str], run: Path, begun: int = 2) -> int:
+    """The second process of a comparison with two jobs, once so many runs are begun."""
     deadline = time.monotonic() + 240
-    while len(list(run.glob("*/states/*"))) < 2:
+    while len(list(run.glob("*/states"))) < begun:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from aalp.commands.audit import audit_once, audit_verdict
-from aalp.commands.config import EvaluationOptions, quoted, same_options, split_names, to_plain
+from aalp.commands.config import EvaluationOptions, quoted, split_names, to_plain
 from aalp.commands.console import Display
 from aalp.commands.evaluation_record import cheap_verdict
-from aalp.commands.one_run import AGAIN, build_classifier, describe, evaluate_run, resume_command, train_run, write_config
+from aalp.commands.one_run import (
+    begin_or_go_on,
+    build_classifier,
+    describe,
+    evaluate_run,
+    goes_on,
+    resume_command,
+    train_run,
+)
 from aalp.commands.side_by_side import share_out, stop_if_left
 from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import Source
 from aalp.distributed import Ranks
 from aalp.errors import InterruptedRunError
-from aalp.store.files import alone_in
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory
 from aalp.training.devices import Strategy
@@ -40,9 +47,13 @@ class Cells:
     rows: Mapping[str, Mapping[str, Any]]
     seeds: tuple[int, ...]
 
+    def directory(self, name: str, seed: int) -> RunDirectory:
+        """The run directory of a cell."""
+        return RunDirectory(self.run / f"{name}-seed{seed}")
+
     def directories(self) -> dict[tuple[str, int], RunDirectory]:
         """Each cell's run directory, by row and seed, in the order in which they are worked on."""
-        return {(name, seed): RunDirectory(self.run / f"{name}-seed{seed}") for seed in self.seeds for name in self.rows}
+        return {(name, seed): self.directory(name, seed) for seed in self.seeds for name in self.rows}
 
     def options(self, name: str, seed: int) -> dict[str, Any]:
         """What the run of a cell is made of."""
@@ -50,55 +61,29 @@ class Cells:
 
     def left(self, name: str) -> list[int]:
         """The seeds with which a row is not evaluated yet."""
-        found = self.directories()
-        return [seed for seed in self.seeds if not _evaluation(found[name, seed], self.rows[name]).is_file()]
+        return [seed for seed in self.seeds if not _evaluation(self.directory(name, seed), self.rows[name]).is_file()]
 
 
 def work_on_cells(cells: Cells, audit: bool, ranks: Ranks, strategy: Strategy, source: Source, display: Display) -> None:
     """Train and evaluate all cells together with any other process that is at it, and audit them once all are evaluated."""
     directories = cells.directories()
     # All of those that are there before any is worked on: one that does not fit is better told now than after hours.
-    found = {
-        cell for cell, directory in directories.items() if ranks.from_main(partial(_fits, directory, cells.options(*cell)))
-    }
+    found = {cell for cell in directories if ranks.from_main(partial(goes_on, directories[cell].path, cells.options(*cell)))}
 
     def begin(cell: tuple[str, int]) -> None:
         if cell not in found:
-            ranks.from_main(partial(_begin, directories[cell], cells.options(*cell)))
+            ranks.from_main(partial(begin_or_go_on, directories[cell].path, cells.options(*cell)))
             found.add(cell)
 
     def train_and_evaluate(cell: tuple[str, int]) -> None:
         _work_on_cell(directories[cell], cells.options(*cell), source, display, ranks, strategy)
 
     def audited(cell: tuple[str, int]) -> None:
-        _audited(directories[cell], cells.run / f"at-seed{cell[1]}", cells.options(*cell), source, display, ranks)
+        _audited(directories[cell], cells.directory("at", cell[1]), cells.options(*cell), source, display, ranks)
 
     share_out(directories, begin, train_and_evaluate, display, ranks)
     if audit:
         share_out(directories, begin, audited, display, ranks)
-
-
-def _begin(directory: RunDirectory, options: Mapping[str, Any]) -> None:
-    """A run directory for a cell, unless there is one with the same options."""
-    with alone_in(directory.path.parent):
-        if not directory.begun:
-            directory.path.mkdir(exist_ok=True)
-            write_config(directory.config, options)
-            return
-    _fits(directory, options)
-
-
-def _fits(directory: RunDirectory, options: Mapping[str, Any]) -> bool:
-    """Whether there is a run directory for a cell.
-
-    Raises:
-        RunError: it is of other options.
-    """
-    if not directory.begun:
-        return False
-    RunDirectory.open(directory.path)
-    same_options(directory.path, options, AGAIN)
-    return True
 
 
 def _work_on_cell(
@@ -133,7 +118,7 @@ def _evaluation(directory: RunDirectory, options: Mapping[str, Any]) -> Path:
 
 def outcome(cells: Cells, name: str, seed: int, audit: bool) -> dict[str, Any]:
     """What a row with one seed came out as."""
-    directory, options = cells.directories()[name, seed], cells.rows[name]
+    directory, options = cells.directory(name, seed), cells.rows[name]
     record = read_record(_evaluation(directory, options), "evaluation")
     figures = {"clean": record["clean"]}
     figures |= {result["name"]: result["accuracy"] for result in record["attacks"]}
@@ -158,13 +143,13 @@ def outcome(cells: Cells, name: str, seed: int, audit: bool) -> dict[str, Any]:
 
 
 def _audited(
-    directory: RunDirectory, at: Path, options: Mapping[str, Any], source: Source, display: Display, ranks: Ranks
+    directory: RunDirectory, at: RunDirectory, options: Mapping[str, Any], source: Source, display: Display, ranks: Ranks
 ) -> None:
     """Audit a cell, with the `at` cell of its seed, if there is one of the same threat, as the reference."""
     evaluation: EvaluationOptions = options["evaluation"]
-    comparable = {"pgd-20", "autoattack"} <= set(split_names(evaluation.attacks)) and RunDirectory(at).evaluations.is_dir()
-    comparable = comparable and read_yaml(RunDirectory(at).config).get("threat") == to_plain(options)["threat"]
-    audit_once(directory, at if comparable else None, options, source, display, ranks)
+    comparable = {"pgd-20", "autoattack"} <= set(split_names(evaluation.attacks)) and at.evaluations.is_dir()
+    comparable = comparable and read_yaml(at.config).get("threat") == to_plain(options)["threat"]
+    audit_once(directory, at.path if comparable else None, options, source, display, ranks)
 
 
 def _last_metric(directory: RunDirectory, column: str) -> float | None:

@@ -113,10 +113,10 @@ def compare(
     for name, options in rows.items():
         classifier = build_classifier({**options, "seed": numbers[0]}, source, display.warn)
         steps_per_epoch(source.train, options["training"].batch_size)
-        if dry_run and cells.left(name):
+        if dry_run and (left := cells.left(name)):
             display.say(f"probing {name}")
             first = {**options, "seed": numbers[0]}
-            costs.append(_times(run_cost(first, source, classifier, display, strict=False), len(cells.left(name))))
+            costs.append(_times(run_cost(first, source, classifier, display, strict=False), len(left)))
     if dry_run:
         show({"run": run, **_asked(objectives, variants, numbers), **shared}, _sum(costs))
         return

@@ -125,11 +125,20 @@ def begin_or_go_on(path: Path, options: Mapping[str, Any]) -> None:
         if not RunDirectory(path).begun:
             _begin(path, options)
             return
+    goes_on(path, options)
+
+
+def goes_on(path: Path, options: Mapping[str, Any]) -> bool:
+    """Whether there is a run directory that was begun with these options.
+
+    Raises:
+        RunError: it was begun with others, or a link in it leads out of it.
+    """
+    if not RunDirectory(path).begun:
+        return False
     RunDirectory.open(path)
-    same_options(path, options, AGAIN)
-
-
-AGAIN = "choose another --run, or give the same options as then"
+    same_options(path, options, "choose another --run, or give the same options as then")
+    return True
 
 
 def write_config(path: Path, options: Mapping[str, Any]) -> None:

@@ -41,13 +41,7 @@ def report(runs: list[Path], out: Path | None = None, figures: Path | None = Non
         check_export(figures)
     parts = sections(groups, wilson_interval, _observations(paths), command_line())
     told = [*sentences(comparison), *cautions(comparison)] if comparison else []
-    page = render(
-        groups,
-        parts,
-        wilson_interval,
-        title or _title(groups),
-        told,
-    )
+    page = render(groups, parts, wilson_interval, title or _title(groups), told)
     target = out or _free(runs)
     write_atomically(target, page.encode())
     if figures is not None:

@@ -20,6 +20,7 @@ from aalp.commands.resuming import stopping
 from aalp.data.sources import Source
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import AalpError, DivergedError, InterruptedRunError, RunError
+from aalp.stopping import ignored_interrupts
 from aalp.store.files import claimed
 from aalp.store.run import RunDirectory
 
@@ -47,8 +48,10 @@ def side_by_side(jobs: int, work: Work, source: Source, load: Callable[[], Sourc
     context = multiprocessing.get_context("spawn")
     threads, stop = max(1, torch.get_num_threads() // jobs), context.Event()
     others = [context.Process(target=_other, args=(work, load, threads, stop)) for _ in range(jobs - 1)]
-    for other in others:
-        other.start()
+    # Ctrl-C reaches this process, which stops them: one that is still starting would answer it with a traceback.
+    with ignored_interrupts():
+        for other in others:
+            other.start()
     if others:
         torch.set_num_threads(threads)
     try:
@@ -62,8 +65,8 @@ def side_by_side(jobs: int, work: Work, source: Source, load: Callable[[], Sourc
         for other in others:
             other.join()
     for other in others:
-        if (other.exitcode or 0) < 0:  # which it could not tell itself
-            name = signal.Signals(-other.exitcode).name if other.exitcode else ""
+        if other.exitcode is not None and other.exitcode < 0:  # which it could not tell itself
+            name = signal.Signals(-other.exitcode).name
             display.warn(f"another process was ended by {name} (out of memory?); its work was done by the rest")
 
 
@@ -80,8 +83,6 @@ def _other(work: Work, load: Callable[[], Source], threads: int, stop: Event) ->
         work(load(), display)
     except InterruptedRunError as error:  # the first process tells of it
         raise SystemExit(error.exit_code) from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     except (AalpError, OSError) as error:
         display.warn(str(error))
         raise SystemExit(AalpError.exit_code) from error

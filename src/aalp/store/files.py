@@ -6,7 +6,7 @@ import glob
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from aalp.errors import RunError
@@ -73,24 +73,8 @@ def claimed(path: Path) -> Iterator[bool]:
 
     Always true where the file system or the system has no locks.
     """
-    if os.name == "nt":
-        yield True
-        return
-    import fcntl
-
-    # To write to, if allowed: a network file system locks nothing that is open to read only.
-    handle = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
-    try:
-        mine = True
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            mine = False
-        except OSError:
-            pass
+    with _locked(path, wait=False) as mine:
         yield mine
-    finally:
-        os.close(handle)
 
 
 @contextmanager
@@ -106,16 +90,29 @@ def alone_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"'{folder}' cannot be made: {error.strerror}; choose another folder") from error
-    if os.name == "nt":
+    with _locked(folder, wait=True):
         yield
+
+
+@contextmanager
+def _locked(path: Path, wait: bool) -> Iterator[bool]:
+    """Holds the lock on a file or a folder, and says whether it does: false only where another process has it already."""
+    if os.name == "nt":
+        yield True
         return
     import fcntl
 
-    handle = os.open(folder, os.O_RDONLY)
+    # A file to write to, if allowed: a network file system locks nothing that is open to read only.
+    handle = os.open(path, os.O_RDWR if path.is_file() and os.access(path, os.W_OK) else os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        mine = True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            mine = False
+        except OSError:  # no locks here
+            pass
+        yield mine
     finally:
         os.close(handle)
 
