@@ -33,6 +33,7 @@ from aalp.store.records import write_record
 from aalp.store.run import RunDirectory
 from aalp.training import loop as training_loop
 from aalp.training.options import TrainingOptions
+from aalp.training.plan import Fit
 
 loop: Any = training_loop
 """Of which names are replaced here."""
@@ -96,7 +97,7 @@ def work(model: str, strategy: Any, folder: Path) -> None:
     split = ResidentSplit(images, torch.arange(count) % 10)
     options = TrainingOptions(epochs=1, batch_size=ranks.size, lr=0.001, precision="32-true", validation_steps=1)
     loop.fit(
-        loop.Fit(
+        Fit(
             classifier,
             *(AT(), Linf(8 / 255), split, split.subset(torch.arange(0)), RunDirectory(folder / "run"), {"model": model}),
             attack=AttackOptions(steps=1),

@@ -22,8 +22,8 @@ from aalp.method.threat import Linf
 from aalp.models.classifier import Classifier
 from aalp.models.small_cnn import SmallCNN
 from aalp.store.run import RunDirectory
-from aalp.training.loop import Fit
 from aalp.training.options import TrainingOptions
+from aalp.training.plan import Fit
 
 # Networks and images this small gain nothing from threads, which on busy cores cost twenty times the work itself.
 torch.set_num_threads(1)

@@ -31,7 +31,8 @@ from aalp.models.classifier import Classifier
 from aalp.models.preact_resnet import thin_resnet
 from aalp.store.checkpoint import read_tensors
 from aalp.training import loop
-from aalp.training.loop import Fit, fit
+from aalp.training.loop import fit
+from aalp.training.plan import Fit
 
 WHERE_AND_WHEN = ("command", "created", "hardware", "path", "run", "seconds", "weights")
 """What differs between records of the same figures."""

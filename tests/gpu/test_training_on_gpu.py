@@ -25,7 +25,8 @@ from aalp.models.preact_resnet import thin_resnet
 from aalp.store.checkpoint import read_tensors
 from aalp.store.run import RunDirectory
 from aalp.training.devices import resolve_precision
-from aalp.training.loop import Fit, fit
+from aalp.training.loop import fit
+from aalp.training.plan import Fit
 from aalp.training.state import newest_state
 
 MakeFit = Callable[..., Fit]

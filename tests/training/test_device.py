@@ -10,7 +10,8 @@ import torch
 from aalp.method.aalp import AALP
 from aalp.method.guided_dropout import GuidedDropout
 from aalp.training.devices import resolve_precision
-from aalp.training.loop import Fit, fit
+from aalp.training.loop import fit
+from aalp.training.plan import Fit
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])

@@ -21,8 +21,9 @@ from aalp.models.preact_resnet import thin_resnet
 from aalp.store.checkpoint import read_tensors
 from aalp.store.run import RunDirectory
 from aalp.training import loop
-from aalp.training.loop import Fit, fit
+from aalp.training.loop import fit
 from aalp.training.options import TrainingOptions
+from aalp.training.plan import Fit
 
 MakeFit = Callable[..., Fit]
 

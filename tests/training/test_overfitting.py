@@ -22,7 +22,8 @@ from aalp.models.classifier import Classifier
 from aalp.store.run import RunDirectory
 from aalp.training import overfitting
 from aalp.training import step as step_module
-from aalp.training.loop import Fit, fit
+from aalp.training.loop import fit
+from aalp.training.plan import Fit
 from aalp.training.state import Progress, _progress
 
 MakeFit = Callable[..., Fit]

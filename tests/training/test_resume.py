@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from aalp.errors import InterruptedRunError, OptionError, RunError
 from aalp.models.classifier import Classifier
 from aalp.store.run import RunDirectory
-from aalp.training.loop import Fit, fit
+from aalp.training.loop import fit
 from aalp.training.options import CheckpointOptions
+from aalp.training.plan import Fit
 
 MakeFit = Callable[..., Fit]
 TIMES = {"seconds", "images_per_second"}

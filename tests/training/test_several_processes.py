@@ -24,8 +24,9 @@ from aalp.models.preact_resnet import thin_resnet
 from aalp.store.checkpoint import read_tensors
 from aalp.store.run import RunDirectory
 from aalp.training.devices import check_same_step, check_shares, has_unused
-from aalp.training.loop import Fit, fit
+from aalp.training.loop import fit
 from aalp.training.options import CheckpointOptions
+from aalp.training.plan import Fit
 
 MakeFit = Callable[..., Fit]
 

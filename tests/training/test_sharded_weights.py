@@ -23,7 +23,8 @@ from aalp.store.run import RunDirectory
 from aalp.training import overfitting
 from aalp.training.averaging import Averager
 from aalp.training.devices import Strategy
-from aalp.training.loop import Fit, fit
+from aalp.training.loop import fit
+from aalp.training.plan import Fit
 from aalp.training.sharded_weights import Weights
 from aalp.training.state import Progress, load_state
 

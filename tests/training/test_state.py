@@ -20,7 +20,8 @@ from aalp.models.preact_resnet import thin_resnet
 from aalp.store.checkpoint import read_tensors, write_tensors
 from aalp.store.run import RunDirectory
 from aalp.training.averaging import Averager
-from aalp.training.loop import Fit, fit
+from aalp.training.loop import fit
+from aalp.training.plan import Fit
 from aalp.training.sharded_weights import Weights
 from aalp.training.state import Progress, load_state, save_state
 

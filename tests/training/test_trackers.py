@@ -16,7 +16,8 @@ from aalp.cli import main
 from aalp.errors import AalpError
 from aalp.store.run import RunDirectory
 from aalp.training import trackers
-from aalp.training.loop import Fit, fit
+from aalp.training.loop import fit
+from aalp.training.plan import Fit
 from aalp.training.trackers import check_tracker, sheet, tracking
 
 MakeFit = Callable[..., Fit]

@@ -38,8 +38,8 @@ from aalp.plain import Plain
 from aalp.store.files import write_atomically
 from aalp.store.records import write_record
 from aalp.training.devices import Strategy
-from aalp.training.loop import steps_per_epoch
 from aalp.training.options import CheckpointOptions, TrainingOptions
+from aalp.training.plan import steps_per_epoch
 
 EVERYTHING = "standard,at,trades,mart,alp,aalp,aalp-no-dropout,aalp-no-weights"
 

@@ -26,7 +26,8 @@ from aalp.method.pgd import evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 from aalp.store.run import RunDirectory
-from aalp.training.loop import Fit, fit, steps_per_epoch
+from aalp.training.loop import fit
+from aalp.training.plan import Fit, steps_per_epoch
 
 PROBE_STEPS = 10
 PROBE_VALIDATION = 500

@@ -31,8 +31,9 @@ from aalp.store.files import alone_in, write_atomically
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory, free_path
 from aalp.training.devices import Strategy, resolve_precision
-from aalp.training.loop import Fit, fit
+from aalp.training.loop import fit
 from aalp.training.options import TrainingOptions
+from aalp.training.plan import Fit
 from aalp.training.state import Progress
 from aalp.training.trackers import check_tracker
 

@@ -22,8 +22,8 @@ from aalp.models.catalog import ModelOptions
 from aalp.plain import Plain
 from aalp.store.records import write_record
 from aalp.store.run import RunDirectory
-from aalp.training.loop import steps_per_epoch
 from aalp.training.options import CheckpointOptions, TrainingOptions
+from aalp.training.plan import steps_per_epoch
 
 
 def search(

@@ -34,8 +34,8 @@ from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
 from aalp.store.run import RunDirectory
 from aalp.training.devices import Strategy
-from aalp.training.loop import steps_per_epoch
 from aalp.training.options import CheckpointOptions, TrainingOptions
+from aalp.training.plan import steps_per_epoch
 from aalp.training.state import Progress, newest_state
 from aalp.training.trackers import TrackerName, log_figures, tracking
 
