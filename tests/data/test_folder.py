@@ -1,3 +1,5 @@
+"""Folders of images: splits, classes, names, digests, and what is refused."""
+
 from __future__ import annotations
 
 import os
@@ -9,22 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageOps
+from image_files import COLOURS, save
 
 from aalp.data.folder import open_folder, split_names
-from aalp.data.images import Decoding, Layout, decode, decoding_like
+from aalp.data.images import Decoding, Layout, decode
 from aalp.data.sources import DataOptions, load_source
 from aalp.data.split import ResidentSplit
 from aalp.data.stored import FileSplit
 from aalp.errors import DataError
-
-COLOURS = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)  # height 8, width 6
-
-
-def save(path: Path, pixels: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
 
 
 def test_train_and_test_folders_become_the_splits_with_classes_in_alphabetical_order(image_folder: Path) -> None:
@@ -53,49 +47,6 @@ def test_the_split_depends_on_its_seed_alone(image_folder: Path) -> None:
     splits = [open_folder(image_folder / "train", Layout(), 0.3, seed).test.paths for seed in (0, 0, 1)]
     assert splits[0] == splits[1]
     assert splits[0] != splits[2]
-
-
-@pytest.mark.parametrize(
-    ("suffix", "kind", "tolerance"),
-    [
-        (".png", "RGB", 0),
-        (".PNG", "RGB", 0),
-        (".bmp", "RGB", 0),
-        (".ppm", "RGB", 0),
-        (".tif", "RGB", 0),
-        (".tiff", "RGB", 0),
-        (".jpg", "RGB", 40),
-        (".jpeg", "L", 10),
-        (".webp", "RGB", 40),
-        (".png", "L", 0),
-        (".pgm", "L", 0),
-        (".gif", "L", 0),
-        (".png", "1", 0),
-        (".png", "I;16", 1),
-        (".png", "RGBA", 0),
-    ],
-)
-def test_every_kind_of_image_comes_out_as_bytes_with_channels_first(
-    suffix: str, kind: str, tolerance: int, tmp_path: Path
-) -> None:
-    grey = COLOURS[:, :, 0]
-    stored, wanted = {
-        "RGB": (COLOURS, COLOURS.transpose(2, 0, 1)),
-        "RGBA": (np.concatenate([COLOURS, COLOURS[:, :, :1]], 2), COLOURS.transpose(2, 0, 1)),
-        "L": (grey, grey[None]),
-        "1": (grey > 70, 255 * (grey > 70)[None]),
-        "I;16": (grey.astype(np.uint16) * 257, grey[None]),
-    }[kind]
-    for label in ("a", "b"):
-        for number in (0, 1):
-            save(tmp_path / label / f"{number}{suffix}", stored)
-    folder = open_folder(tmp_path, Layout(), 0.5, 0)
-    pixels = folder.train.decode().pixels.numpy()
-    if suffix == ".gif":  # stored with a palette, so it comes as colours that happen to be grey
-        wanted = np.repeat(wanted, 3, 0)
-    assert pixels.dtype == np.uint8
-    assert pixels.shape[1:] == folder.train.image_shape == wanted.shape
-    assert np.abs(pixels[0].astype(int) - wanted.astype(int)).max() <= tolerance
 
 
 def test_images_are_found_below_a_class_folder_and_other_files_and_hidden_ones_are_not(tmp_path: Path) -> None:
@@ -250,26 +201,6 @@ def test_files_may_have_names_that_are_not_utf_8_and_classes_may_not(image_folde
         open_folder(image_folder, Layout(), 0.5, 0)
 
 
-def test_cropping_keeps_proportions_where_stretching_does_not(tmp_path: Path) -> None:
-    # 12 wide, 6 high; the middle 6 columns are white.
-    pixels = np.zeros((6, 12, 3), np.uint8)
-    pixels[:, 3:9] = 255
-    path = save(tmp_path / "0.png", pixels)
-    cropped = decode(path, "0.png", Decoding((3, 6, 6), "crop"))
-    stretched = decode(path, "0.png", Decoding((3, 6, 6), "stretch"))
-    assert (cropped == 255).all()
-    assert (stretched[0, 0, [0, 5]] == 0).all()
-    assert abs(float(stretched.mean()) - 127.5) < 2
-
-
-def test_a_large_jpeg_that_is_made_small_looks_the_same_as_its_png(tmp_path: Path) -> None:
-    blobs = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3)).astype(np.uint8)).resize((640, 480))
-    blobs.save(tmp_path / "0.jpg", quality=95)
-    blobs.save(tmp_path / "0.png")
-    jpeg, png = (decode(tmp_path / name, name, Decoding((3, 32, 32), "stretch")).astype(int) for name in ("0.jpg", "0.png"))
-    assert abs(jpeg - png).max() <= 6
-
-
 def test_channels_and_fewer_images_may_be_asked_for(image_folder: Path) -> None:
     grey = load_source(f"folder:{image_folder}", DataOptions(channels=1, images=10, validation=2))
     assert grey.image_shape == (1, 8, 8)
@@ -277,53 +208,3 @@ def test_channels_and_fewer_images_may_be_asked_for(image_folder: Path) -> None:
     colour = load_source("digits", DataOptions(channels=3)).train.read(torch.arange(5))
     plain = load_source("digits").train.read(torch.arange(5))
     assert torch.equal(colour, plain.expand(-1, 3, -1, -1))
-
-
-@pytest.mark.parametrize("white", [65535, 4095, 1000])
-def test_a_pgm_of_more_than_8_bits_is_scaled_by_what_it_calls_white(white: int, tmp_path: Path) -> None:
-    pixels = np.linspace(0, white, 48).round().reshape(8, 6)
-    path = tmp_path / "0.pgm"
-    path.write_bytes(f"P5\n6 8\n{white}\n".encode() + pixels.astype(">u2").tobytes())
-    decoding = decoding_like(path, "0", Layout())
-    assert decoding.image_shape == (1, 8, 6)
-    assert abs(decode(path, "0", decoding)[0] - pixels / white * 255).max() <= 1
-
-
-@pytest.mark.parametrize("kind", [np.float32, np.int32])
-def test_pixels_of_32_bits_are_refused_as_nobody_says_where_white_is(kind: type, tmp_path: Path) -> None:
-    for label in ("a", "b"):
-        for number in (0, 1):
-            save(tmp_path / label / f"{number}.tif", COLOURS[:, :, 0].astype(kind))
-    with pytest.raises(DataError, match="32-bit pixels"):
-        open_folder(tmp_path, Layout(), 0.5, 0).train.decode()
-
-
-@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "webp"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_turned_as_viewers_turn_them(orientation: int, kind: str, tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    blobs = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 4, 3)).astype(np.uint8)).resize((320, 240))
-    path = tmp_path / f"0.{kind}"
-    blobs.save(path, exif=exif, quality=100)
-    wanted = ImageOps.exif_transpose(blobs_with(blobs, exif))
-    first = decoding_like(path, "0", Layout())
-    assert first.image_shape == (3, wanted.height, wanted.width) == (3, *((320, 240) if orientation > 4 else (240, 320)))
-    assert abs(decode(path, "0", first).astype(int) - np.asarray(wanted).transpose(2, 0, 1)).max() <= 12
-    # A JPEG is decoded at an eighth here, for a box that lies as the stored pixels do.
-    small = decode(path, "0", Decoding((3, 8, 16), "crop")).astype(int)
-    save(tmp_path / "wanted.png", np.asarray(wanted))
-    assert abs(small - decode(tmp_path / "wanted.png", "wanted", Decoding((3, 8, 16), "crop"))).max() <= 12
-
-
-def blobs_with(image: Image.Image, exif: Image.Exif) -> Image.Image:
-    turned = image.copy()
-    turned.getexif().update(exif)
-    return turned
-
-
-def test_a_photograph_with_broken_exif_is_read_as_it_lies(tmp_path: Path) -> None:
-    path = save(tmp_path / "0.png", COLOURS)
-    for tags in (b"Exif\0\0no tags", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"):
-        Image.fromarray(COLOURS).save(path, exif=tags)
-        assert np.array_equal(decode(path, "0", decoding_like(path, "0", Layout())), COLOURS.transpose(2, 0, 1))

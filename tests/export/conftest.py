@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from aalp.commands.loading import load_model
+from aalp.export.subject import Subject
 
 
 @pytest.fixture
@@ -17,3 +21,9 @@ def modules_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.syspath_prepend(tmp_path / "modules")
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
         monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.fixture
+def subject(tiny_run: Path) -> Subject:
+    loaded = load_model(tiny_run / "weights" / "best.safetensors")
+    return Subject(loaded.classifier.to(memory_format=torch.contiguous_format), loaded.metadata, str(tiny_run))
