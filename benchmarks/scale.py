@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from train_step import Bench, seconds
+from step_bench import Bench, seconds
 
 from aalp.commands.tables import text_table
 from aalp.data.images import Decoding

@@ -20,9 +20,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from step_bench import Bench, Work, ratios, seconds
 from torch import Tensor
 from torch.nn import functional as F
-from train_step import Bench, Work, ratios, seconds
 
 from aalp.commands.tables import text_table
 from aalp.method.losses import cross_entropy

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from train_step import ratios, seconds, training_step
+from step_bench import ratios, seconds, training_step
 
 from aalp.commands.tables import text_table
 from aalp.models.catalog import build
