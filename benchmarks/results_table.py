@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aalp.commands.comparison import markdown, summary
+from aalp.commands.comparison import judged_anew, markdown
 from aalp.commands.tables import markdown_table
 from aalp.store.records import read_record
 
@@ -27,10 +27,7 @@ def main() -> None:
     print(markdown_table(header, [row(record) for record in records]))
     for path in paths:
         if path.stem == "comparison":
-            record = read_record(path, "comparison")
-            # From the cells anew, so that older records too show every test that comparisons make by now.
-            record |= summary(record["cells"], list(record["table"]))
-            print(f"\n{path.parent.name}: {markdown(record)}")
+            print(f"\n{path.parent.name}: {markdown(judged_anew(read_record(path, 'comparison')))}")
     print(training_time(read_record(TRAINING_TIME, "training_time_benchmark")))
 
 

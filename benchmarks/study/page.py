@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aalp.commands.comparison import markdown
+from aalp.commands.comparison import judged_anew, markdown
 from aalp.store.records import read_record
 
 HERE = Path(__file__).parent
@@ -19,7 +19,7 @@ def main() -> None:
         config = record_path.with_suffix(".yaml")
         question = " ".join(line[1:].strip() for line in config.read_text().splitlines() if line.startswith("#"))
         parts.append(f"## {record_path.stem}\n\n{question} Rows: [{config.name}]({config.name}).")
-        parts.append(markdown(read_record(record_path, "comparison")).rstrip())
+        parts.append(markdown(judged_anew(read_record(record_path, "comparison"))).rstrip())
     (HERE / "README.md").write_text("\n\n".join(parts) + "\n")
 
 

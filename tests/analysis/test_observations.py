@@ -15,17 +15,28 @@ from aalp.analysis.observations import (
     observe,
     show,
     spread,
+    steps_of,
     summary,
 )
 
 FIGURES = {claim.figure for claim in CLAIMS} | {claim.against[1] for claim in CLAIMS if claim.against} | {"clean"}
 
 
-def run(objective: str, seed: int, group: str | None = None, setting: str = "same", **figures: float | None) -> Measured:
+def run(
+    objective: str, seed: int, group: str | None = None, setting: str = "same", step: float = 0.001, **figures: float | None
+) -> Measured:
     values: Mapping[str, float | None] = {name: figures.get(name, 1.0) for name in FIGURES}
     options = {"training": {"epochs": figures.get("epochs", 1)}}
     return Measured(
-        f"{objective}-{seed}", f"runs/{objective}-{seed}", objective, group or objective, seed, setting, options, values
+        f"{objective}-{seed}",
+        f"runs/{objective}-{seed}",
+        objective,
+        group or objective,
+        seed,
+        setting,
+        options,
+        values,
+        dict.fromkeys(FIGURES, step),
     )
 
 
@@ -41,6 +52,22 @@ def test_the_spread_by_hand() -> None:
     expected = {"mean": 3.0, "deviation": math.sqrt(7), "low": 3 - half, "high": 3 + half}
     assert spread([1.0, 2.0, 6.0]) == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
     assert spread([5.0]) == {"mean": 5.0, "deviation": None, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(("step", "half"), [(0.0, 0.0), (1.0, 4.302653 / 3), (0.5, 4.302653 / 6)])
+def test_equal_values_are_judged_as_if_one_were_a_step_off(step: float, half: float) -> None:
+    """Three values, one of them a step off: deviation step / sqrt 3, half width t * step / 3."""
+    found = spread([-1.0, -1.0 + 1e-13, -1.0], step)  # what subtraction leaves of equal gaps
+    assert found["deviation"] == pytest.approx(0.0, abs=1e-9)
+    assert (found["low"], found["high"]) == (pytest.approx(-1.0 - half, rel=1e-5), pytest.approx(-1.0 + half, rel=1e-5))
+    assert spread([1.0, 2.0, 6.0], step) == spread([1.0, 2.0, 6.0])
+
+
+@pytest.mark.parametrize(("step", "holds"), [(1.0, False), (0.01, True)])
+def test_one_feature_fewer_with_every_seed_is_not_shown_where_features_are_counted_in_ones(step: float, holds: bool) -> None:
+    runs = [run("at", seed, step=step, k95_clean=2.0 + seed) for seed in range(3)]
+    runs += [run("standard", seed, step=step, k95_clean=3.0 + seed) for seed in range(3)]
+    assert found(runs, "k95_clean", "standard")["holds"] is holds
 
 
 @pytest.mark.parametrize(
@@ -176,6 +203,23 @@ def test_every_claim_is_about_a_figure_that_an_analysis_gives() -> None:
     assert (figures["conflict"], figures["conflict_weights"], figures["k95_robust"]) == (0.0, 0.2, None)
     assert figures["training_conflict"] == pytest.approx(0.2)
     assert figures["training_misclassified_share"] is None
+
+
+def test_steps_are_an_image_s_share_or_the_way_to_the_next_number_of_features() -> None:
+    side = {"predicted": {"n90": 1.0, "effective_number": 1.0, "gini": 0.5}}
+    conflict = dict.fromkeys(("rate", "rate_clean", "rate_weights", "misclassified_rate", "misclassified_share"), 0.1)
+    analysis = {
+        "images": 500,
+        "contributions": {"clean": side, "adversarial": side},
+        "top_k": [{"k": k, "clean": 0.9, "robust": 0.5} for k in (1, 2, 10, 14, 20)],
+        "fewest_features": {"clean": 14, "robust": None},
+        "conflict": {**conflict, "weights_images": 200},
+        "training": [],
+    }
+    steps = steps_of(analysis)
+    assert steps.keys() == figures_of(analysis).keys()
+    assert (steps["clean"], steps["conflict_weights"], steps["n90"]) == (0.002, 0.005, 0.002)
+    assert (steps["k95_clean"], steps["k95_robust"]) == (4, 1)
 
 
 def test_figures_are_shown_in_their_unit() -> None:

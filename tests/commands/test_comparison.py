@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from aalp.commands.comparison import cautions, markdown, sentences, summary, text
+from aalp.commands.comparison import cautions, judged_anew, markdown, sentences, summary, text
 
 
-def cells(figures: dict[str, list[float | None]]) -> list[dict[str, Any]]:
+def cells(figures: dict[str, list[float | None]], images: int = 1000) -> list[dict[str, Any]]:
     return [
-        {"objective": name, "seed": seed, "figures": {"clean": 1.0, "autoattack": value}}
+        {"objective": name, "seed": seed, "images": images, "figures": {"clean": 1.0, "autoattack": value}}
         for name, values in figures.items()
         for seed, value in enumerate(values)
     ]
@@ -59,6 +59,49 @@ def test_one_seed_has_neither_deviation_nor_interval() -> None:
     assert (gap["interval"], gap["real"]) == (None, False)
 
 
+@pytest.mark.parametrize(
+    ("at", "half", "real"),
+    [
+        # Two seeds: t(0.975, 1) * (1 image / sqrt 2) / sqrt 2 = 12.706 / 2 images of 300.
+        ([0.66, 0.68], 12.7062 / 2 / 300, False),
+        ([0.60, 0.62], 12.7062 / 2 / 300, True),
+        # Three: 4.3027 * (1 image / sqrt 3) / sqrt 3.
+        ([0.66, 0.68, 0.72], 4.30265 / 3 / 300, True),
+    ],
+)
+def test_the_same_gap_with_every_seed_is_no_proof_that_nothing_is_chance(at: list[float], half: float, real: bool) -> None:
+    """Without a deviation the t interval has no width, whatever the gap; it is that of one image off with one seed."""
+    content = summary(cells({"aalp": [0.68, 0.70, 0.74][: len(at)], "at": at}, images=300), ["aalp", "at"])
+    gap = content["compared"]["differences"]["at"]
+    assert gap["interval"] == pytest.approx([gap["mean"] - half, gap["mean"] + half], rel=1e-4)
+    assert gap["real"] is real
+    assert ("autoattack" in content["compared"]["real"]["at"]) is real
+    (line,) = sentences(content)
+    assert f"points with each of {len(at)} seeds, 95 % interval [" in line
+    assert line.endswith(
+        f"as if one of them had one image more or less: {'a real difference' if real else 'no real difference shown'}"
+    )
+
+
+def test_a_record_of_an_earlier_version_is_judged_by_the_rules_of_today() -> None:
+    found = cells({"aalp": [0.68, 0.70], "at": [0.67, 0.69]}, images=300)
+    earlier = {"mean": 0.01, "interval": [0.01, 0.01], "real": True}
+    record = {"cells": found, "split": "test", "compared": {"differences": {"at": earlier}, "real": {"at": ["autoattack"]}}}
+    anew = judged_anew(record)
+    assert anew["split"] == "test"
+    assert anew["compared"] == summary(found, ["aalp", "at"])["compared"]
+    assert not anew["compared"]["differences"]["at"]["real"]
+
+
+def test_a_sentence_says_over_how_many_seeds_and_what_its_interval_is() -> None:
+    three = summary(cells({"at": [0.60, 0.62, 0.64], "aalp": [0.75, 0.78, 0.76]}), ["at", "aalp"])
+    assert sentences(three) == [
+        "aalp minus at, autoattack: +14.3 points over 3 seeds, 95 % interval [+9.2, +19.5]: a real difference"
+    ]
+    one = summary(cells({"at": [0.60], "aalp": [0.75]}), ["at", "aalp"])
+    assert sentences(one) == ["aalp minus at, autoattack: +15.0 points with one seed: no real difference shown"]
+
+
 def test_every_figure_has_a_paired_test_of_its_own() -> None:
     """n90: gaps -10, -11, -12, so -11 +- 4.3027 * 1 / sqrt 3 = [-13.5, -8.5]; autoattack: 0.05, 0.08, 0.02 holds 0."""
     both = cells({"at": [0.60, 0.62, 0.64], "aalp": [0.65, 0.70, 0.66]})
@@ -90,7 +133,11 @@ def test_objectives_without_a_figure_are_left_out_of_it_only(order: list[str]) -
 
 
 def test_objectives_that_nothing_attacked_are_compared_by_their_clean_accuracy() -> None:
-    clean = [{"objective": name, "seed": seed, "figures": {"clean": 0.9}} for name in ("at", "aalp") for seed in (0, 1)]
+    clean = [
+        {"objective": name, "seed": seed, "images": 1000, "figures": {"clean": 0.9}}
+        for name in ("at", "aalp")
+        for seed in (0, 1)
+    ]
     content = summary(clean, ["at", "aalp"])
     assert content["compared"]["figure"] == "clean"
     assert "worst case" not in text({**content, "seeds": [0, 1]})
@@ -98,7 +145,7 @@ def test_objectives_that_nothing_attacked_are_compared_by_their_clean_accuracy()
 
 def test_values_stand_under_their_own_seed_in_whatever_order_the_seeds_were_given() -> None:
     found = [
-        {"objective": name, "seed": seed, "figures": {"clean": seed / 10 + shift}}
+        {"objective": name, "seed": seed, "images": 1000, "figures": {"clean": seed / 10 + shift}}
         for seed in (2, 0, 1)
         for name, shift in (("at", 0.0), ("aalp", 0.5))
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scipy import stats
@@ -25,6 +25,7 @@ class Measured:
         setting: what has to be the same for two runs to be compared: data, images, attack, threat.
         options: the other options that should be the same for a fair comparison, by name.
         figures: what `figures_of` gave; None where something could not be measured.
+        steps: what `steps_of` gave.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Measured:
     setting: str
     options: Mapping[str, Any]
     figures: Mapping[str, float | None]
+    steps: Mapping[str, float] = field(default_factory=dict)
 
 
 def figures_of(analysis: Mapping[str, Any]) -> dict[str, float | None]:
@@ -61,6 +63,18 @@ def figures_of(analysis: Mapping[str, Any]) -> dict[str, float | None]:
         "training_misclassified_rate": training["misclassified_rate"],
         "training_misclassified_share": training["misclassified_share"],
     }
+
+
+def steps_of(analysis: Mapping[str, Any]) -> dict[str, float]:
+    """The smallest amount by which a figure can differ between two runs: one image's share, or one number of features."""
+    figures = figures_of(analysis)
+    steps = dict.fromkeys(figures, 1 / analysis["images"])
+    steps["conflict_weights"] = 1 / analysis["conflict"].get("weights_images", analysis["images"])
+    counts = [row["k"] for row in analysis["top_k"]]
+    for name in ("k95_clean", "k95_robust"):
+        value = figures[name]
+        steps[name] = min((abs(count - value) for count in counts if count != value), default=1) if value is not None else 1
+    return steps
 
 
 SHARES = frozenset({"clean", "robust", "gini"})
@@ -146,14 +160,29 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean, deviation and 95 % t interval of the mean; the latter two are None for a single value."""
+def spread(values: Sequence[float], step: float = 0.0) -> dict[str, float | None]:
+    """Mean, deviation and 95 % t interval of the mean; the latter two are None for a single value.
+
+    Values that are all equal have no deviation, and a t interval without width would call any mean above or below 0
+    real. But figures come in steps, and a few that fall on the same one do not show that nothing is chance: where gaps
+    of a normal law without any mean are rounded to steps, that would be wrong up to 12 times in 100 with two seeds.
+    Such values get the interval that they would have if one of them were a step off, which keeps that below 5.
+
+    Args:
+        step: the smallest amount by which two values can differ.
+    """
     mean = statistics.fmean(values)
     if len(values) < 2:
         return {"mean": mean, "deviation": None, "low": None, "high": None}
     deviation = statistics.stdev(values)
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+    scatter = step / math.sqrt(len(values)) if all_equal(values) else deviation
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * scatter / math.sqrt(len(values))
     return {"mean": mean, "deviation": deviation, "low": mean - half, "high": mean + half}
+
+
+def all_equal(values: Sequence[float]) -> bool:
+    """Whether values are the same but for what floating point makes of differences."""
+    return max(values) - min(values) <= 1e-9 * max(1.0, *map(abs, values))
 
 
 def group_figures(runs: Sequence[Measured]) -> dict[str, dict[str, Any]]:
@@ -248,7 +277,8 @@ def _judge(claim: Claim, group: Sequence[Measured], other: Sequence[Measured]) -
     if not pairs:
         reason = "the seeds differ, or it was not logged or could not be measured"
         return _found(claim, text, None, f"Not judged: {text} ({reason}).", figures)
-    gap = spread([first - second for first, second in pairs.values()])
+    step = max(run.steps.get(claim.figure, 0.0) for run in (*group, *other))
+    gap = spread([first - second for first, second in pairs.values()], step)
     figures |= {"first": spread([first for first, _ in pairs.values()]), "difference": gap}
     if claim.against:
         figures["second"] = spread([second for _, second in pairs.values()])

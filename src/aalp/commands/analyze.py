@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from aalp.analysis.observations import Measured, figures_of, group_figures, left_out, observe, show, summary
+from aalp.analysis.observations import Measured, figures_of, group_figures, left_out, observe, show, steps_of, summary
 from aalp.analysis.pairs import ATTACK
 from aalp.commands.config import quoted
 from aalp.commands.console import Display, command_line, print_out
@@ -132,6 +132,7 @@ def _measured(records: Mapping[Path, Mapping[str, Any]], configs: Mapping[Path, 
             setting=repr((record["data"]["digest"], record["images"], record["threat"], record["attack"])),
             options={key: value for key, value in configs[path].items() if key not in OUTSIDE_OF_COMPARISON},
             figures=figures_of(record),
+            steps=steps_of(record),
         )
         for path, record in records.items()
     ]

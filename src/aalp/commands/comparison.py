@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aalp.analysis.observations import spread
+from aalp.analysis.observations import all_equal, spread
 from aalp.commands.tables import markdown_table, text_table
 
 
@@ -16,7 +16,7 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
     Rows of another threat than the reference's stand in the table and are compared with nothing.
 
     Args:
-        cells: one for each objective and seed: `objective`, `seed`, `figures` by name, and the `threat`.
+        cells: one for each objective and seed: `objective`, `seed`, `figures` by name, the number of `images`, the `threat`.
         names: objectives, in the order of the table.
     """
     # Not every objective has every figure (only pairing has a conflict rate).
@@ -28,10 +28,12 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
     }
     judged = next(figure for figure in ("autoattack", "robust", "clean") if figure in columns)
     reference = "aalp" if "aalp" in names else names[0]
+    step = 1 / min(cell["images"] for cell in cells)  # accuracies and n90 are means of whole numbers over the images
     threats = {cell["objective"]: cell.get("threat") for cell in cells}
     tests = {
         name: {
-            column: _paired([(by_seed[reference, seed], by_seed[name, seed]) for seed in seeds], column) for column in columns
+            column: _paired([(by_seed[reference, seed], by_seed[name, seed]) for seed in seeds], column, step)
+            for column in columns
         }
         for name in names
         if name != reference and threats[name] == threats[reference]
@@ -48,6 +50,12 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
     return {**content, "cells": list(cells)}
 
 
+def judged_anew(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A comparison's record with its statistics from its cells: one of an earlier version is judged by today's rules."""
+    cells = record["cells"]
+    return {**record, **summary(cells, list(dict.fromkeys(cell["objective"] for cell in cells)))}
+
+
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:
     known = [value for value in values if value is not None]
     if not known:
@@ -56,19 +64,22 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
     return {"mean": found["mean"], "deviation": found["deviation"], "values": list(values)}
 
 
-def _paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], column: str) -> dict[str, Any] | None:
+def _paired(
+    pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], column: str, step: float
+) -> dict[str, Any] | None:
     """The paired t test of one figure over seeds; None where a run has no such figure."""
     gaps = [one[column] - other[column] for one, other in pairs if column in one and column in other]
-    return _difference(gaps) if gaps else None
+    return _difference(gaps, step) if gaps else None
 
 
-def _difference(gaps: Sequence[float]) -> dict[str, Any]:
+def _difference(gaps: Sequence[float], step: float) -> dict[str, Any]:
     """Mean of the per-seed gaps with its 95 % t interval; a difference is called one only if that leaves out 0."""
-    found = spread(gaps)
+    found = spread(gaps, step)
     low, high = found["low"], found["high"]
     if low is None or high is None:
-        return {"mean": found["mean"], "interval": None, "real": False}
-    return {"mean": found["mean"], "interval": [low, high], "real": low > 0 or high < 0}
+        return {"mean": found["mean"], "seeds": 1, "interval": None, "real": False}
+    told = {"mean": found["mean"], "seeds": len(gaps), "interval": [low, high], "real": low > 0 or high < 0}
+    return told | ({"every_seed_alike": True} if all_equal(gaps) else {})
 
 
 PLAIN = frozenset({"n90", "n90_adversarial"})
@@ -107,13 +118,20 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     compared = record["compared"]
     lines = []
     for name, gap in compared["differences"].items():
-        interval = gap["interval"]
-        between = "" if interval is None else f" [{interval[0] * 100:+.1f}, {interval[1] * 100:+.1f}]"
         verdict = "a real difference" if gap["real"] else "no real difference shown"
-        lines.append(
-            f"{compared['reference']} minus {name}, {compared['figure']}: {gap['mean'] * 100:+.1f}{between} points, {verdict}"
-        )
+        what = f"{compared['reference']} minus {name}, {compared['figure']}"
+        lines.append(f"{what}: {gap['mean'] * 100:+.1f} points {_over(gap)}: {verdict}")
     return lines
+
+
+def _over(gap: Mapping[str, Any]) -> str:
+    """Over how many seeds a difference was taken, and its interval."""
+    if gap["interval"] is None:
+        return "with one seed"
+    alike = bool(gap.get("every_seed_alike"))
+    low, high = (f"{end * 100:+.1f}" for end in gap["interval"])
+    seeds = f"with each of {gap['seeds']} seeds" if alike else f"over {gap['seeds']} seeds"
+    return f"{seeds}, 95 % interval [{low}, {high}]" + " as if one of them had one image more or less" * alike
 
 
 def cautions(record: Mapping[str, Any]) -> list[str]:
@@ -154,6 +172,5 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"{', '.join(map(str, record['seeds']))}; n90 in features. {_legend(record)}."
     )
     parts = [title, markdown_table(*_table(record)), markdown_table(*_values(record))]
-    lines = [*(f"{line} (95 % interval over seeds)" for line in sentences(record)), *cautions(record)]
-    parts.append("\n".join(f"- {line}" for line in lines))
+    parts.append("\n".join(f"- {line}" for line in (*sentences(record), *cautions(record))))
     return "\n\n".join([*parts, f"`{record['command']}`"]) + "\n"

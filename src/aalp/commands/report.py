@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aalp.commands.comparison import cautions, sentences
+from aalp.commands.comparison import cautions, judged_anew, sentences
 from aalp.commands.config import check_one_run, quoted
 from aalp.commands.console import command_line, print_out
 from aalp.commands.yaml_file import read_yaml
@@ -58,7 +58,7 @@ def _expand(paths: Sequence[Path]) -> tuple[list[Path], Mapping[str, Any] | None
         found += cells or [path]
     record = paths[0] / "comparison.json"
     alone = len(paths) == 1 and record.is_file()
-    return list(dict.fromkeys(found)), read_record(record, "comparison") if alone else None
+    return list(dict.fromkeys(found)), judged_anew(read_record(record, "comparison")) if alone else None
 
 
 def _cells(path: Path) -> list[Path]:
