@@ -210,3 +210,6 @@ def test_compare_audits_each_cell_once_and_shows_the_verdicts(
 
     monkeypatch.setattr(command, "run_audit", never)
     assert main([*words, "--audit"]) == 0
+    # What an audit found stays in the table of a later comparison that does not ask for it.
+    assert main(words) == 0
+    assert json.loads((run / "comparison.json").read_text())["audits"] == comparison["audits"]

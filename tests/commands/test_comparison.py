@@ -157,6 +157,20 @@ def test_values_stand_under_their_own_seed_in_whatever_order_the_seeds_were_give
     assert rows[2:] == [["at", "0.0", "10.0", "20.0"], ["aalp", "50.0", "60.0", "70.0"]]
 
 
+def test_rows_whose_audits_fail_are_called_so_beside_their_differences() -> None:
+    found = cells({"aalp": [0.60, 0.61], "alp": [0.80, 0.81], "at": [0.50, 0.51]})
+    verdicts = {"aalp": ["pass", "fail"], "alp": ["cheap gates fail"] * 2, "at": ["pass", "inconclusive"]}
+    for cell in found:
+        cell["audit"] = verdicts[cell["objective"]][cell["seed"]]
+    content = {**summary(found, ["aalp", "alp", "at"]), "split": "test", "command": "aalp compare"}
+    means = "what it withstands may be masked gradients, and no difference from it is one of robustness"
+    assert cautions(content) == [
+        f"aalp fails gates of the audit with 1 of its 2 runs: {means}",
+        f"alp fails gates of the audit with 2 of its 2 runs: {means}",
+    ]
+    assert all(line in text(content) and line in markdown(content) for line in cautions(content))
+
+
 def test_rows_under_another_threat_are_compared_with_nothing_and_it_is_said() -> None:
     found = cells({"aalp": [0.60, 0.61], "at": [0.50, 0.51], "half": [0.80, 0.81]})
     for cell in found:

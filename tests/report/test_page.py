@@ -124,6 +124,20 @@ def test_a_lead_over_overlapping_intervals_is_not_called_one(tmp_path):
     assert "overlaps" not in " ".join(lead(groups_of(paths[1], far)))
 
 
+def test_a_model_whose_audit_fails_is_called_so_where_it_is_called_the_highest(tmp_path):
+    runs = [make_run(tmp_path / "alp", "alp", robust=0.9, audit="fail"), make_run(tmp_path / "at", "at", robust=0.5)]
+    assert "that of alp, 90.0\u00a0%, which fails gates of the audit." in lead(groups_of(*runs))[0]
+    told = "Gates of the audit fail for alp: what stands under attack there may be masked gradients, not robustness."
+    assert told in cautions(groups_of(*runs))
+    # Without an audit the evaluation's own gates speak.
+    unaudited = make_run(tmp_path / "gates" / "alp", "alp", robust=0.9, audit=None)
+    write_evaluation(unaudited, "test", 0.9, gates=[{"name": "gradient exists", "passed": False}])
+    assert told in cautions(groups_of(unaudited))
+    passing = make_run(tmp_path / "pass" / "alp", "alp", robust=0.9)
+    write_evaluation(passing, "test", 0.9, gates=[{"name": "gradient exists", "passed": None}])
+    assert cautions(groups_of(passing)) == []
+
+
 def test_figures_that_do_not_compare_or_are_upper_bounds_are_called_so(tmp_path):
     one, two = (make_run(tmp_path / name, name, analysis=False) for name in ("at", "aalp"))
     assert cautions(groups_of(one, two)) == []

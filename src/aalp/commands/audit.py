@@ -249,9 +249,10 @@ def audit_once(
 FIRST_AUDIT = "test-001.json"
 
 
-def audit_verdict(directory: RunDirectory) -> str:
-    """What `audit_once` found."""
-    return str(read_record(directory.audits / FIRST_AUDIT, "audit")["verdict"])
+def audit_verdict(directory: RunDirectory) -> str | None:
+    """What `audit_once` found; None where it did not run yet."""
+    path = directory.audits / FIRST_AUDIT
+    return str(read_record(path, "audit")["verdict"]) if path.is_file() else None
 
 
 def _drops(path: Path, reference: Path | None, weights: str, threat: Threat, source: Source) -> Drops:

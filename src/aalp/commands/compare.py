@@ -124,7 +124,7 @@ def compare(
     work = partial(work_on_cells, cells, audit, ranks, strategy)
     side_by_side(jobs, work, source, partial(load_source, data, data_options), display)
     if ranks.is_main:
-        found = [outcome(cells, name, seed, audit) for name, seed in cells.directories()]
+        found = [outcome(cells, name, seed) for name, seed in cells.directories()]
         content = summary(found, list(rows))
         record = write_record(
             run / "comparison.json", "comparison", {"command": command_line(), "split": evaluation.split, **content}

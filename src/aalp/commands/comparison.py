@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aalp.analysis.observations import all_equal, spread
+from aalp.commands.evaluation_record import CHEAP_GATES_FAIL
 from aalp.commands.tables import markdown_table, text_table
 
 
@@ -95,7 +96,7 @@ def _table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         for name, figures in record["table"].items()
     ]
     for row in rows:
-        row.append(_verdicts(record.get("audits", {}).get(row[0], [])))  # records from before there were audits have none
+        row.append(_verdicts(record.get("audits", {}).get(row[0], [])))
     return ["objective", *columns, "audit"], rows
 
 
@@ -135,7 +136,26 @@ def _over(gap: Mapping[str, Any]) -> str:
 
 
 def cautions(record: Mapping[str, Any]) -> list[str]:
-    """What a reader of a comparison record has to know: one sentence for each row under another threat."""
+    """What a reader of a comparison record has to know before believing its differences."""
+    return [*rows_apart(record), *_distrusted(record)]
+
+
+def _distrusted(record: Mapping[str, Any]) -> list[str]:
+    """One sentence for each row with runs that an audit, or the cheap gates of an evaluation, did not let pass."""
+    lines = []
+    for name, verdicts in record.get("audits", {}).items():  # records from before there were audits have none
+        failed = [verdict for verdict in verdicts if verdict in ("fail", CHEAP_GATES_FAIL)]
+        if failed:
+            which = "its run" if len(verdicts) == 1 else f"{len(failed)} of its {len(verdicts)} runs"
+            lines.append(
+                f"{name} fails gates of the audit with {which}: "
+                "what it withstands may be masked gradients, and no difference from it is one of robustness"
+            )
+    return lines
+
+
+def rows_apart(record: Mapping[str, Any]) -> list[str]:
+    """One sentence for each row under another threat than the reference's."""
     compared = record["compared"]
     return [
         f"{name} is trained for and attacked at {threat['norm']} eps {threat['eps']:.4g}, another threat than "

@@ -112,12 +112,15 @@ def _figures(accuracy: float, count: int) -> tuple[str, str]:
     return f"{accuracy:.1%}", f"{low:.1%} - {high:.1%}"
 
 
+CHEAP_GATES_FAIL = "cheap gates fail"
+
+
 def cheap_verdict(evaluation: Mapping[str, Any]) -> str | None:
     """What an evaluation record's cheap gates say: enough to distrust a figure, too little to trust one."""
     gates = evaluation.get("gates")
     if gates is None:  # made before there were any
         return None
-    return "cheap gates fail" if any(gate["passed"] is False for gate in gates) else "cheap gates pass"
+    return CHEAP_GATES_FAIL if any(gate["passed"] is False for gate in gates) else "cheap gates pass"
 
 
 def drop_under_autoattack(path: Path, weights: str, threat: Threat, source: Source) -> DropUnderAutoAttack:

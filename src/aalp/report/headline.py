@@ -197,12 +197,24 @@ def _comparison(groups: Sequence[Group]) -> list[str]:
     # What was not measured alike has no order.
     if means and not apart:
         best = max(means, key=lambda name: means[name])
-        lines[0] += f" The highest robust accuracy measured is that of {best}, {percent(means[best])}."
+        doubt = ", which fails gates of the audit" if any(map(fails_gates, _group(groups, best).runs)) else ""
+        lines[0] += f" The highest robust accuracy measured is that of {best}, {percent(means[best])}{doubt}."
         if all(len(group.runs) == 1 for group in groups):
             lines += _overlaps(groups, best)
     if all(len(group.runs) == 1 for group in groups):
         lines.append("One training seed each: how much another seed would change is not measured (aalp compare does).")
     return lines
+
+
+def _group(groups: Sequence[Group], name: str) -> Group:
+    return next(group for group in groups if group.name == name)
+
+
+def fails_gates(run: Run) -> bool:
+    """Whether the audit that vouches for a run's figures failed, or without one a cheap gate of their evaluation."""
+    if run.audit is not None:
+        return bool(run.audit["verdict"] == "fail")
+    return any(gate["passed"] is False for gate in (run.evaluation or {}).get("gates") or ())
 
 
 def _overlaps(groups: Sequence[Group], best: str) -> list[str]:
@@ -233,6 +245,11 @@ def cautions(groups: Sequence[Group]) -> list[str]:
             lines.append(f"The figures of {run.path.name} are of {record['data']['name']}; it was trained on {run.data}.")
     if any(record["data"].get("split", "test") != "test" for record in records):
         lines.append("Not all figures are of test images: choices made on other images make their figures too high.")
+    if distrusted := [run.path.name for run, _ in evaluated if fails_gates(run)]:
+        lines.append(
+            f"Gates of the audit fail for {listed(distrusted)}: what stands under attack there may be masked gradients, "
+            "not robustness."
+        )
     attacked = [record for record in records if record["attacks"]]
     weak = [record for record in attacked if not any(attack["name"] == "autoattack" for attack in record["attacks"])]
     for found, what in (
