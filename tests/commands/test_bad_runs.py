@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from bad_input import (
     EVALUATE_FOREIGN,
     ON_TINY,
     Case,
+    arrays_with,
     begun,
     both,
     empty_folder,
@@ -35,6 +37,11 @@ def a_comparison(folder: Path) -> None:
 def a_search(folder: Path) -> None:
     empty_folder("several")(folder)
     text_file("several/config.yaml", "data: digits\nobjective: aalp\nspace: {}\n")(folder)
+
+
+def on_changed_data(folder: Path) -> None:
+    config = folder / "done/config.yaml"
+    config.write_text(re.sub("data: npz:.*", "data: npz:changed.npz", config.read_text()))
 
 
 BAD_RUNS: dict[str, Case] = {
@@ -176,6 +183,11 @@ BAD_RUNS: dict[str, Case] = {
         None,
         "train --config digits --resume done",
         ("'done' was begun with another data", "was npz:", "is digits"),
+    ),
+    "to resume when the data has changed": (
+        both(arrays_with(x_train=lambda pixels: pixels[::-1].copy()), on_changed_data),
+        "train --resume done",
+        ("'done' was trained on other images than 'npz:changed.npz' has now", "put those back"),
     ),
     "a comparison begun with other options": (begun, COMPARE + "--objectives at", ("'run' was begun with another",)),
     "a comparison where something else is": (

@@ -6,6 +6,7 @@ import signal
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -223,6 +224,26 @@ def test_a_variant_that_changed_since_its_run_is_refused(
     config.write_text(config.read_text().replace("fraction: 0.5", "fraction: 0.6"))
     assert main(variant_words) == 2
     assert "was begun with another method" in capsys.readouterr().err
+
+
+def test_data_that_changed_since_the_first_runs_is_refused(
+    comparison: tuple[Path, list[str]], tiny_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its seeds would be paired over different images."""
+    run, words = comparison
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    data = Path(shutil.copy(tiny_npz, tmp_path / "tiny.npz"))
+    for config in copy.rglob("config.yaml"):
+        config.write_text(config.read_text().replace(str(tiny_npz), str(data)))
+    words = [word.replace(str(run), str(copy)).replace(str(tiny_npz), str(data)) for word in words]
+    assert main(words) == 0  # the same images under another name
+    arrays = dict(np.load(data))
+    np.savez(data, **(arrays | {"x_test": arrays["x_test"][::-1]}))
+    capsys.readouterr()
+    assert main([*words[:-3], "0,1,2", *words[-2:]]) == 2
+    error = capsys.readouterr().err
+    assert f"'{copy / 'at-seed0'}' was trained on other images than 'npz:{data}' has now" in error
+    assert not (copy / "at-seed2").exists()
 
 
 @pytest.mark.parametrize(

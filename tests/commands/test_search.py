@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -85,6 +86,19 @@ def test_a_finished_search_says_the_same_again_goes_on_with_more_trials_and_refu
     other = [word if word != SPACE else "{training.lr: [0.01, 0.3, log]}" for word in words]
     assert main([*other, "--run", str(run)]) == 2
     assert "was begun with another space" in capfd.readouterr().err
+
+
+def test_trials_on_other_images_do_not_join_a_search(
+    finished: Path, words: list[str], tiny_arrays: Any, tiny_npz: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, data = Path(shutil.copytree(finished, tmp_path / "run")), tmp_path / "other.npz"
+    np.savez(data, **tiny_arrays(seed=1))
+    for config in run.rglob("config.yaml"):
+        config.write_text(config.read_text().replace(str(tiny_npz), str(data)))
+    other = [word.replace(str(tiny_npz), str(data)) for word in words]
+    assert main([*other, "--run", str(run), "--trials", "4"]) == 2
+    assert "0000' was trained on other images than 'npz:" in capfd.readouterr().err
+    assert outcomes(run) == outcomes(finished)
 
 
 def test_a_stopped_trial_is_gone_on_with_and_the_search_ends_as_undisturbed(

@@ -24,7 +24,8 @@ from aalp.errors import AalpError, DataError, OptionError, RunError
 from aalp.models.catalog import COLLECTIONS, ModelOptions, architecture, build, is_own_code, order_classes
 from aalp.models.published import Tell
 from aalp.seeding import derive_seed
-from aalp.store.checkpoint import is_ours
+from aalp.store.checkpoint import is_ours, read_metadata
+from aalp.store.run import RunDirectory
 
 STORED: dict[str, Any] = {
     "threat": ThreatOptions(),
@@ -72,6 +73,19 @@ def stored_source(name: str | None, options: DataOptions | None, config: dict[st
         raise OptionError("data is missing: a weights file does not know its test images; name them with --data")
     stored: DataOptions = _group(DataOptions(), config.get("data_options", {}))
     return load_source(name, options or stored)
+
+
+def check_same_data(directory: RunDirectory, source: Source) -> None:
+    """Refuse to go on with a run, or to set its figures beside others, whose data has changed since.
+
+    Raises:
+        RunError: the weights that it has left so far were trained on other images or labels than the source has.
+    """
+    weights = directory.weights("last")
+    trained = (read_metadata(weights).get("data") or {}).get("digest") if weights.is_file() else None
+    if trained not in (None, source.digest):
+        other = f"'{directory.path}' was trained on other images than '{source.name}' has now"
+        raise RunError(f"{other}: put those back, or start another --run")
 
 
 def _group(default: Any, stored: Mapping[str, Any]) -> Any:
