@@ -170,7 +170,7 @@ def test_objectives_may_come_in_any_order(tmp_path: Path, train_words: list[str]
     ]
     assert main([*words, "--evaluation.attacks", "fgsm", "--training.epochs", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:4]] == ["aalp", "standard"]
+    assert [line.split()[0] for line in lines[4:6]] == ["aalp", "standard"]
 
 
 @pytest.fixture

@@ -102,6 +102,24 @@ def test_a_sentence_says_over_how_many_seeds_and_what_its_interval_is() -> None:
     assert sentences(one) == ["aalp minus at, autoattack: +15.0 points with one seed: no real difference shown"]
 
 
+def test_a_table_says_of_which_images_threat_and_seeds_it_is() -> None:
+    found = cells({"at": [0.60, 0.62], "aalp": [0.75, 0.78]}, images=300)
+    for cell in found:
+        cell |= {"threat": {"norm": "Linf", "eps": 0.2}}
+    record = {**summary(found, ["at", "aalp"]), "split": "validation", "command": "aalp compare"}
+    title = "Accuracy in percent on 300 validation images, Linf eps 0.2: mean +- standard deviation over seeds 0, 1; "
+    title += "n90 in features."
+    assert text(record).splitlines()[0] == title
+    assert markdown(record).startswith(f"{title} * another figure than aalp's at 95 %")
+    for cell in found:
+        cell["figures"]["robust"] = cell["figures"].pop("autoattack")
+    alone = {**summary([found[0], found[2]], ["at", "aalp"]), "split": "validation", "command": "aalp compare"}
+    bound = "seed 0 alone; n90 in features. Without AutoAttack, robust is an upper bound."
+    for page in (text(alone), markdown(alone)):
+        assert page.splitlines()[0].endswith(bound)
+        assert "standard deviation" not in page
+
+
 def test_every_figure_has_a_paired_test_of_its_own() -> None:
     """n90: gaps -10, -11, -12, so -11 +- 4.3027 * 1 / sqrt 3 = [-13.5, -8.5]; autoattack: 0.05, 0.08, 0.02 holds 0."""
     both = cells({"at": [0.60, 0.62, 0.64], "aalp": [0.65, 0.70, 0.66]})
@@ -140,7 +158,7 @@ def test_objectives_that_nothing_attacked_are_compared_by_their_clean_accuracy()
     ]
     content = summary(clean, ["at", "aalp"])
     assert content["compared"]["figure"] == "clean"
-    assert "worst case" not in text({**content, "seeds": [0, 1]})
+    assert "worst case" not in text({**content, "seeds": [0, 1], "split": "test"})
 
 
 def test_values_stand_under_their_own_seed_in_whatever_order_the_seeds_were_given() -> None:
@@ -152,7 +170,7 @@ def test_values_stand_under_their_own_seed_in_whatever_order_the_seeds_were_give
     content = summary(found, ["at", "aalp"])
     assert content["seeds"] == [0, 1, 2]
     assert content["table"]["aalp"]["clean"]["values"] == [0.5, 0.6, 0.7]
-    rows = [line.split() for line in text({**content, "split": "test"}).split("\n\n")[1].splitlines()]
+    rows = [line.split() for line in text({**content, "split": "test"}).split("\n\n")[2].splitlines()]
     assert rows[0] == ["clean", "by", "seed", "0", "1", "2"]
     assert rows[2:] == [["at", "0.0", "10.0", "20.0"], ["aalp", "50.0", "60.0", "70.0"]]
 

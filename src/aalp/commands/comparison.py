@@ -176,21 +176,28 @@ def _legend(record: Mapping[str, Any]) -> str:
     )
 
 
+def _title(record: Mapping[str, Any]) -> str:
+    """What the table is of."""
+    cell, seeds = record["cells"][0], ", ".join(map(str, record["seeds"]))
+    threat = cell.get("threat")  # records from before there was one have none
+    ball = f", {threat['norm']} eps {threat['eps']:.4g}" if threat else ""
+    over = f"mean +- standard deviation over seeds {seeds}" if len(record["seeds"]) > 1 else f"seed {seeds} alone"
+    bounds = " Without AutoAttack, robust is an upper bound." * (record["compared"]["figure"] == "robust")
+    images = f"{cell['images']} {record['split']} image{'s' * (cell['images'] != 1)}"
+    return f"Accuracy in percent on {images}{ball}: {over}; n90 in features.{bounds}"
+
+
 def text(record: Mapping[str, Any]) -> str:
-    """A comparison's record for the screen: the table, the values by seed, the differences."""
+    """A comparison's record for the screen: what it is of, the table, the values by seed, the differences."""
     starred = any(record["compared"].get("real", {}).values())
     table = text_table(*_table(record)) + f"\n{_legend(record)}" * starred
-    parts = [table, text_table(*_values(record)), "\n".join([*sentences(record), *cautions(record)])]
+    parts = [_title(record), table, text_table(*_values(record)), "\n".join([*sentences(record), *cautions(record)])]
     return "\n\n".join(part for part in parts if part)
 
 
 def markdown(record: Mapping[str, Any]) -> str:
     """A comparison's record as Markdown: the table, the values by seed, the differences, the command."""
-    images = record["cells"][0]["images"]
-    title = (
-        f"Accuracy in percent on {images} {record['split']} images, mean +- standard deviation over seeds "
-        f"{', '.join(map(str, record['seeds']))}; n90 in features. {_legend(record)}."
-    )
-    parts = [title, markdown_table(*_table(record)), markdown_table(*_values(record))]
+    legend = f" {_legend(record)}." * (len(record["seeds"]) > 1)
+    parts = [_title(record) + legend, markdown_table(*_table(record)), markdown_table(*_values(record))]
     parts.append("\n".join(f"- {line}" for line in (*sentences(record), *cautions(record))))
     return "\n\n".join([*parts, f"`{record['command']}`"]) + "\n"
