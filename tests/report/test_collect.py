@@ -62,6 +62,8 @@ def test_the_evaluation_in_front_is_chosen_without_looking_at_accuracy(tmp_path)
         ({"threat": {"norm": "L2", "eps": 8 / 255}}, False),
         ({"data": {"name": "folder:dogs", "split": "test", "digest": "e" * 64}}, False),
         ({"data": {"name": "folder:/home/pets", "split": "test", "digest": "d" * 64}}, True),
+        ({"model": {"epoch": 5}}, True),
+        ({"model": {"epoch": 3}}, False),  # training went on since, and wrote other weights under the same name
     ],
 )
 def test_an_audit_vouches_for_its_own_weights_data_and_threat_alone(tmp_path, changes, vouches):

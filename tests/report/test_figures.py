@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from report_helpers import CLASSES, make_run
+from report_helpers import CLASSES, make_run, write_evaluation
 
 from aalp.evaluation.robustness import wilson_interval
 from aalp.report import class_figures, figures, observations
@@ -64,6 +64,16 @@ def test_attack_bars_are_wilson_for_one_seed_and_extremes_for_several(groups):
     assert single["y"][3] - single["error_y"]["arrayminus"][3] == pytest.approx(low)
     assert several["y"][3] == pytest.approx(0.625)
     assert several["error_y"]["array"][3] == pytest.approx(0.025)
+
+
+def test_captions_say_which_split_was_attacked_and_what_bars_of_several_seeds_are(groups, tmp_path):
+    assert figures.attacks(groups, wilson_interval).caption.startswith("Share of test images right clean")
+    assert "bars: the lowest and the highest" in observations.first(groups, "")[-1].caption
+    run = make_run(tmp_path / "run")
+    write_evaluation(run, "test", 0.5, data={"name": "folder:pets", "split": "validation", "digest": "d" * 64})
+    alone = group_runs([read_run(run, yaml.safe_load((run / "config.yaml").read_text()))])
+    assert figures.attacks(alone, wilson_interval).caption.startswith("Share of validation images right clean")
+    assert "bars" not in observations.first(alone, "")[-1].caption
 
 
 def test_the_end_of_the_eps_curve_is_told_rather_than_drawn(groups):

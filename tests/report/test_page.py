@@ -119,9 +119,29 @@ def test_a_lead_over_overlapping_intervals_is_not_called_one(tmp_path):
     paths = [make_run(tmp_path / name, name, robust=robust, analysis=False) for name, robust in (("at", 0.5), ("aalp", 0.6))]
     words = " ".join(lead(groups_of(*paths)))
     assert "that of aalp, 60.0" in words
-    assert "overlaps that of at: these images do not tell them apart" in words
+    assert "overlaps that of at: by these intervals they are not shown to differ" in words
     far = make_run(tmp_path / "standard", "standard", robust=0.0, analysis=False)
     assert "overlaps" not in " ".join(lead(groups_of(paths[1], far)))
+
+
+def test_a_lead_of_several_seeds_over_overlapping_seeds_is_not_called_one(tmp_path):
+    def runs(name: str, *robust: float) -> list:
+        return [make_run(tmp_path / f"{name}-seed{at}", name, at, value, analysis=False) for at, value in enumerate(robust)]
+
+    at, aalp, far = runs("at", 0.5, 0.625), runs("aalp", 0.6, 0.7), runs("standard", 0.1, 0.2)
+    words = " ".join(lead(groups_of(*at, *aalp, *far)))
+    assert "that of aalp, 65.0" in words
+    assert "Its seeds overlap those" not in words
+    assert "Its seeds overlap that of at: whether a mean is higher by more than chance, aalp compare tells." in words
+    assert "overlap" not in " ".join(lead(groups_of(*aalp, *far)))
+
+
+def test_breaks_of_another_evaluation_than_the_headline_s_are_called_so(tmp_path):
+    path = make_run(tmp_path / "run")
+    file = path / "analyses/best-001/analysis.json"
+    for source, told in (("run/evaluations/test.json", False), ("run/evaluations/best-001.json", True)):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "attacks_from": source}))
+        assert ("Of another evaluation than above for aalp" in page_of(path)) is told
 
 
 def test_a_model_whose_audit_fails_is_called_so_where_it_is_called_the_highest(tmp_path):

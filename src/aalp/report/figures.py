@@ -254,11 +254,17 @@ def attacks(groups: Sequence[Group], interval: Interval) -> Figure | None:
     several = any(len(group.runs) > 1 for group in groups)
     bars_are = f"95 % Wilson intervals over the images{'; of several seeds the lowest and the highest' if several else ''}"
     caption = (
-        f"Share of test images right clean and under the attack; bars: {bars_are}. "
+        f"Share of {_splits(groups)} images right clean and under the attack; bars: {bars_are}. "
         "Single-step and PGD figures above AutoAttack's are what a weaker attack misses."
     )
     drawn = layout(names_axis(list(columns)), share_axis("accuracy"), 380, scattermode="group", scattergap=0.35)
     return Figure("attacks", "Accuracy under each attack", caption, data, {**drawn, "showlegend": len(groups) > 1})
+
+
+def _splits(groups: Sequence[Group]) -> str:
+    """Of which splits the images of the evaluations are."""
+    records = [run.evaluation for group in groups for run in group.runs if run.evaluation]
+    return " and ".join(sorted({str(record["data"].get("split", "test")) for record in records}))
 
 
 def attack_accuracies(run: Run) -> dict[str, float]:

@@ -199,8 +199,7 @@ def _comparison(groups: Sequence[Group]) -> list[str]:
         best = max(means, key=lambda name: means[name])
         doubt = ", which fails gates of the audit" if any(map(fails_gates, _group(groups, best).runs)) else ""
         lines[0] += f" The highest robust accuracy measured is that of {best}, {percent(means[best])}{doubt}."
-        if all(len(group.runs) == 1 for group in groups):
-            lines += _overlaps(groups, best)
+        lines += _overlaps(groups, best)
     if all(len(group.runs) == 1 for group in groups):
         lines.append("One training seed each: how much another seed would change is not measured (aalp compare does).")
     return lines
@@ -218,14 +217,21 @@ def fails_gates(run: Run) -> bool:
 
 
 def _overlaps(groups: Sequence[Group], best: str) -> list[str]:
-    """Which single runs' intervals the best one's does not stand clear of."""
-    records = {group.name: group.runs[0].evaluation for group in groups if group.runs[0].evaluation}
-    low = records[best]["intervals"]["robust"][0]
-    level = [name for name, record in records.items() if name != best and record["intervals"]["robust"][1] >= low]
+    """Which other models the best one does not stand clear of: by their intervals, of several seeds by the seeds' figures."""
+    single = all(len(group.runs) == 1 for group in groups)
+    ends: dict[str, tuple[float, float]] = {}
+    for group in groups:
+        records = [run.evaluation for run in group.runs if run.evaluation]
+        values = [value for record in records for value in (record["intervals"]["robust"] if single else [record["robust"]])]
+        if values:
+            ends[group.name] = min(values), max(values)
+    level = [name for name, (_, high) in ends.items() if name != best and high >= ends[best][0]]
     if not level:
         return []
     those = "that" if len(level) == 1 else "those"
-    return [f"Its interval overlaps {those} of {listed(level)}: these images do not tell them apart."]
+    if single:
+        return [f"Its interval overlaps {those} of {listed(level)}: by these intervals they are not shown to differ."]
+    return [f"Its seeds overlap {those} of {listed(level)}: whether a mean is higher by more than chance, aalp compare tells."]
 
 
 def listed(names: Sequence[str]) -> str:

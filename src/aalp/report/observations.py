@@ -84,6 +84,8 @@ def _n90(groups: Sequence[Group], about: str) -> Figure | None:
         f"{about} n90: the fewest features that carry 90 % of the positive contributions to the predicted class, mean over "
         "the images. Filled: under attack. Open: clean."
     )
+    if any(len(group.runs) > 1 for group in groups):
+        caption += " Of several seeds the mean; bars: the lowest and the highest."
     y = names_axis(rows, down=True)
     drawn = layout(axis("features (n90)", rangemode="tozero"), y, max(220, 110 + 40 * len(groups)), showlegend=False)
     return Figure("n90", "How many features decide", caption, data, drawn)

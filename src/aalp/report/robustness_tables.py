@@ -8,7 +8,7 @@ from pathlib import Path
 from aalp.report.blocks import Table
 from aalp.report.collect import Group, Run
 from aalp.report.figures import Interval, percent
-from aalp.report.headline import images_of, radius
+from aalp.report.headline import images_of, listed, radius
 
 
 def attack_table(groups: Sequence[Group], interval: Interval) -> Table | None:
@@ -64,8 +64,16 @@ def breaks_table(groups: Sequence[Group]) -> Table | None:
         for row in (run.analysis or {}).get("attacks", ())
     ]
     caption = "Which attack of the evaluation breaks how many images; breaks alone: those that no other of its attacks breaks."
+    elsewhere = [name for run, name in named(groups) if _of_another_evaluation(run)]
+    if elsewhere:
+        caption += f" Of another evaluation than above for {listed(elsewhere)}: aalp analyze reads the newest one."
     header = ["model", "attack", "accuracy", "breaks", "breaks alone"]
     return Table(caption, header, rows, folded=len(rows) > 12) if rows else None
+
+
+def _of_another_evaluation(run: Run) -> bool:
+    source, record = (run.analysis or {}).get("attacks_from"), run.evaluation
+    return bool(source and record and Path(source).name != Path(record["path"]).name)
 
 
 def named(groups: Sequence[Group]) -> Iterator[tuple[Run, str]]:

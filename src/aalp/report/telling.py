@@ -65,8 +65,11 @@ def age(record: Mapping[str, Any]) -> tuple[str, str]:
 
 def same_subject(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two records are of the same weights, data and threat."""
+    epochs = [(one.get("model") or {}).get("epoch") for one in (record, other)]
     return (
         Path(record["weights"]).name == Path(other["weights"]).name
+        # Training that went on since wrote other weights under the same name.
+        and (None in epochs or epochs[0] == epochs[1])
         and _same_data(record["data"], other["data"])
         and same_threat(record["threat"], other["threat"])
     )
