@@ -12,6 +12,7 @@ from typing import Any
 
 from aalp.commands.comparison import judged_anew, markdown
 from aalp.commands.tables import markdown_table
+from aalp.evaluation.robustness import wilson_interval
 from aalp.store.records import read_record
 
 TRAINING_TIME = Path(__file__).parent / "results" / "training_time.json"
@@ -40,15 +41,19 @@ def training_time(record: dict[str, Any]) -> str:
     return "Training time relative to AT, a step beside AT's:\n\n" + markdown_table(["data, model, attack", *names], cells)
 
 
+def shown(accuracy: float, images: int) -> str:
+    low, high = wilson_interval(round(accuracy * images), images)
+    return f"{accuracy:.1%} ({low:.1%} - {high:.1%})"
+
+
 def row(record: dict[str, Any]) -> list[str]:
     accuracy = {attack["name"].partition("-")[0]: f"{attack['accuracy']:.1%}" for attack in record["attacks"]}
-    low, high = record["intervals"]["robust"]
-    robust, interval = f"{record['robust']:.1%}", f"({low:.1%} - {high:.1%})"
-    if "autoattack" in accuracy:
-        worst = "" if robust == accuracy["autoattack"] else f"; worst case of all {robust}"
-        judged = f"{accuracy['autoattack']} {interval}{worst}"
+    robust = shown(record["robust"], record["images"])
+    whole = [shown(attack["accuracy"], record["images"]) for attack in record["attacks"] if attack["name"] == "autoattack"]
+    if whole:
+        judged = whole[0] if whole[0] == robust else f"{whole[0]}; worst case of all {robust}"
     else:
-        judged = f"not run; {' and '.join(attack['name'] for attack in record['attacks'])} {robust} {interval}"
+        judged = f"not run; {' and '.join(attack['name'] for attack in record['attacks'])} {robust}"
     return [
         f"{Path(record['data']['name'].partition(':')[2]).stem}, {record['threat']['eps']:.4g}",
         record["model"]["model"],

@@ -160,6 +160,13 @@ def test_only_runs_of_one_setting_are_compared_and_other_options_that_differ_are
     assert "the runs also differ in training" in found(runs[:2] + longer, "n90", "standard")["sentence"]
 
 
+def test_an_option_that_only_one_side_knows_differs() -> None:
+    runs = [run(name, seed, n90=value + seed) for name, value in (("at", 5.0), ("standard", 9.0)) for seed in (0, 1)]
+    for one in runs[2:]:
+        one.options["checkpoint"] = {"every": 5}  # type: ignore[index]
+    assert "the runs also differ in checkpoint" in found(runs, "n90", "standard")["sentence"]
+
+
 def test_every_variant_of_an_objective_is_judged_by_itself() -> None:
     runs = [run("aalp", seed, group, n90=value + seed) for seed in (0, 1) for group, value in (("kl", 5.0), ("plain", 50.0))]
     runs += [run("at", seed, n90=20.0 + seed) for seed in (0, 1)]

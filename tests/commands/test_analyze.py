@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from pyarrow import parquet
 from safetensors.torch import load_file
 
@@ -157,6 +158,19 @@ def test_runs_from_anywhere_stand_side_by_side(copied: Path, tmp_path: Path, cap
     assert (analysis["attacks"], analysis["attacks_from"], analysis["training"]) == ([], None, [])
     assert "Not judged: under alp misclassified samples carry more than their share of the pairing loss in training" in text
     assert not (tmp_path / "observations.json").exists()
+
+
+def test_runs_that_held_out_other_numbers_of_images_are_said_to_differ(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["analyze", str(copied), "--images", "5", "--quiet"]
+    for change, told in (({"workers": 1}, False), ({"validation": 9}, True)):
+        for config in copied.glob("aalp-seed*/config.yaml"):
+            options = yaml.safe_load(config.read_text())
+            options["data_options"] |= change
+            config.write_text(yaml.safe_dump(options))
+        assert main(words) == 0
+        assert ("the runs also differ in data_options" in capsys.readouterr().out) is told
 
 
 def test_runs_of_a_comparison_without_weights_are_left_out_aloud(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

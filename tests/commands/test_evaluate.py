@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from aalp.cli import main
 from aalp.commands import evaluate as evaluate_command
+from aalp.commands.evaluation_record import report
 from aalp.commands.loading import load
 from aalp.data.sources import load_source
 from aalp.evaluation.robustness import evaluate, wilson_interval
@@ -165,6 +166,24 @@ def test_the_table_on_the_screen_says_what_broke_what(
         broken = record["broken_by"][attack["name"]]
         assert not broken or lines[attack["name"]].endswith(f" {broken}")
     assert out.endswith(f"record: {tmp_path / 'best-001.json'}\n")
+
+
+def test_an_attack_that_ran_alone_and_inside_autoattack_has_what_each_of_the_two_broke_first() -> None:
+    part = {"name": "apgd-ce", "accuracy": 0.5, "attacked": 8, "seconds": 1.0}
+    record = {
+        "images": 10,
+        "clean": 0.8,
+        "robust": 0.5,
+        "attacks": [{**part, "parts": []}, {**part, "name": "autoattack", "parts": [part, {**part, "name": "square"}]}],
+        "broken_by": {"clean": 2, "apgd-ce": 3, "autoattack/apgd-ce": 0, "autoattack/square": 1},
+        "threat": {"norm": "Linf", "eps": 0.1},
+        "data": {"name": "digits", "split": "test"},
+        "weights": "best.safetensors",
+        "path": "test.json",
+    }
+    lines = report(record).splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith("  ")] == ["1.0", "1"]
+    assert [line.split()[-1] for line in lines if line.startswith("apgd-ce")] == ["3"]
 
 
 def test_an_evaluation_without_an_attack_has_no_robust_accuracy(

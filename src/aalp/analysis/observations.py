@@ -282,9 +282,8 @@ def _judge(claim: Claim, group: Sequence[Measured], other: Sequence[Measured]) -
     figures |= {"first": spread([first for first, _ in pairs.values()]), "difference": gap}
     if claim.against:
         figures["second"] = spread([second for _, second in pairs.values()])
-    figures["options_that_differ"] = sorted(
-        name for name in group[0].options if group[0].options[name] != other[0].options.get(name)
-    )
+    one, two = group[0].options, other[0].options
+    figures["options_that_differ"] = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
     holds: bool | None = None
     if gap["low"] is not None and gap["high"] is not None:
         holds = gap["high"] < 0 if claim.lower else gap["low"] > 0

@@ -115,8 +115,11 @@ def _common_folder(paths: Sequence[Path]) -> Path:
     return common.relative_to(here) if common.is_relative_to(here) else common
 
 
-OUTSIDE_OF_COMPARISON = frozenset({"objective", "method", "seed", "evaluation", "data", "data_options", "threat"})
+OUTSIDE_OF_COMPARISON = frozenset({"objective", "method", "seed", "evaluation", "data", "threat"})
 """Options that objectives are free to differ in, or that the setting of a measurement covers."""
+
+READING = frozenset({"root", "streaming", "memory_limit", "workers", "cache"})
+"""Options of the data that say where it is and how it is read, not what is trained on."""
 
 
 def _measured(records: Mapping[Path, Mapping[str, Any]], configs: Mapping[Path, Mapping[str, Any]]) -> list[Measured]:
@@ -130,12 +133,19 @@ def _measured(records: Mapping[Path, Mapping[str, Any]], configs: Mapping[Path, 
             group=groups[path],
             seed=int(configs[path].get("seed", 0)),
             setting=repr((record["data"]["digest"], record["images"], record["threat"], record["attack"])),
-            options={key: value for key, value in configs[path].items() if key not in OUTSIDE_OF_COMPARISON},
+            options=_compared_options(configs[path]),
             figures=figures_of(record),
             steps=steps_of(record),
         )
         for path, record in records.items()
     ]
+
+
+def _compared_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    options = {key: value for key, value in config.items() if key not in OUTSIDE_OF_COMPARISON}
+    # The setting covers the images; how many of the training split are held out, it does not.
+    data = {key: value for key, value in options.get("data_options", {}).items() if key not in READING}
+    return options | {"data_options": data}
 
 
 def _group_names(configs: Mapping[Path, Mapping[str, Any]]) -> dict[Path, str]:

@@ -87,16 +87,15 @@ def table_of(evaluation: Evaluation) -> dict[str, list[Any]]:
 
 def report(record: dict[str, Any]) -> str:
     """The record as a table for the screen."""
-    rows = [["clean", *_figures(record["clean"], record["images"]), "", ""]]
+    rows = [["clean", *_figures(record["clean"], record["images"]), "", _broke(record, "clean")]]
     for result in record["attacks"]:
-        rows.append([result["name"], *_figures(result["accuracy"], record["images"]), f"{result['seconds']:.1f}", ""])
+        name, seconds = result["name"], f"{result['seconds']:.1f}"
+        rows.append([name, *_figures(result["accuracy"], record["images"]), seconds, _broke(record, name)])
         for part in result["parts"]:
-            rows.append([f"  {part['name']}", f"{part['accuracy']:.1%}", "", f"{part['seconds']:.1f}", ""])
+            broke = _broke(record, f"autoattack/{part['name']}")
+            rows.append([f"  {part['name']}", f"{part['accuracy']:.1%}", "", f"{part['seconds']:.1f}", broke])
     if record["attacks"]:
         rows.append(["worst case", *_figures(record["robust"], record["images"]), "", ""])
-    for row in rows:
-        broken = record["broken_by"].get(row[0].strip(), record["broken_by"].get(f"autoattack/{row[0].strip()}"))
-        row[-1] = str(broken) if broken else ""
     threat, data = record["threat"], record["data"]
     title = (
         f"{record['images']} {data['split']} images of {data['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
@@ -105,6 +104,11 @@ def report(record: dict[str, Any]) -> str:
     table = text_table(["attack", "accuracy", "95 % interval", "seconds", "broke first"], rows)
     nothing = "" if record["attacks"] else "nothing was attacked: no robust accuracy\n\n"
     return f"{title}\n\n{table}\n\n{nothing}record: {record['path']}"
+
+
+def _broke(record: Mapping[str, Any], name: str) -> str:
+    """How many images this attack was the first to break, where there are any."""
+    return str(record["broken_by"].get(name) or "")
 
 
 def _figures(accuracy: float, count: int) -> tuple[str, str]:
