@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 
@@ -45,6 +46,18 @@ def test_observation_2_on_pairs_by_hand() -> None:
 def test_pairs_without_any_pairing_loss_have_finite_shares() -> None:
     found = summarise(pairs_of([1], [[1.0, 0.0]], [[1.0, 0.0]]), torch.empty(0))
     assert (found["rate"], found["misclassified_share"], found["rate_weights"]) == (0.0, 0.0, 0.0)
+
+
+def test_huge_logits_have_finite_shares_and_what_is_no_number_is_none() -> None:
+    """Squares of 1e25 do not fit float32: of (2e25)^2 / 2 and (1e25)^2 / 2 the wrong image carries a fifth."""
+    found = summarise(
+        pairs_of([0, 1], [[1e25, 0.0], [1e25, 0.0]], [[-1e25, 0.0], [0.0, 0.0]]), torch.tensor([-0.5, float("nan"), 0.5])
+    )
+    assert found["misclassified_share"] == pytest.approx(0.2)
+    assert (found["rate_weights"], found["weights_images"]) == (0.5, 2)
+    broken = summarise(pairs_of([0], [[float("nan"), 0.0]], [[0.0, 0.0]]), torch.tensor([float("nan")]))
+    assert (broken["misclassified_share"], broken["top_tenth_share"], broken["rate_weights"]) == (None, None, None)
+    json.dumps([found, broken], allow_nan=False)
 
 
 def test_a_conflict_at_the_adversarial_logits_takes_an_attack_that_lowered_the_loss() -> None:

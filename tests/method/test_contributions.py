@@ -109,6 +109,13 @@ def test_concentration_by_hand(values, n90, effective, gini_coefficient):
     torch.testing.assert_close(gini(row), torch.tensor([gini_coefficient]), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_concentration_is_that_of_the_shares_however_large_contributions_are(scale):
+    row = torch.tensor([[3.0, 2.0, 2.0, 1.0, -5.0, 0.0]])
+    for measure in (effective_number, gini):
+        torch.testing.assert_close(measure(row * scale), measure(row))
+
+
 @pytest.mark.parametrize("measure", [concentration_n, effective_number, gini])
 def test_concentration_knows_neither_order_nor_scale_nor_negative_parts(measure):
     rows = torch.randn(5, 30, generator=seeded(), dtype=torch.float64)

@@ -31,33 +31,35 @@ def pair_measures(pairs: Pairs) -> dict[str, Tensor]:
     return {
         "conflict_cosine": conflict_cosine(clean, adversarial, pairs.labels),
         "conflict_cosine_clean": conflict_cosine(adversarial, clean, pairs.labels),
-        "pairing_distance": logit_pairing(clean, adversarial),
+        # In float64: squares of a runaway model's logits do not fit float32.
+        "pairing_distance": logit_pairing(clean.double(), adversarial.double()),
     }
 
 
-def summarise(pairs: Pairs, weight_cosines: Tensor) -> dict[str, float]:
+def summarise(pairs: Pairs, weight_cosines: Tensor) -> dict[str, float | None]:
     """Observation 2 on these pairs.
 
     Args:
-        weight_cosines: (M,) what `weight_conflict` gave for some of the images.
+        weight_cosines: (M,) what `weight_conflict` gave for some of the images; those that are not finite are left out.
 
     Returns:
         Conflict rates at the adversarial logits (`rate`), at the clean logits and in the weights; the share of images
         that are misclassified clean, and the share of the pairing loss that they carry; the share of the pairing loss
-        that the tenth of the images with the largest one carry.
+        that the tenth of the images with the largest one carry. None where that is no number.
     """
     measures = pair_measures(pairs)
-    pairing, wrong = measures["pairing_distance"].double(), ~pairs.right
+    pairing, wrong = measures["pairing_distance"], ~pairs.right
+    known = weight_cosines[weight_cosines.isfinite()]
     total = pairing.sum().clamp_min(torch.finfo(torch.float32).tiny)
     tenth = max(1, round(len(pairing) / 10))
     return {
         "rate": _share(measures["conflict_cosine"] < 0),
         "rate_clean": _share(measures["conflict_cosine_clean"] < 0),
-        "rate_weights": _share(weight_cosines < 0),
-        "weights_images": len(weight_cosines),
+        "rate_weights": None if len(weight_cosines) > len(known) == 0 else _share(known < 0),
+        "weights_images": len(known),
         "misclassified_rate": _share(wrong),
-        "misclassified_share": float(pairing[wrong].sum() / total),
-        "top_tenth_share": float(pairing.topk(tenth).values.sum() / total),
+        "misclassified_share": _finite(pairing[wrong].sum() / total),
+        "top_tenth_share": _finite(pairing.topk(tenth).values.sum() / total),
     }
 
 
@@ -102,6 +104,11 @@ def training_means(rows: Sequence[Mapping[str, float]]) -> dict[str, float | Non
         values = [row[name] for row in rows if name in row]
         means[name] = sum(values) / len(values) if values else None
     return means
+
+
+def _finite(value: Tensor) -> float | None:
+    """A number as JSON can hold it, which has no word for others."""
+    return float(value) if bool(value.isfinite()) else None
 
 
 def _share(mask: Tensor) -> float:

@@ -69,7 +69,7 @@ def steps_of(analysis: Mapping[str, Any]) -> dict[str, float]:
     """The smallest amount by which a figure can differ between two runs: one image's share, or one number of features."""
     figures = figures_of(analysis)
     steps = dict.fromkeys(figures, 1 / analysis["images"])
-    steps["conflict_weights"] = 1 / analysis["conflict"].get("weights_images", analysis["images"])
+    steps["conflict_weights"] = 1 / max(1, analysis["conflict"].get("weights_images", analysis["images"]))
     counts = [row["k"] for row in analysis["top_k"]]
     for name in ("k95_clean", "k95_robust"):
         value = figures[name]

@@ -82,16 +82,22 @@ def concentration_n(contributions: Tensor, mass: float = 0.9) -> Tensor:
 
 def effective_number(contributions: Tensor) -> Tensor:
     """(sum c)^2 / sum c^2: how many equal contributions would be as concentrated as these."""
-    positive = contributions.clamp_min(0)
+    positive = _of_largest(contributions)
     squares = positive.square().sum(1)
     return torch.where(squares > 0, positive.sum(1).square() / squares.clamp_min(torch.finfo(squares.dtype).tiny), 0.0)
 
 
 def gini(contributions: Tensor) -> Tensor:
     """Gini coefficient of the positive part: 0 when all features contribute equally, (D - 1) / D when one does all."""
-    ordered = contributions.clamp_min(0).sort(dim=1).values
+    ordered = _of_largest(contributions).sort(dim=1).values
     size = ordered.shape[1]
     rank = torch.arange(1, size + 1, device=ordered.device, dtype=ordered.dtype)
     total = ordered.sum(1)
     weighted = (ordered * (2 * rank - size - 1)).sum(1)
     return torch.where(total > 0, weighted / (size * total).clamp_min(torch.finfo(total.dtype).tiny), 0.0)
+
+
+def _of_largest(contributions: Tensor) -> Tensor:
+    """The positive part as multiples of each image's largest: squares of huge or tiny ones do not fit float32."""
+    positive = contributions.clamp_min(0)
+    return positive / positive.amax(1, keepdim=True).clamp_min(torch.finfo(positive.dtype).tiny)
