@@ -182,6 +182,8 @@ def test_an_attack_that_ran_alone_and_inside_autoattack_has_what_each_of_the_two
         "path": "test.json",
     }
     lines = report(record).splitlines()
+    assert lines[0].startswith("10 test images of digits, ")
+    assert report({**record, "images": 1}).startswith("1 test image of digits, ")
     assert [line.split()[-1] for line in lines if line.startswith("  ")] == ["1.0", "1"]
     assert [line.split()[-1] for line in lines if line.startswith("apgd-ce")] == ["3"]
 

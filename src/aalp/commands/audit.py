@@ -35,6 +35,7 @@ from aalp.evaluation.audit import audit as run_audit
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
 from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions
+from aalp.report.figures import counted
 from aalp.store.files import remove_leftovers
 from aalp.store.records import read_record, write_record
 from aalp.store.run import RunDirectory, free_path, still_free
@@ -266,7 +267,7 @@ def report(record: Mapping[str, Any]) -> str:
     """The record as a table for the screen, with meaning and remedy of what did not pass, the verdict last."""
     threat, words = record["threat"], {True: "pass", False: "FAIL", None: "?"}
     title = (
-        f"{record['images']} test images of {record['data']['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
+        f"{counted(record['images'], 'test image')} of {record['data']['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
         f"weights {record['weights']}"
     )
     rows = [

@@ -19,6 +19,7 @@ from aalp.errors import RunError
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
 from aalp.evaluation.robustness import Evaluation, wilson_interval
 from aalp.method.threat import Threat
+from aalp.report.figures import counted
 from aalp.store.records import read_record, same_threat
 from aalp.store.run import RunDirectory
 
@@ -98,7 +99,7 @@ def report(record: dict[str, Any]) -> str:
         rows.append(["worst case", *_figures(record["robust"], record["images"]), "", ""])
     threat, data = record["threat"], record["data"]
     title = (
-        f"{record['images']} {data['split']} images of {data['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
+        f"{counted(record['images'], data['split'] + ' image')} of {data['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
         f"weights {record['weights']}"
     )
     table = text_table(["attack", "accuracy", "95 % interval", "seconds", "broke first"], rows)
