@@ -50,6 +50,19 @@ def test_data_in_order_get_a_table_a_record_a_sheet_and_exit_code_0(
         assert sheet.format == "PNG"
 
 
+def test_near_duplicates_that_nobody_could_look_for_are_not_said_to_be_none(
+    animals: Path, write_images: Callable[..., Path], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["data", f"folder:{animals}", "--quiet", "--out"]
+    assert main([*words, str(tmp_path / "small")]) == 0
+    assert "nearly the same in two splits: not looked for, the images are smaller than 32 pixels" in capfd.readouterr().out
+    for split, tone in (("train", 90), ("test", 110)):
+        write_images(animals / split / "fox", 2, size=(40, 40), tone=tone)
+    main([*words, str(tmp_path / "some")])
+    assert "nearly the same in two splits (34 images are too small to tell): none" in capfd.readouterr().out
+    assert read_record(tmp_path / "some" / "check.json", "data")["duplicates"]["too_small_for_near"] == 34
+
+
 def test_data_that_spoil_figures_are_named_and_exit_with_3(
     animals: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

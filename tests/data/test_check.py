@@ -96,6 +96,19 @@ def test_a_copy_saved_anew_or_resized_is_nearly_the_same_and_a_tiny_image_is_not
     assert found.across == []
     assert sorted(Path(seen[other].names[place]).name for _, _, other, place in found.near) == ["copy.jpg", "smaller.png"]
     assert {Path(seen[one].names[at]).name for one, at, _, _ in found.near} == {"2.png"}
+    assert found.too_small == 1
+
+
+def test_arrays_with_more_channels_are_compared_by_all_of_them() -> None:
+    pixels = torch.zeros(2, 5, 8, 8, dtype=torch.uint8)
+    pixels[1, 4] = 200  # the first channels are equal
+    train, test = (ResidentSplit(pixels[at : at + 1], torch.tensor([0])) for at in (0, 1))
+    seen = look(Loaded(train, test, ("a", "b")), 0, lambda name, done, total: None)
+    assert duplicates(seen).across == []
+    assert seen["test"].high == 200 / 255
+    assert seen["test"].flat == []
+    same = look(Loaded(test, test, ("a", "b")), 0, lambda name, done, total: None)
+    assert len(duplicates(same).across) == 1
 
 
 def test_what_cannot_be_read_is_noted_and_the_rest_is_seen(root: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.tables import text_table
-from aalp.data.check import NEAR, Found, Seen, duplicates, imbalance, look
+from aalp.data.check import NEAR, NEAR_SIDE, Found, Seen, duplicates, imbalance, look
 from aalp.data.contact_sheet import contact_sheet
 from aalp.data.sources import DataOptions, check_columns, open_source
 from aalp.errors import RunError
@@ -81,7 +81,12 @@ def _content(source: str, classes: Sequence[str], seen: dict[str, Seen], found: 
         "splits": splits,
         "imbalance": imbalance(seen["train"].labels, len(classes)),
         "unreadable": unreadable,
-        "duplicates": {**pairs, "within": found.within, "near_correlation": None if found.near_skipped else NEAR},
+        "duplicates": {
+            **pairs,
+            "within": found.within,
+            "near_correlation": None if found.near_skipped else NEAR,
+            "too_small_for_near": found.too_small,
+        },
         "spoiled": bool(unreadable or found.across or found.contradictions),
     }
 
@@ -142,8 +147,12 @@ def report(record: Mapping[str, Any]) -> str:
     lines += _listed("the same image with two labels", [_told(pair, record) for pair in duplicate["contradictions"]])
     if duplicate["near_correlation"] is None:
         lines.append("nearly the same in two splits: not looked for, there are too many pairs")
+    elif duplicate["too_small_for_near"] == sum(split["images"] for split in splits.values()) - len(record["unreadable"]):
+        lines.append(f"nearly the same in two splits: not looked for, the images are smaller than {NEAR_SIDE} pixels")
     else:
-        lines += _listed("nearly the same in two splits", [_told(pair, record, "~") for pair in duplicate["near"]])
+        small = duplicate["too_small_for_near"]
+        what = "nearly the same in two splits" + f" ({small} images are too small to tell)" * bool(small)
+        lines += _listed(what, [_told(pair, record, "~") for pair in duplicate["near"]])
     again = ", ".join(f"{count} in {split}" for split, count in duplicate["within"].items() if count)
     lines.append(f"repeated within a split: {again or 'none'}")
     if record["imbalance"] >= 3:

@@ -28,6 +28,9 @@ SIDE = 16
 NEAR = 0.995
 """Correlation of two thumbnails from which on they count as near duplicates: a copy saved anew or resized is above it."""
 
+NEAR_SIDE = 2 * SIDE
+"""Shorter side of an image from which on its thumbnail tells it from others: digits of 8x8 would all but equal each other."""
+
 MOST_PAIRS = 4_000_000_000
 """Pairs of images up to which near duplicates are looked for: half a minute on two cores."""
 
@@ -78,6 +81,7 @@ class Found:
         contradictions: (split, position, other split, position) of equal images with different labels.
         near: (split, position, other split, position) of images that all but equal one of another split.
         near_skipped: whether there were too many pairs to look for those.
+        too_small: how many images are too small to be told from others by their thumbnails.
     """
 
     across: list[tuple[str, int, str, int]]
@@ -85,6 +89,7 @@ class Found:
     contradictions: list[tuple[str, int, str, int]]
     near: list[tuple[str, int, str, int]]
     near_skipped: bool
+    too_small: int
 
 
 def look(loaded: Loaded, each: int, tick: Tick) -> dict[str, Seen]:
@@ -131,7 +136,7 @@ def _image(split: Split, index: int) -> tuple[str, Image.Image]:
     if not isinstance(split, StoredSplit):
         pixels = (as_float(split.read(torch.tensor([index])))[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] != 3 else pixels)
-        image.info = {"mode": image.mode}
+        image.info = {"mode": image.mode, "pixels": pixels}
         return str(index), image
     name = split.encoded(index)[1]
     with split.original(index) as stored:
@@ -153,11 +158,11 @@ def _note(seen: Seen, index: int, image: Image.Image | DataError) -> np.ndarray:
         seen.modes.append("unreadable")
         seen.hashes.append("")
         return np.zeros(SIDE * SIDE, np.float32)
-    pixels = np.asarray(image)
+    pixels = image.info.get("pixels", np.asarray(image))  # of arrays with other channels than a picture's, all of them
     seen.sizes.append(image.size)
     seen.modes.append(str(image.info["mode"]))
     # Grey stored as colour is the same image.
-    colours = np.asarray(image.convert("RGB"))
+    colours = np.asarray(image.convert("RGB")) if pixels.ndim == 2 or pixels.shape[2] in (1, 3) else pixels
     seen.hashes.append(hashlib.sha256(repr(image.size).encode() + colours.tobytes()).hexdigest())
     low, high = int(pixels.min()), int(pixels.max())
     seen.low, seen.high = min(seen.low, low / 255), max(seen.high, high / 255)
@@ -191,7 +196,8 @@ def duplicates(seen: dict[str, Seen]) -> Found:
                 contradictions.append((*before, split, position))
             here.add(digest)
     near, skipped = _near(seen)
-    return Found(across, {split: within[split] for split in seen}, contradictions, near, skipped)
+    too_small = sum(0 < min(size) < NEAR_SIDE for images in seen.values() for size in images.sizes)
+    return Found(across, {split: within[split] for split in seen}, contradictions, near, skipped, too_small)
 
 
 def _near(seen: dict[str, Seen]) -> tuple[list[tuple[str, int, str, int]], bool]:
@@ -200,7 +206,6 @@ def _near(seen: dict[str, Seen]) -> tuple[list[tuple[str, int, str, int]], bool]
     pairs = [(one, other) for at, one in enumerate(names) for other in names[at + 1 :]]
     if sum(len(seen[one].hashes) * len(seen[other].hashes) for one, other in pairs) > MOST_PAIRS:
         return [], True
-    # Tiny images say too little in a thumbnail: digits of 8x8 would all but equal each other.
     units = {name: _units(images) for name, images in seen.items()}
     found = []
     for one, other in pairs:
@@ -216,7 +221,7 @@ def _near(seen: dict[str, Seen]) -> tuple[list[tuple[str, int, str, int]], bool]
 def _units(images: Seen) -> Tensor:
     """Thumbnails with their mean taken off, of length 1; zero for those too small or too flat to tell from others."""
     centred = images.thumbnails - images.thumbnails.mean(1, keepdim=True)
-    large = torch.tensor([min(size) >= 2 * SIDE for size in images.sizes])[:, None]
+    large = torch.tensor([min(size) >= NEAR_SIDE for size in images.sizes])[:, None]
     contrast = centred.square().mean(1, keepdim=True).sqrt() >= 0.02
     return F.normalize(centred, dim=1) * (large & contrast)
 
