@@ -119,6 +119,14 @@ def test_the_card_speaks_of_the_data_that_the_model_was_trained_on(copied_run: P
     assert "Not audited" in own
 
 
+def test_an_audit_speaks_on_the_card_of_a_run_that_was_not_evaluated(copied_run: Path) -> None:
+    main(["audit", str(copied_run), "--images", "4", "--quiet"])
+    assert main(["export", str(copied_run), "--to", "safetensors"]) == 0
+    card_of_run = (copied_run / "exports" / "safetensors-001" / "README.md").read_text()
+    assert "Not measured: this model's robustness is unknown" in card_of_run
+    assert "Not audited" not in card_of_run
+
+
 def test_the_records_of_other_weights_are_not_the_cards(copied_run: Path) -> None:
     words = ["evaluate", str(copied_run), "--attacks", "fgsm", "--quiet"]
     assert main([*words, "--weights", "last"]) == 0

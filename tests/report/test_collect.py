@@ -74,6 +74,19 @@ def test_an_audit_vouches_for_its_own_weights_data_and_threat_alone(tmp_path, ch
     assert (run.audit is not None) is vouches
 
 
+def test_an_evaluation_from_before_training_went_on_does_not_speak(tmp_path):
+    """Of more images, and under the same name: but those weights are no more."""
+    path = make_run(tmp_path / "run")
+    about = {"model": "small-cnn", "objective": "aalp", "seed": 0, "parameters": 1}
+    for name, created, epoch, images in (("early", "2020", 2, 400), ("test", "2021", 5, 40), ("last", "2022", 9, 40)):
+        file = "last" if name == "last" else "best"
+        model = {**about, "epoch": epoch}
+        write_evaluation(path, name, 0.5, model=model, images=images, weights=f"{path}/weights/{file}.safetensors")
+        record = path / "evaluations" / f"{name}.json"
+        record.write_text(json.dumps({**json.loads(record.read_text()), "created": created}))
+    assert [record["path"].stem for record in read(path).evaluations] == ["test", "last", "early"]
+
+
 def test_the_newest_audit_and_analysis_speak(tmp_path):
     path = make_run(tmp_path / "run", audit="pass")
     write_audit(path, "fail", number=2)

@@ -108,6 +108,6 @@ def _records(path: Path, config: Record, which: str, metadata: Record) -> tuple[
         return Path(record["weights"]).stem == which and same_epoch
 
     evaluation = next((record for record in run.evaluations if of_these(record)), None)
-    about = evaluation or {"data": {}, "threat": {}, **metadata, "weights": f"{which}.safetensors"}
+    about = evaluation or {"data": {}, "threat": {}, **metadata, "weights": f"{which}.safetensors", "model": {}}
     audits = [record for record in run.audits if of_these(record) and same_subject(record, about)]
     return evaluation, max(audits, key=lambda record: str(record.get("created", "")), default=None)

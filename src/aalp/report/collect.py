@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aalp.errors import RunError
 from aalp.report.style import Series, series
-from aalp.report.telling import age, of_trained_data, same_subject, telling
+from aalp.report.telling import age, of_trained_data, outdated, same_subject, telling
 from aalp.store.checkpoint import read_foreign_tensors, read_metadata
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory
@@ -103,7 +103,8 @@ def read_run(path: Path, config: Mapping[str, Any]) -> Run:
     audits = [_record(file, "audit") for file in sorted(directory.audits.glob("*.json"))]
     analyses = [_record(file, "analysis") for file in sorted(directory.analyses.glob("*/analysis.json"))]
     digest = _trained_digest(directory, config, evaluations)
-    evaluations.sort(key=lambda record: telling(record, config, digest), reverse=True)
+    found = list(evaluations)  # a list that is being sorted is empty
+    evaluations.sort(key=lambda record: (not outdated(record, found), telling(record, config, digest)), reverse=True)
     audits.sort(key=lambda record: (not evaluations or same_subject(record, evaluations[0]), age(record)), reverse=True)
     # An analysis has no verdict that a newer one would take back: of more images it is the better one.
     analyses.sort(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,23 @@ def age(record: Mapping[str, Any]) -> tuple[str, str]:
     return str(record.get("created", "")), str(record["path"])
 
 
+def outdated(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a record is of weights that are no more: the newest of the records on a file of that name is of another epoch."""
+    newest = max((other for other in records if Path(other["weights"]).name == Path(record["weights"]).name), key=age)
+    return _of_other_epochs(record, newest)
+
+
+def _of_other_epochs(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Training that went on between them wrote other weights under the same name."""
+    epochs = {(one.get("model") or {}).get("epoch") for one in (record, other)} - {None}
+    return len(epochs) > 1
+
+
 def same_subject(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two records are of the same weights, data and threat."""
-    epochs = [(one.get("model") or {}).get("epoch") for one in (record, other)]
     return (
         Path(record["weights"]).name == Path(other["weights"]).name
-        # Training that went on since wrote other weights under the same name.
-        and (None in epochs or epochs[0] == epochs[1])
+        and not _of_other_epochs(record, other)
         and _same_data(record["data"], other["data"])
         and same_threat(record["threat"], other["threat"])
     )
