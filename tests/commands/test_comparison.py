@@ -102,6 +102,17 @@ def test_a_sentence_says_over_how_many_seeds_and_what_its_interval_is() -> None:
     assert sentences(one) == ["aalp minus at, autoattack: +15.0 points with one seed: no real difference shown"]
 
 
+def test_many_tests_are_said_to_give_stars_by_chance() -> None:
+    """15 rows beside the reference with two figures each, the seconds not counted: 30 tests, 1.5 of them by chance."""
+    found = cells({f"row{number}": [0.6 + number / 100, 0.61] for number in range(16)})
+    for cell in found:
+        cell["figures"]["train_seconds"] = 1.0
+    record = {**summary(found, list(dict.fromkeys(cell["objective"] for cell in found))), "split": "test", "command": "c"}
+    assert "each column by itself; of 30 tests about 2 would give one by chance)" in markdown(record)
+    few = {**summary(found[:4], ["row0", "row1"]), "split": "test", "command": "c"}
+    assert "each column by itself)" in markdown(few)
+
+
 def test_a_table_says_of_which_images_threat_and_seeds_it_is() -> None:
     found = cells({"at": [0.60, 0.62], "aalp": [0.75, 0.78]}, images=300)
     for cell in found:

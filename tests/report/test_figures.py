@@ -76,6 +76,11 @@ def test_captions_say_which_split_was_attacked_and_what_bars_of_several_seeds_ar
     assert "bars" not in observations.first(alone, "")[-1].caption
 
 
+def test_the_caption_of_the_top_features_claims_no_robustness_of_a_masked_network(groups):
+    top = next(figure for figure in observations.first(groups, "") if figure.name == "top-k")
+    assert "no network of k features was attacked" in top.caption
+
+
 def test_the_end_of_the_eps_curve_is_told_rather_than_drawn(groups):
     figure = figures.eps_curve(groups)
     assert figure.layout["xaxis"]["range"][1] < 0.1

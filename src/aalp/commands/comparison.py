@@ -44,6 +44,11 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
         "figure": judged,
         "differences": {name: found[judged] for name, found in tests.items()},
         "apart": {name: threats[name] for name in names if threats[name] != threats[reference]},
+        "tests": sum(
+            gap is not None and gap["interval"] is not None and column not in UNSHOWN
+            for found in tests.values()
+            for column, gap in found.items()
+        ),
         "real": {name: [column for column, gap in found.items() if gap and gap["real"]] for name, found in tests.items()},
     }
     audits = {name: [cell.get("audit") for cell in cells if cell["objective"] == name] for name in names}
@@ -171,8 +176,12 @@ def _values(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _legend(record: Mapping[str, Any]) -> str:
+    compared = record["compared"]
+    by_chance = f"; of {compared['tests']} tests about {compared['tests'] / 20:.0f} would give one by chance" * (
+        compared["tests"] >= 20
+    )
     return (
-        f"* another figure than {record['compared']['reference']}'s at 95 % (paired t test over seeds, each column by itself)"
+        f"* another figure than {compared['reference']}'s at 95 % (paired t test over seeds, each column by itself{by_chance})"
     )
 
 

@@ -32,7 +32,8 @@ def first(groups: Sequence[Group], about: str) -> list[Figure]:
         line_figure(
             "contributions",
             "Positive contributions, largest first",
-            f"{about} Mean over the images. The sooner a line is up, the fewer features decide.",
+            f"{about} Contributions to the predicted class under attack, mean over the images. The sooner a line is up, the "
+            "fewer features decide.",
             groups,
             curve,
             count_axis("features"),
@@ -41,7 +42,8 @@ def first(groups: Sequence[Group], about: str) -> list[Figure]:
         line_figure(
             "top-k",
             "Robust accuracy with the top features alone",
-            f"{about} Only the k features that contribute most are kept.",
+            f"{about} Only the k features that contribute most are kept. The images were attacked with all of them: no "
+            "network of k features was attacked, and its robustness is not shown.",
             groups,
             kept,
             count_axis("features kept"),
