@@ -118,6 +118,19 @@ def test_the_digest_of_a_folder_does_not_depend_on_where_it_lies_and_sees_what_i
     assert load_source(f"folder:{moved}", options).digest != before
 
 
+@pytest.mark.parametrize("limit", [4.0, 0.0])
+def test_the_digest_tells_images_that_are_stretched_from_images_that_are_cropped(
+    limit: float, tmp_path: Path, write_images: Callable[..., Path]
+) -> None:
+    for tone, name in ((0, "cat"), (180, "dog")):
+        write_images(tmp_path / "wide" / name, 10, size=(16, 8), tone=tone)
+    digests = {
+        load_source(f"folder:{tmp_path / 'wide'}", DataOptions(size=8, resizing=resizing, memory_limit=limit)).digest
+        for resizing in ("stretch", "crop")
+    }
+    assert len(digests) == 2
+
+
 def test_cifar10_has_its_own_classes_in_its_own_order(shared_data: Path, tmp_path: Path) -> None:
     wanted = {
         f"cifar10/{split}/{name}/{stem}.jpg" for split in ("train", "test") for name in CIFAR10 for stem in ("0001", "0002")

@@ -95,13 +95,13 @@ UNSHOWN = frozenset({"train_seconds"})
 
 def _table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     columns = [column for column in record["columns"] if column not in UNSHOWN]
-    real = record["compared"].get("real", {})
+    real = record["compared"]["real"]
     rows = [
         [name, *(_show(column, figures.get(column)) + " *" * (column in real.get(name, ())) for column in columns)]
         for name, figures in record["table"].items()
     ]
     for row in rows:
-        row.append(_verdicts(record.get("audits", {}).get(row[0], [])))
+        row.append(_verdicts(record["audits"][row[0]]))
     return ["objective", *columns, "audit"], rows
 
 
@@ -148,7 +148,7 @@ def cautions(record: Mapping[str, Any]) -> list[str]:
 def _distrusted(record: Mapping[str, Any]) -> list[str]:
     """One sentence for each row with runs that an audit, or the cheap gates of an evaluation, did not let pass."""
     lines = []
-    for name, verdicts in record.get("audits", {}).items():  # records from before there were audits have none
+    for name, verdicts in record["audits"].items():
         failed = [verdict for verdict in verdicts if verdict in ("fail", CHEAP_GATES_FAIL)]
         if failed:
             which = "its run" if len(verdicts) == 1 else f"{len(failed)} of its {len(verdicts)} runs"
@@ -165,7 +165,7 @@ def rows_apart(record: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} is trained for and attacked at {threat['norm']} eps {threat['eps']:.4g}, another threat than "
         f"{compared['reference']}'s: no difference between the two is told"
-        for name, threat in compared.get("apart", {}).items()  # records from before there was one have none
+        for name, threat in compared["apart"].items()
     ]
 
 
@@ -198,7 +198,7 @@ def _title(record: Mapping[str, Any]) -> str:
 
 def text(record: Mapping[str, Any]) -> str:
     """A comparison's record for the screen: what it is of, the table, the values by seed, the differences."""
-    starred = any(record["compared"].get("real", {}).values())
+    starred = any(record["compared"]["real"].values())
     table = text_table(*_table(record)) + f"\n{_legend(record)}" * starred
     parts = [_title(record), table, text_table(*_values(record)), "\n".join([*sentences(record), *cautions(record)])]
     return "\n\n".join(part for part in parts if part)

@@ -85,7 +85,7 @@ def check_same_data(directory: RunDirectory, source: Source) -> None:
     trained = (read_metadata(weights).get("data") or {}).get("digest") if weights.is_file() else None
     if trained not in (None, source.digest):
         other = f"'{directory.path}' was trained on other images than '{source.name}' has now"
-        raise RunError(f"{other}: put those back, or start another --run")
+        raise RunError(f"{other}: put those back (or the version of Pillow that decoded them), or start another --run")
 
 
 def _group(default: Any, stored: Mapping[str, Any]) -> Any:
