@@ -182,6 +182,13 @@ def test_ctrl_c_on_the_command_line_saves_and_the_resumed_run_ends_as_an_undistu
         assert (run / name).read_bytes() == (tiny_run / name).read_bytes()
 
 
+def test_a_run_whose_last_weights_are_damaged_goes_on_from_its_states(copied_run: Path) -> None:
+    """What data they were trained on cannot be read from them: that stops nothing."""
+    weights = copied_run / "weights" / "last.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert main(["train", "--resume", str(copied_run), "--quiet"]) == 0
+
+
 def test_a_diverged_training_gives_exit_code_1_and_one_line(
     tmp_path: Path, train_words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,8 +81,11 @@ def check_same_data(directory: RunDirectory, source: Source) -> None:
     Raises:
         RunError: the weights that it has left so far were trained on other images or labels than the source has.
     """
-    weights = directory.weights("last")
-    trained = (read_metadata(weights).get("data") or {}).get("digest") if weights.is_file() else None
+    try:
+        about = read_metadata(directory.weights("last")).get("data")
+    except RunError:  # none yet, or damaged: a run goes on from its states
+        return
+    trained = about.get("digest") if isinstance(about, Mapping) else None
     if trained not in (None, source.digest):
         other = f"'{directory.path}' was trained on other images than '{source.name}' has now"
         raise RunError(f"{other}: put those back (or the version of Pillow that decoded them), or start another --run")
