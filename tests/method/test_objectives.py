@@ -9,7 +9,7 @@ import torch
 from method_helpers import linear_classifier, pixels, seeded, smooth_classifier
 
 import aalp
-from aalp.errors import OptionError
+from aalp.errors import DataError, ModelError, OptionError
 from aalp.method import losses
 from aalp.method.aalp import AALP
 from aalp.method.guided_dropout import GuidedDropout
@@ -319,3 +319,38 @@ def test_every_named_objective_builds_and_takes_the_numbers_it_lists(name):
     built = make(**{number: values[number] for number in numbers})
     for number in numbers:
         assert getattr(built, number) == values[number]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_type_mean_the_same(name, kind):
+    # As uint8 labels of as many images as there are classes would be a mask on the head's rows.
+    classifier, images, labels = (
+        smooth_classifier().float(),
+        torch.rand(3, 1, 2, 3, generator=seeded()),
+        torch.tensor([0, 1, 1]),
+    )
+    one, other = (ALL[name](classifier, images, images, given, generator=seeded()) for given in (labels, labels.to(kind)))
+    assert one.total.equal(other.total)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (CLEAN, [0, 1], "labels are of type list: give a tensor of integers"),
+        (CLEAN, torch.eye(2), r"labels are torch.float32 of shape \(2, 2\): .* labels.argmax"),
+        (CLEAN, LABELS[:, None], r"labels are torch.int64 of shape \(2, 1\)"),
+        (CLEAN, LABELS > 0, r"labels are torch.bool"),
+        (CLEAN.byte(), LABELS, r"images are torch.uint8: .*images.float\(\) / 255"),
+        (CLEAN.numpy(), LABELS, "images are of type ndarray: give a tensor"),
+    ],
+)
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_no_batch_is_refused_by_every_objective(name, images, labels, message):
+    with pytest.raises(DataError, match=message):
+        ALL[name](HAND, images, ADVERSARIAL, labels)
+
+
+def test_aalp_asks_for_a_classifier_where_it_is_given_a_network():
+    with pytest.raises(ModelError, match=r"the classifier is a Linear: .* give it an aalp\.Classifier"):
+        AALP()(nn.Linear(2, 2), CLEAN, ADVERSARIAL, LABELS)

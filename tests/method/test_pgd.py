@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_helpers import linear_classifier, pixels, seeded
 
-from aalp.errors import OptionError
+from aalp.errors import DataError, OptionError
 from aalp.method import losses
 from aalp.method.objectives import TRADES
 from aalp.method.pgd import AgainstClean, AttackOptions, perturb
@@ -295,3 +295,46 @@ def test_an_observer_sees_every_point_that_a_gradient_is_taken_at_and_changes_no
     assert bool(Linf(0.1).contains(points[0], images).all())
     # The last point is one step before the result.
     assert 0 < (watched - points[-1]).abs().amax() <= 0.1 * 2.5 / 3 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [(lambda images: (images - 0.5) / 0.25, r"\[-1.9"), (lambda images: images * 255, r"\[2.*, 25")],
+    ids=["normalised", "0..255"],
+)
+def test_images_outside_the_pixel_range_are_refused_instead_of_cut(change, shown, normed_classifier, noise_images):
+    images, labels = noise_images
+    with pytest.raises(DataError, match=rf"pixel values in {shown}.*: scale them to \[0, 1\], .* mean="):
+        perturb(normed_classifier, change(images), labels, Linf(0.1), 2)
+
+
+def test_pixels_that_are_out_of_range_by_rounding_are_images(normed_classifier, noise_images):
+    images, labels = noise_images
+    adversarial = perturb(normed_classifier, images.clamp_min(1 + 2e-7), labels, Linf(0.1), 2)
+    assert adversarial.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), r"images are torch.uint8: .*images.float\(\) / 255"),
+        (torch.zeros(2, 1, 8, 8), [0, 1], "labels are of type list"),
+        (torch.zeros(2, 1, 8, 8), torch.eye(3)[:2], "labels.argmax"),
+        (torch.zeros(2, 1, 8, 8), torch.tensor([0, 1, 2]), "2 images and 3 labels"),
+    ],
+)
+@pytest.mark.parametrize("loss", [losses.cross_entropy, TRADES().inner])
+def test_what_is_no_batch_is_refused(images, labels, message, loss, normed_classifier):
+    with pytest.raises(DataError, match=message):
+        perturb(normed_classifier, images, labels, Linf(0.1), 2, loss=loss)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, TRADES().inner])
+def test_an_attack_under_inference_mode_is_the_same_attack(loss, normed_classifier, noise_images):
+    mask = torch.ones(6, 144)
+    outside = perturb(normed_classifier, *noise_images, Linf(0.1), 3, loss=loss, mask=mask, generator=seeded())
+    with torch.inference_mode():
+        images, labels, mask = (tensor.clone() for tensor in (*noise_images, mask))
+        inside = perturb(normed_classifier, images, labels, Linf(0.1), 3, loss=loss, mask=mask, generator=seeded())
+        assert torch.is_inference_mode_enabled()
+    assert inside.equal(outside)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aalp.errors import OptionError, unknown_name
+from aalp.errors import ModelError, OptionError, unknown_name
 from aalp.method import losses
 from aalp.method.contributions import contributions
 from aalp.method.guided_dropout import GuidedDropout, keep_mask
@@ -64,6 +64,9 @@ class AALP(Objective):
 
     def loss(self, batch: Batch) -> LossParts:
         classifier, labels, mask = batch.classifier, batch.labels, batch.mask
+        if not hasattr(classifier, "head_weight"):
+            kind = type(classifier).__name__
+            raise ModelError(f"the classifier is a {kind}: AALP looks at features, give it an aalp.Classifier")
         features = classifier.features(torch.cat([batch.images, batch.adversarial]))
         if mask is None:
             mask = self.mask(classifier, features.detach()[len(labels) :], labels, batch.progress, batch.generator)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aalp.errors import OptionError
 from aalp.method import losses
+from aalp.method.batches import class_numbers, float_images
 from aalp.method.pgd import ImageClassifier, InnerLoss
 from aalp.method.sample_weights import conflict_cosine
 
@@ -80,11 +81,15 @@ class Objective:
             classifier: an `aalp.Classifier` in training mode.
             images: (N, ...) clean images in [0, 1].
             adversarial: (N, ...) what `aalp.perturb` made of them.
-            labels: (N,) integers in 0..C-1.
+            labels: (N,) integers in 0..C-1, of any integer type.
             progress: share of the training that is done, 0 to 1 (ramps).
             generator: source of randomness, on the images' device.
             mask: feature factors (N, D) to use instead of drawing them (AALP that attacked through its mask).
+
+        Raises:
+            DataError: images are no floats, or labels no (N,) integers.
         """
+        images, adversarial, labels = float_images(images), float_images(adversarial), class_numbers(labels)
         return self.loss(Batch(classifier, images, adversarial, labels, progress, generator, mask))
 
 

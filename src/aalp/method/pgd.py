@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from aalp.errors import OptionError
+from aalp.errors import DataError, OptionError
+from aalp.method.batches import check_range, class_numbers, float_images, ordinary
 from aalp.method.losses import cross_entropy
 from aalp.method.threat import Threat
 
@@ -126,12 +127,13 @@ def perturb(
     """Adversarial images: projected gradient ascent on `loss` inside the threat ball.
 
     The classifier attacks in evaluation mode (BatchNorm statistics fixed, no dropout) and gets
-    back the mode it came in, also when the attack raises. No gradient reaches its weights.
+    back the mode it came in, also when the attack raises. No gradient reaches its weights. It may be called under
+    `torch.no_grad` or `torch.inference_mode`.
 
     Args:
         classifier: an `aalp.Classifier`.
         images: (N, ...) float in [0, 1], on the classifier's device.
-        labels: (N,) integers in 0..C-1.
+        labels: (N,) integers in 0..C-1, of any integer type.
         threat: the ball, such as `aalp.Linf(8 / 255)`.
         steps: gradient steps.
         step_size: size of a step in pixel units; by default 2.5 eps / steps, at most eps.
@@ -147,13 +149,22 @@ def perturb(
 
     Raises:
         OptionError: steps or step_size make no sense.
+        DataError: images are no floats in [0, 1] (on a GPU only the first batch's range is looked at), or there is not one
+            integer label an image.
     """
     step_size_eps = None if step_size is None else step_size / threat.eps
     options = AttackOptions(steps, step_size_eps, random_start, project)
     if loss is None:
         return images
-    images = images.detach()
-    with evaluating(classifier), torch.enable_grad():
+    images, labels = float_images(images), class_numbers(labels)
+    if len(images) != len(labels):
+        raise DataError(f"there are {len(images)} images and {len(labels)} labels: there has to be one label an image")
+    if images.device.type == "cpu" or not getattr(classifier, "verified", True):
+        check_range(images)  # elsewhere on an `aalp.Classifier`'s first batch alone: the host waits for the answer
+    # Inference mode is left first: leaving it turns gradients on.
+    with torch.inference_mode(False), evaluating(classifier), torch.enable_grad():
+        images, labels = ordinary(images.detach()), ordinary(labels)
+        mask = None if mask is None else ordinary(mask)
         logits_of = _logits_through(classifier, mask)
         ascend = _with_clean(loss, logits_of, images) if isinstance(loss, AgainstClean) else loss
         adversarial = threat.random_start(images, generator, random_start) if random_start > 0 else images
