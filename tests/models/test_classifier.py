@@ -290,3 +290,36 @@ def test_features_leave_no_hook_behind(images):
     with pytest.raises(RuntimeError):
         classifier.features(torch.rand(2, 3, 5, 5))
     assert not classifier.linear._forward_hooks
+
+
+@pytest.mark.parametrize("how", ["around", "in place", "a part"])
+def test_a_compiled_network_shows_its_features(how, images):
+    network = NETWORKS["thin-resnet"]()
+    plain = Classifier(copy.deepcopy(network)).eval()
+    if how == "in place":
+        network.compile(backend="eager")
+    elif how == "a part":
+        network = nn.Sequential(torch.compile(network, backend="eager"))
+    else:
+        network = torch.compile(network, backend="eager")
+    classifier = Classifier(network).eval()
+    torch.testing.assert_close(classifier(images), plain(images))
+    # The first pass compiled it, with or without a hook.
+    for _ in range(2):
+        torch.testing.assert_close(classifier.features(images), plain.features(images))
+        torch.testing.assert_close(classifier(images), plain(images))
+
+
+def test_a_compiled_classifier_shows_its_features(images):
+    classifier = Classifier(NETWORKS["thin-resnet"]()).eval()
+    features, logits = classifier.features(images), classifier(images)
+    classifier.compile(backend="eager")
+    torch.testing.assert_close(classifier(images), logits)
+    torch.testing.assert_close(classifier.features(images), features)
+
+
+@pytest.mark.parametrize("normalisation", [{}, {"mean": [0.5] * 3, "std": [0.25] * 3}])
+def test_images_of_integers_are_refused(normalisation, images):
+    classifier = Classifier(mlp(), **normalisation)
+    with pytest.raises(DataError, match=r"images are torch.uint8: give floats in \[0, 1\], such as images.float\(\) / 255"):
+        classifier((images * 255).byte())

@@ -57,7 +57,7 @@ def test_a_network_that_uses_every_global_generator_resumes_exactly(stop: int, f
     def make(name: str, **changes: Any) -> Fit:
         torch.manual_seed(0)
         classifier = Classifier(Restless())
-        classifier._verified = True  # two passes over the same images differ: just what this is about
+        classifier.verified = True  # two passes over the same images differ: just what this is about
         return fit_plan(name, {"ema": 0.0}, classifier=classifier, **changes)
 
     undisturbed = make("undisturbed")

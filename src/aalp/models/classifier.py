@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from aalp.errors import DataError, ModelError
+from aalp.method.batches import float_images
 from aalp.models.heads import Head, find_head, head_layer
 
 
 def check_classifier(model: object) -> None:
-    """Refuse what is no classifier yet.
+    """Refuse what is no classifier yet, or one that cannot be judged in float32.
 
     Raises:
         ModelError: naming what it is.
     """
     if not isinstance(model, Classifier):
-        raise ModelError(f"the classifier is a {type(model).__name__}: wrap the network, aalp.Classifier(network)")
+        # As data parallelism and torch.compile wrap it.
+        wrapped = isinstance(model, nn.Module) and any(isinstance(module, Classifier) for module in model.modules())
+        remedy = "give the aalp.Classifier inside it" if wrapped else "wrap the network, aalp.Classifier(network)"
+        raise ModelError(f"the classifier is a {type(model).__name__}: {remedy}")
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise ModelError(
+                f"the classifier's '{name}' is {parameter.dtype}: robustness is judged in float32, give "
+                "copy.deepcopy(classifier).float()"
+            )
 
 
 class Classifier(nn.Module):
@@ -41,10 +52,12 @@ class Classifier(nn.Module):
     Attributes:
         num_classes: C.
         num_features: D, the width of the head's input.
+        verified: whether a first batch has been seen, and its logits were the head's.
 
     Raises:
         ModelError: at once, if there is no such Linear or mean and std do not fit together; at the
             first batch, if the network's output is not what that Linear gave.
+        DataError: at any batch, if the images are no floats, or have other channels than the mean.
     """
 
     mean: Tensor
@@ -64,7 +77,7 @@ class Classifier(nn.Module):
         mean_values, std_values = _normalisation(mean, std)
         self.register_buffer("mean", mean_values)
         self.register_buffer("std", std_values)
-        self._verified = False
+        self.verified = False
 
     @property
     def linear(self) -> Head:
@@ -86,14 +99,14 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C) of images (N, ...) in [0, 1]."""
-        if not self._verified:
+        if not self.verified:
             self.verify(images)
         logits: Tensor = self.network(self.normalise(images))
         return logits
 
     def features(self, images: Tensor) -> Tensor:
         """The input h (N, D) of the head for images (N, ...) in [0, 1]: logits are `head(features(images))`."""
-        if not self._verified:
+        if not self.verified:
             self.verify(images)
         return self._run(images)[0]
 
@@ -106,6 +119,7 @@ class Classifier(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(images - mean) / std, per channel."""
+        images = float_images(images)  # 0..255 would pass as well, and mean something else
         if self.mean.numel() == 0:
             return images
         if images.dim() < 2 or self.mean.numel() not in (1, images.shape[1]):
@@ -141,7 +155,7 @@ class Classifier(nn.Module):
             )
         if features.dim() != 2:
             raise ModelError(f"{name} takes features of shape {tuple(features.shape)}: one row (N, D) an image is needed")
-        self._verified = True
+        self.verified = True
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor, object]:
         """The network's pass, seen at its head: the head's input and output, and the network's output."""
@@ -153,7 +167,8 @@ class Classifier(nn.Module):
 
         handle = self.linear.register_forward_hook(look)
         try:
-            output = self.network(self.normalise(images))
+            with _hooks_seen(self.network):
+                output = self.network(self.normalise(images))
         finally:
             handle.remove()
         if not seen:
@@ -162,6 +177,14 @@ class Classifier(nn.Module):
                 "name one that does with head=... (--model_options.head)"
             )
         return *seen[-1], output
+
+
+def _hooks_seen(network: nn.Module) -> AbstractContextManager[object]:
+    """A compiled network, or one with a compiled part, as it is written inside the block: compiled code runs past hooks."""
+    if torch.compiler.is_compiling():  # all of the classifier is, and its hooks with it
+        return nullcontext()
+    compiled = any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in network.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def with_own_buffers(classifier: Classifier, tensors: Mapping[str, Tensor]) -> Classifier:
