@@ -308,6 +308,15 @@ def test_l2_and_the_public_name_work(trained: Runs, digits: Digits) -> None:
     assert 0 < (found.robust or 0) <= found.clean
 
 
+def test_an_audit_under_inference_mode_is_the_same(trained: Runs, digits: Digits) -> None:
+    small = dataclasses.replace(EFFORT, steps=5, restarts=1, queries=20, stand_in_steps=5, adaptive_steps=5)
+    classifier, images, labels = trained("at"), digits[0][:40], digits[1][:40]
+    outside = audit(classifier, images, labels, Linf(0.2), effort=small)
+    with torch.inference_mode():
+        inside = audit(classifier, images.clone(), labels.clone(), Linf(0.2), effort=small)
+    assert [result.finding for result in inside.gates] == [result.finding for result in outside.gates]
+
+
 def test_bad_arguments_are_named(trained: Runs, digits: Digits) -> None:
     classifier = trained("at")
     with pytest.raises(OptionError, match="threat is missing"):

@@ -239,6 +239,9 @@ def test_progress_is_told_before_each_batch_and_at_the_end(small_classifier: Cal
         ({"images": np.zeros((2, 1, 8, 8))}, "images of type ndarray: give a tensor"),
         ({"labels": [0, 1]}, "labels of type list: give a tensor"),
         ({"classifier": nn.Linear(2, 2)}, r"a Linear: wrap the network, aalp\.Classifier"),
+        ({"classifier": nn.DataParallel(Classifier(Constant()))}, r"a DataParallel: give the aalp\.Classifier inside it"),
+        ({"classifier": Classifier(Constant()).bfloat16()}, r"'network.logits.weight' is torch.bfloat16: .* in float32, give"),
+        ({"classifier": Classifier(Constant()).double()}, r"'network.logits.weight' is torch.float64: .*\.float\(\)"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(
@@ -283,3 +286,21 @@ def test_the_interval_matches_published_values_and_needs_images() -> None:
     assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
     with pytest.raises(ValueError, match="without images"):
         wilson_interval(0, 0)
+
+
+def test_pixels_that_are_out_of_range_by_rounding_are_evaluated_as_the_nearest_in_it(small_classifier) -> None:
+    # As torchvision's Resize makes them of white float images.
+    classifier, images, labels = small_classifier(), torch.rand(4, 1, 8, 8).round(), torch.arange(4)
+    exact, rounded = (evaluate(classifier, given, labels, Linf(0.1), FAST) for given in (images, images * (1 + 2e-7) - 1e-7))
+    assert rounded.broken_by.equal(exact.broken_by)
+
+
+def test_an_evaluation_under_inference_mode_is_the_same(small_classifier) -> None:
+    classifier, images = small_classifier(), torch.rand(4, 1, 8, 8)
+    labels = classifier(images).argmax(1)  # right, so that there is something to attack
+    attacks = [*FAST, "apgd-ce", "fab-t"]
+    outside = evaluate(classifier, images, labels, Linf(0.02), attacks)
+    with torch.inference_mode():
+        inside = evaluate(classifier, images.clone(), labels.clone(), Linf(0.02), attacks)
+    assert inside.broken_by.equal(outside.broken_by)
+    assert outside.clean_accuracy == 1.0

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from aalp.data.images import Resizing
 from aalp.data.split import ResidentSplit
 from aalp.errors import DataError
+from aalp.method.batches import ROUNDING, ordinary
 
 
 def check_images(images: Tensor, labels: Tensor, num_classes: int, what: str) -> None:
@@ -33,7 +34,7 @@ def check_images(images: Tensor, labels: Tensor, num_classes: int, what: str) ->
             position = int((~torch.isfinite(images).flatten(1).all(1)).nonzero()[0])
             raise DataError(f"{what} image {position} has a value that is not finite: clean the data first")
         low, high = float(images.min()), float(images.max())
-        if low < 0 or high > 1:
+        if low < -ROUNDING or high > 1 + ROUNDING:
             raise DataError(f"{what} has pixel values in [{low:g}, {high:g}]: scale them to [0, 1] or pass uint8")
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.dim() != 1:
         raise DataError(f"{what} has labels of type {labels.dtype} and shape {tuple(labels.shape)}: one integer an image")
@@ -66,7 +67,13 @@ def as_tensors(images: Any, labels: Any, num_classes: int, what: str) -> tuple[T
         if not isinstance(value, Tensor):
             raise DataError(f"{what} has {name} of type {type(value).__name__}: give a tensor, torch.as_tensor({name})")
     check_images(images, labels, num_classes, what)
-    return images, labels.long()
+    return ordinary(in_range(images)), ordinary(labels.long())
+
+
+def in_range(images: Tensor) -> Tensor:
+    """Checked images without the rounding that `check_images` forgives: attacks and balls know [0, 1] alone."""
+    rounded = images.is_floating_point() and (float(images.min()) < 0 or float(images.max()) > 1)
+    return images.clamp(0, 1) if rounded else images
 
 
 def open_npz(path: Path) -> tuple[ResidentSplit, ResidentSplit, tuple[str, ...]]:
@@ -95,7 +102,7 @@ def open_npz(path: Path) -> tuple[ResidentSplit, ResidentSplit, tuple[str, ...]]
         what = f"'{path}' {split}"
         images, labels = as_images(arrays[f"x_{split}"], what), _labels(arrays[f"y_{split}"], what)
         check_images(images, labels, num_classes, what)
-        splits.append(ResidentSplit(images, labels))
+        splits.append(ResidentSplit(in_range(images), labels))
     if splits[0].image_shape != splits[1].image_shape:
         raise DataError(
             f"'{path}' has training images of {splits[0].image_shape} and test images of {splits[1].image_shape}: "

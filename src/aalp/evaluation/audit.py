@@ -108,6 +108,7 @@ class Audit:
         return f"{text}; {figures}"
 
 
+@torch.inference_mode(False)
 def audit(
     classifier: Classifier,
     images: Tensor,

@@ -98,6 +98,7 @@ class Evaluation:
         return float((self.broken_by == 0).double().mean()) if self.results else math.nan
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def evaluate(
     classifier: Classifier,
