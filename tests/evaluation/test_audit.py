@@ -321,6 +321,8 @@ def test_bad_arguments_are_named(trained: Runs, digits: Digits) -> None:
     classifier = trained("at")
     with pytest.raises(OptionError, match="threat is missing"):
         audit(classifier, *digits)
+    with pytest.raises(OptionError, match=r"threat is 0\.2: give one"):
+        audit(classifier, *digits, 0.2)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="batch_size is 0"):
         audit(classifier, *digits, Linf(0.2), batch_size=0)
     with pytest.raises(DataError):

@@ -63,6 +63,61 @@ def test_an_own_function_is_given_images_labels_and_the_ball_and_may_take_gradie
     assert result.results[0].accuracy >= result.results[1].accuracy
 
 
+def test_one_function_needs_no_list(batch: Batch) -> None:
+    result = evaluate(*batch, Linf(0.1), attacks=moved(0.5))
+    assert [attack.name for attack in result.results] == ["test_foreign_attacks:moved.<locals>.attack"]
+
+
+class Jumpy(nn.Module):
+    """Right on every image in evaluation mode, wrong on every one in training mode, with statistics that a pass moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(64), nn.Linear(64, 2)
+        nn.init.zeros_(self.head.weight)
+        self.head.bias.data = torch.tensor([1.0, -1.0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.norm(images.flatten(1))
+        return self.head(features) if not self.training else self.head(features) * -1
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_an_attack_that_treats_the_model_as_a_training_does_leaves_nothing_on_it(raises: bool) -> None:
+    classifier = Classifier(Jumpy()).train()
+    classifier.network.norm.eval()
+    classifier.network.head.bias.grad = torch.ones(2)
+    grad, before = classifier.network.head.bias.grad, {name: value.clone() for name, value in classifier.state_dict().items()}
+
+    def attack(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+        model.eval()
+        torch.nn.functional.cross_entropy(model(images.requires_grad_()), labels).backward()
+        model.train()
+        model(images)
+        model.requires_grad_(False)
+        if raises:
+            raise ValueError("no")
+        return images.detach()
+
+    def run() -> None:
+        images, labels = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
+        # Two batches: the second would start from what the first one left.
+        assert evaluate(classifier, images, labels, Linf(0.1), attacks=attack, batch_size=2).robust_accuracy == 1.0
+
+    if raises:
+        with pytest.raises(OptionError, match="ValueError: no"):
+            run()
+    else:
+        run()
+    assert [module.training for module in classifier.modules()] == [True, True, False, True]
+    assert all(parameter.requires_grad for parameter in classifier.parameters())
+    assert classifier.network.head.bias.grad is grad
+    assert grad.tolist() == [1.0, 1.0]
+    assert classifier.network.head.weight.grad is None
+    for name, value in classifier.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=["linf", "l2"])
 def test_what_leaves_the_ball_counts_as_failed_and_is_counted_what_rounds_is_projected(batch: Batch, threat: Threat) -> None:
     classifier, images, labels = batch

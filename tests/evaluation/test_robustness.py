@@ -227,6 +227,7 @@ def test_progress_is_told_before_each_batch_and_at_the_end(small_classifier: Cal
     ("changes", "message"),
     [
         ({"threat": None}, "threat is missing"),
+        ({"threat": 0.1}, r"threat is 0.1: give one, such as Linf\(8 / 255\)"),
         ({"labels": None}, "labels are missing"),
         ({"labels": torch.tensor([0, 4])}, r"label 4: labels have to be 0\.\.3"),
         ({"labels": torch.tensor([0])}, "2 images and 1 labels"),

@@ -338,3 +338,9 @@ def test_an_attack_under_inference_mode_is_the_same_attack(loss, normed_classifi
         inside = perturb(normed_classifier, images, labels, Linf(0.1), 3, loss=loss, mask=mask, generator=seeded())
         assert torch.is_inference_mode_enabled()
     assert inside.equal(outside)
+
+
+@pytest.mark.parametrize(("threat", "shown"), [(None, "missing"), (0.1, "0.1"), ("Linf", "'Linf'"), (Linf, "<class")])
+def test_what_is_no_threat_is_refused(threat, shown, normed_classifier, noise_images):
+    with pytest.raises(OptionError, match=rf"threat is {shown}.*: give one, such as Linf\(8 / 255\)"):
+        perturb(normed_classifier, *noise_images, threat)

@@ -195,7 +195,7 @@ def test_float64_images_stay_float64(ball):
 
 
 @BOTH
-@pytest.mark.parametrize("eps", [0.0, -0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("eps", [0.0, -0.1, float("nan"), float("inf"), "8/255", None])
 def test_a_radius_that_makes_no_sense_is_refused(ball, eps):
     with pytest.raises(OptionError, match=rf"eps is {eps}: .*positive number in pixel units, such as 8/255"):
         ball(eps)

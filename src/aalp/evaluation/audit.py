@@ -36,7 +36,7 @@ from aalp.evaluation.robustness import wilson_interval
 from aalp.method.losses import cross_entropy, margin
 from aalp.method.pgd import evaluating
 from aalp.method.precision import full_precision
-from aalp.method.threat import Threat
+from aalp.method.threat import Threat, check_threat
 from aalp.models.classifier import Classifier, check_classifier
 from aalp.seeding import derive_seed
 
@@ -148,8 +148,7 @@ def audit(
         ModelError: the classifier is none.
         DataError: images or labels are not what they have to be.
     """
-    if threat is None:
-        raise OptionError("threat is missing: give one, such as Linf(8 / 255)")
+    threat = check_threat(threat)
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}: it has to be at least 1")
     check_classifier(classifier)

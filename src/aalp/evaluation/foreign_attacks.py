@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aalp.errors import AalpError, OptionError, unknown_name
 from aalp.method.threat import Threat
@@ -74,6 +74,8 @@ def foreign_attack(name: str) -> tuple[AttackFunction, dict[str, float | int | s
 def own_attack(function: OwnAttack, name: str) -> AttackFunction:
     """A user's (model, images, labels) -> adversarial as an attack of ours: with gradients on, and with seeded generators.
 
+    Generators, and whatever it did to the model but to its weights, are put back.
+
     Raises (when it runs):
         OptionError: it raises, or returns something else than images of the shape that it got.
     """
@@ -82,7 +84,7 @@ def own_attack(function: OwnAttack, name: str) -> AttackFunction:
     def attack(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         devices = [images.device] if images.device.type == "cuda" else []
         # Copies of the images, since an attack may change them in place.
-        with torch.random.fork_rng(devices=devices), _generators_restored(), torch.enable_grad():
+        with torch.random.fork_rng(devices=devices), _generators_restored(), _model_restored(classifier), torch.enable_grad():
             seed_global_generators(seed)
             try:
                 result = function(classifier, images.clone(), labels.clone(), **({"threat": threat} if takes_threat else {}))
@@ -203,6 +205,30 @@ def _generators_restored() -> Iterator[None]:
     finally:
         random.setstate(ours)
         np.random.set_state(numpys)
+
+
+@contextmanager
+def _model_restored(model: nn.Module) -> Iterator[None]:
+    """The model's modes, gradients, statistics and what takes gradients as they were, after the block.
+
+    Code of trainings ends in `model.train()` and calls `backward`: the model would be judged in training mode, and come
+    back with gradients and other statistics.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    taken = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for parameter, _, _ in taken:
+        parameter.grad = None  # else `backward` adds to the caller's, in place
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, requires_grad, grad in taken:
+            parameter.requires_grad_(requires_grad).grad = grad
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 @contextmanager

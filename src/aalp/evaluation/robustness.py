@@ -28,7 +28,7 @@ from aalp.method.losses import logit_pairing
 from aalp.method.pgd import evaluating
 from aalp.method.precision import full_precision
 from aalp.method.sample_weights import conflict_cosine
-from aalp.method.threat import Threat
+from aalp.method.threat import Threat, check_threat
 from aalp.models.classifier import Classifier, check_classifier
 from aalp.seeding import derive_seed, seed_global_generators
 
@@ -105,7 +105,7 @@ def evaluate(
     images: Tensor | Split,
     labels: Tensor | None = None,
     threat: Threat | None = None,
-    attacks: str | Sequence[str | OwnAttack] = DEFAULT_ATTACKS,
+    attacks: str | OwnAttack | Sequence[str | OwnAttack] = DEFAULT_ATTACKS,
     *,
     batch_size: int = 250,
     seed: int = 0,
@@ -125,7 +125,7 @@ def evaluate(
         images: (N, channels, height, width) uint8 or in [0, 1], or a split, which brings its labels.
         labels: (N,) integers; only with image tensors.
         threat: the ball, such as `Linf(8 / 255)`.
-        attacks: names (see `evaluation/attacks.py`), also as one text with commas, or functions
+        attacks: names (see `evaluation/attacks.py`), also as one text with commas, or a function or several
             (model, images, labels) -> adversarial images, which are given the ball as `threat` if they have a parameter of
             that name; `clean` is always measured.
         batch_size: images attacked together.
@@ -142,8 +142,7 @@ def evaluate(
         ModelError: the classifier is none.
         DataError: images or labels are not what they have to be.
     """
-    if threat is None:
-        raise OptionError("threat is missing: give one, such as Linf(8 / 255)")
+    threat = check_threat(threat)
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}: it has to be at least 1")
     check_classifier(classifier)
@@ -154,7 +153,10 @@ def evaluate(
     else:
         images, labels = as_tensors(images, labels, classifier.num_classes, "the evaluation")
         split = ResidentSplit(images.cpu(), labels.cpu())
-    attacks = [name.strip() for name in attacks.split(",")] if isinstance(attacks, str) else attacks
+    if isinstance(attacks, str):
+        attacks = [name.strip() for name in attacks.split(",")]
+    elif callable(attacks):
+        attacks = [attacks]
     wanted = [name for name in dict.fromkeys(attacks) if name != "clean"]
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aalp.errors import DataError, OptionError
 from aalp.method.batches import check_range, class_numbers, float_images, ordinary
 from aalp.method.losses import cross_entropy
-from aalp.method.threat import Threat
+from aalp.method.threat import Threat, check_threat
 
 PerImageLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -148,10 +148,11 @@ def perturb(
         (N, ...) float, detached; in [0, 1], and inside the ball unless `project` is off.
 
     Raises:
-        OptionError: steps or step_size make no sense.
+        OptionError: the threat is none, or steps or step_size make no sense.
         DataError: images are no floats in [0, 1] (on a GPU only the first batch's range is looked at), or there is not one
             integer label an image.
     """
+    check_threat(threat)
     step_size_eps = None if step_size is None else step_size / threat.eps
     options = AttackOptions(steps, step_size_eps, random_start, project)
     if loss is None:

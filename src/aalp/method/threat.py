@@ -36,7 +36,7 @@ class Threat(ABC):
     eps: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.eps) and self.eps > 0):
+        if isinstance(self.eps, str) or self.eps is None or not (math.isfinite(self.eps) and self.eps > 0):
             raise OptionError(f"eps is {self.eps}: it has to be a positive number in pixel units, such as 8/255 = 0.0314")
 
     @property
@@ -129,6 +129,18 @@ class L2(Threat):
     def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
         change = candidates - images
         return _length(change).to(change.dtype)
+
+
+def check_threat(threat: object) -> Threat:
+    """The threat, if it is one and not, say, a bare eps.
+
+    Raises:
+        OptionError: naming what it is.
+    """
+    if not isinstance(threat, Threat):
+        found = "missing" if threat is None else repr(threat)
+        raise OptionError(f"threat is {found}: give one, such as Linf(8 / 255)")
+    return threat
 
 
 def _length(change: Tensor) -> Tensor:
