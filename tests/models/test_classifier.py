@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -195,11 +196,72 @@ def test_another_head_can_be_named(used, images):
         (lambda: Classifier(mlp(), mean=[0.5] * 2, std=[0.1, 0.0]), r"std is \[0\.1, 0\.0\]: every deviation .* positive"),
         (lambda: Classifier(mlp(), mean=[0.5], std=[-0.1]), r"std is \[-0\.1\]: every deviation .* positive"),
         (lambda: Classifier(mlp(), mean=[0.5], std=[float("nan")]), r"std is \[nan\]: every deviation .* positive"),
+        (lambda: Classifier(mlp(), mean=[124.0, 116.0], std=[58.0, 57.0]), r"mean is \[124\.0, 116\.0\]: .* by 255"),
+        (lambda: Classifier(mlp(), mean=[float("nan")], std=[1.0]), r"mean is \[nan\]: images are in \[0, 1\]"),
+        (lambda: Classifier(mlp(), mean=0.5, std=0.5), r"mean is 0\.5 and std is 0\.5: give both, with one number"),
+        (
+            lambda: Classifier(mlp(), mean=torch.ones(1, 2, 1, 1), std=torch.ones(1, 2, 1, 1)),
+            r"^mean is tensor.*: give both.*$",
+        ),
+        (lambda: Classifier(mlp), r"the network is a function: give a torch\.nn\.Module"),
     ],
 )
 def test_what_cannot_be_wrapped_is_refused_at_once(make, message):
     with pytest.raises(ModelError, match=message):
         make()
+
+
+class NormalisedRows(nn.Linear):
+    """A cosine head: no feature's contribution is its weight times its value."""
+
+    def forward(self, features):
+        return nn.functional.linear(features, 5 * nn.functional.normalize(self.weight), self.bias)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (nn.Linear(6, 1), r"'3' gives one logit an image: give each class its own, two for two classes"),
+        (NormalisedRows(6, 3), r"last NormalisedRows '3' gives something else than its weight times its input plus its bias"),
+    ],
+)
+def test_a_head_whose_features_do_not_add_up_to_a_logit_a_class_is_refused(head, message, images):
+    with pytest.raises(ModelError, match=message):
+        Classifier(nn.Sequential(*list(mlp())[:3], head))(images)
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_parametrised_head_is_a_head(wrap, images):
+    classifier = Classifier(nn.Sequential(*list(mlp())[:3], wrap(nn.Linear(6, 3))))
+    torch.testing.assert_close(classifier.head(classifier.eval().features(images)), classifier(images))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_of_any_scale_is_a_head(scale, dtype, images):
+    network = mlp()
+    with torch.no_grad():
+        network[3].weight.mul_(scale)
+        network[3].bias.fill_(scale)
+    assert Classifier(network).to(dtype)(images.to(dtype)).shape == (4, 3)
+
+
+def test_a_network_that_answers_otherwise_in_training_mode_is_refused_there(images):
+    class Auxiliary(nn.Sequential):
+        def forward(self, images):
+            logits = super().forward(images)
+            return (logits, logits) if self.training else logits
+
+    classifier = Classifier(Auxiliary(*mlp()))
+    assert classifier.eval()(images).shape == (4, 3)
+    with pytest.raises(ModelError, match=r"returns a tuple in training mode .*: it has to return one tensor of logits"):
+        classifier.train()(images)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_mean_and_std_may_be_any_row_of_numbers(kind, images):
+    listed, given = Classifier(mlp(), [0.5] * 3, [0.25] * 3), Classifier(mlp(), kind([0.5] * 3), kind([0.25] * 3))
+    torch.testing.assert_close(given.normalise(images), listed.normalise(images))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 4, 16, 16), (2, 16, 16, 3), (16,)])

@@ -93,3 +93,14 @@ def test_bfloat16_leaves_batchnorm_in_float32() -> None:
     network = in_bfloat16(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)))
     assert network[0].weight.dtype == torch.bfloat16  # type: ignore[index]
     assert network[1].running_var.dtype == torch.float32  # type: ignore[index]
+
+
+def test_a_network_that_keeps_its_last_activations_is_copied() -> None:
+    class Keeping(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            self.kept = super().forward(images)
+            return self.kept
+
+    network, images = Keeping(nn.Flatten(), nn.Linear(12, 3)), torch.rand(2, 3, 2, 2)
+    network(images)  # with gradients on: torch does not copy what hangs on a graph
+    torch.testing.assert_close(folded(network, images)(images), network(images))

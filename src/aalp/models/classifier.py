@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aalp.errors import DataError, ModelError
 from aalp.method.batches import float_images
@@ -71,6 +74,8 @@ class Classifier(nn.Module):
         head: str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(network, nn.Module):
+            raise ModelError(f"the network is a {type(network).__name__}: give a torch.nn.Module")
         self.network = network
         self.head_name: str = head if head is not None else find_head(network)
         head_layer(network, self.head_name)
@@ -102,6 +107,8 @@ class Classifier(nn.Module):
         if not self.verified:
             self.verify(images)
         logits: Tensor = self.network(self.normalise(images))
+        if not isinstance(logits, Tensor):  # the first batch was looked at in evaluation mode
+            raise ModelError(_no_tensor(logits, " in training mode (build it without auxiliary logits)"))
         return logits
 
     def features(self, images: Tensor) -> Tensor:
@@ -147,7 +154,7 @@ class Classifier(nn.Module):
                 module.training = mode
         name = f"the network's last {type(self.linear).__name__} '{self.head_name}'"
         if not isinstance(output, Tensor):
-            raise ModelError(f"the network returns a {type(output).__name__}: it has to return one tensor of logits (N, C)")
+            raise ModelError(_no_tensor(output))
         if output.shape != from_head.shape or not _equal(output, from_head):
             raise ModelError(
                 f"the network's output is not what {name} gives: it has to return that layer's logits as they "
@@ -155,6 +162,10 @@ class Classifier(nn.Module):
             )
         if features.dim() != 2:
             raise ModelError(f"{name} takes features of shape {tuple(features.shape)}: one row (N, D) an image is needed")
+        if output.shape[1] < 2:
+            raise ModelError(f"{name} gives one logit an image: give each class its own, two for two classes")
+        if not _close(F.linear(features, self.head_weight, self.linear.bias), output):
+            raise ModelError(f"{name} gives something else than its weight times its input plus its bias: end in a plain one")
         self.verified = True
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor, object]:
@@ -201,6 +212,17 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Equal up to the rounding of any number format, where numbers are finite."""
+    gap = (one - other).abs().nan_to_num(0, 0).amax(1)
+    other = other.nan_to_num(0, 0, 0)
+    return bool((gap <= 0.05 * (other.amax(1) - other.amin(1)) + 0.01 * other.abs().amax(1) + 1e-6).all())
+
+
+def _no_tensor(output: object, when: str = "") -> str:
+    return f"the network returns a {type(output).__name__}{when}: it has to return one tensor of logits (N, C)"
+
+
 def _row(pooled: Tensor) -> Tensor:
     """(N, D) of (N, D, 1, 1), as a convolution has it; anything else as it is."""
     return pooled.flatten(1) if pooled.dim() == 4 and pooled.shape[2:] == (1, 1) else pooled
@@ -209,8 +231,22 @@ def _row(pooled: Tensor) -> Tensor:
 def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Tensor, Tensor]:
     if mean is None and std is None:
         return torch.empty(0), torch.empty(0)
-    if mean is None or std is None or len(mean) != len(std) or len(mean) == 0:
-        raise ModelError(f"mean is {mean} and std is {std}: give both, with one number for each channel")
-    if not all(0 < value < math.inf for value in std):
-        raise ModelError(f"std is {list(std)}: every deviation has to be positive and finite")
-    return torch.tensor(list(mean), dtype=torch.float32), torch.tensor(list(std), dtype=torch.float32)
+    means, stds = _numbers(mean), _numbers(std)
+    if not means or len(means) != len(stds):
+        found = " ".join(f"mean is {mean} and std is {std}".split())  # a tensor's text has several lines
+        raise ModelError(f"{found}: give both, with one number for each channel")
+    if not all(0 < value < math.inf for value in stds):
+        raise ModelError(f"std is {stds}: every deviation has to be positive and finite")
+    if not all(0 <= value <= 1 for value in means):
+        raise ModelError(
+            f"mean is {means}: images are in [0, 1], and so is their mean (divide those of 0..255, and std, by 255)"
+        )
+    return torch.tensor(means, dtype=torch.float32), torch.tensor(stds, dtype=torch.float32)
+
+
+def _numbers(values: object) -> list[float]:
+    """The numbers of a list, a tuple, or a tensor of one row; nothing of anything else."""
+    found = values.tolist() if isinstance(values, (Tensor, np.ndarray)) else values
+    if not isinstance(found, (list, tuple)) or not all(isinstance(value, Real) for value in found):
+        return []
+    return list(found)

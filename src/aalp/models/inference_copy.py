@@ -28,7 +28,13 @@ def folded(network: nn.Module, images: Tensor) -> nn.Module:
     Args:
         images: (N, ...) what the network takes, to compare the logits on.
     """
-    plain = copy.deepcopy(network).requires_grad_(False).eval()
+    try:
+        copied = copy.deepcopy(network)
+    except RuntimeError:
+        # It keeps a tensor of its last pass, which torch does not copy with its history: this pass has none.
+        network(images)
+        copied = copy.deepcopy(network)
+    plain = copied.requires_grad_(False).eval()
     try:
         traced = fx.symbolic_trace(copy.deepcopy(plain))
         _fold(traced)
