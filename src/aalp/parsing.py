@@ -199,9 +199,31 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         return f"unknown option {name}: " + (f"did you mean {near[0][2:]}?" if near else f"see `{parser.prog} --help`")
     typed = re.search(r'Parser key "([\w.]+)": (.*)', text)
     if typed:
-        choices = re.match(r"Expected a typing.Literal\[(.*?)\]\. Got value: (.*)", typed.group(2))
-        if choices:
-            words = choices.group(1).replace("'", "")
-            return f"--{typed.group(1)} is '{choices.group(2)}': choose {words}"
-        return f"--{typed.group(1)}: {typed.group(2)}; see `{parser.prog} --help`"
+        wrong = _wrong_value(*typed.groups()) or f"--{typed.group(1)}: {typed.group(2)}"
+        return wrong if "choose" in wrong else f"{wrong}; see `{parser.prog} --help`"
     return f"{text}; see `{parser.prog} --help`" if "--help" not in text else text
+
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "tuple": "numbers in brackets, such as '[0.5, 0.5, 0.5]'",
+    "dict": "names with values, such as '{NAME: VALUE}'",
+}
+"""What to give where jsonargparse wants a type of this name."""
+
+
+def _wrong_value(option: str, reason: str) -> str | None:
+    """What an option has and what it has to be, from jsonargparse's reason; None where that says something else."""
+    file = re.match(r"Unable to load config '(.*?)'", reason)
+    if file:
+        return f"--{option} is '{file.group(1)}': it is a group of options, give --{option}.NAME"
+    value = re.search(r".*(?:Given value|Got value): (.*)$", reason)
+    choices = re.search(r"typing\.Literal\[(.*?)\]", reason)
+    if value and choices:
+        return f"--{option} is '{value.group(1)}': choose {choices.group(1).replace(chr(39), '')}"
+    # Of several types the first one: the others are None, or shorter ways to say the same.
+    wanted = re.search(r"Subtypes: \[(?:<class ')?(\w+)|Expected a <class '(\w+)'>", reason)
+    kind = KINDS.get(wanted.group(1) or wanted.group(2)) if wanted else None
+    return f"--{option} is '{value.group(1)}': give {kind}" if value and kind else None

@@ -108,6 +108,21 @@ BAD_OPTIONS: dict[str, Case] = {
     "no seeds": (None, COMPARE + "--objectives at --seeds=,", ("seeds is ','", "0,1,2")),
     "no objectives": (None, COMPARE + "--objectives=,", ("objectives", "at least one")),
     "a seed that is no number": (None, ON_TINY + "--seed one", ("seed", "one", "--help")),
+    "an option that may be none": (None, ON_TINY + "--training.clip x", ("--training.clip is 'x': give a number;",)),
+    "images that are no number": (None, "evaluate done --images ten", ("--images is 'ten': give a whole number;",)),
+    "unknown tracker": (None, ON_TINY + "--tracker tape", ("--tracker is 'tape': choose tensorboard, wandb, mlflow",)),
+    "a mean that is no row of numbers": (
+        None,
+        ON_TINY + "--model_options.mean [0.1,a]",
+        ("--model_options.mean is '[0.1, 'a']': give numbers in brackets",),
+    ),
+    "a word where a group of options goes": (
+        None,
+        ON_TINY + "--method.dropout off",
+        ("--method.dropout is 'off': it is a group of options, give --method.dropout.NAME",),
+    ),
+    "a space that is no mapping": (None, SEARCH + "--space lr", ("--space is 'lr': give names with values",)),
+    "variants that are no mapping": (None, COMPARE + "--variants 3", ("--variants is '3': give names with values",)),
     "a batch larger than the data": (
         None,
         ON_TINY.replace("batch_size 16", "batch_size 128"),

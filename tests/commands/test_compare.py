@@ -216,6 +216,24 @@ def test_an_option_newer_than_the_comparison_had_its_default_then(comparison: tu
     assert main([str(copy) if word == str(run) else word for word in words]) == 0
 
 
+@pytest.mark.parametrize(("added", "kind"), [({"objective": "at"}, "run"), ({"objective": "at", "space": {}}, "search")])
+def test_a_run_or_a_search_with_the_same_options_is_no_comparison(
+    comparison: tuple[Path, list[str]],
+    added: dict[str, object],
+    kind: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, words = comparison
+    other = tmp_path / "other"
+    other.mkdir()
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    (other / "config.yaml").write_text(yaml.safe_dump(options | added))
+    assert main([str(other) if word == str(run) else word for word in words]) == 2
+    assert f"'{other}' is a {kind}, not a comparison: choose another --run" in capsys.readouterr().err
+    assert [path.name for path in other.iterdir()] == ["config.yaml"]
+
+
 def test_a_variant_that_changed_since_its_run_is_refused(
     variant_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -263,6 +263,13 @@ def check_attack_trust(run: Path, attacks: str | list[Any], trusted: bool) -> No
         )
 
 
+def kind_of(config: Mapping[str, Any]) -> str:
+    """What a directory with this config.yaml is: a run, a search or a comparison."""
+    if "space" in config:
+        return "search"
+    return "run" if "objective" in config else "comparison"
+
+
 def check_one_run(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse the directory of several runs where one is meant.
 
@@ -272,13 +279,13 @@ def check_one_run(path: Path, config: Mapping[str, Any]) -> None:
     Raises:
         RunError: it is that of a search or of a comparison.
     """
-    if "space" in config:
+    if kind_of(config) == "search":
         trials = sorted(file.parent for file in path.glob("trials/*/config.yaml"))
         # The winner is a run of its own only where somebody has trained it.
         run = path / "best" if (path / "best" / "config.yaml").is_file() or not trials else trials[0]
         raise RunError(f"'{path}' is a search, not a run: name one of the runs in it, such as {quoted(run)}")
     cells = sorted(file.parent for file in path.glob("*/config.yaml"))
-    if "objective" not in config and cells:
+    if kind_of(config) == "comparison" and cells:
         raise RunError(f"'{path}' is a comparison, not a run: name one of the runs in it, such as {quoted(cells[0])}")
 
 

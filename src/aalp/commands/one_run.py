@@ -11,13 +11,14 @@ import torch
 import yaml
 from lightning_fabric.loggers.logger import Logger
 
-from aalp.commands.config import EvaluationOptions, build_objective, quoted, same_options, split_names, to_plain
+from aalp.commands.config import EvaluationOptions, build_objective, kind_of, quoted, same_options, split_names, to_plain
 from aalp.commands.console import Display, command_line
 from aalp.commands.dry_run import evaluation_cost, training_cost
 from aalp.commands.evaluate import evaluate_model
 from aalp.commands.fine_tuning import start_from
 from aalp.commands.loading import load_model, verify_on
 from aalp.commands.opening import whole_split
+from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import Source
 from aalp.data.split import as_float, channel_statistics, resident_bytes
 from aalp.distributed import ALONE, Ranks
@@ -127,6 +128,10 @@ def begin_or_go_on(path: Path, options: Mapping[str, Any]) -> None:
             _begin(path, options)
             return
     goes_on(path, options)
+    # A run has all the options of a comparison, and may have them alike.
+    then, now = (kind_of(config) for config in (read_yaml(RunDirectory(path).config), options))
+    if then != now:
+        raise RunError(f"'{path}' is a {then}, not a {now}: choose another --run")
 
 
 def goes_on(path: Path, options: Mapping[str, Any]) -> bool:

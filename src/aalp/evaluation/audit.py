@@ -134,7 +134,7 @@ def audit(
         images: (N, channels, height, width) uint8 or in [0, 1].
         labels: (N,) integers.
         threat: the ball, such as `Linf(8 / 255)`.
-        thorough: 100 steps everywhere, 1,000 noises and 5,000 queries, for figures that go into a paper.
+        thorough: 200 steps (100 a restart), 1,000 noises and 5,000 queries, for figures that go into a paper.
         effort: how hard to attack instead, to audit an attack's own settings.
         own, reference: evaluations of this model and of an `at` model of the same recipe, for the gate that compares them.
         batch_size: images attacked together; the gates on the model itself take at least 64.
