@@ -193,13 +193,20 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         return f"unknown option {flag}: " + (f"did you mean {near[0]}?" if near else f"see `{parser.prog} --help`")
     foreign = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted", text)
     if foreign:
-        group, key = (foreign.group(1), foreign.group(2)) if foreign.group(1) else ("", foreign.group(3))
+        within = re.search(r'Parser key "([\w.]+)": .*Option', text)
+        group, key = foreign.group(1) or (within.group(1) if within else ""), foreign.group(2) or foreign.group(3)
         name = ".".join(part for part in (group, key) if part)
         near = difflib.get_close_matches(f"--{name}", options, n=1)
         return f"unknown option {name}: " + (f"did you mean {near[0][2:]}?" if near else f"see `{parser.prog} --help`")
-    typed = re.search(r'Parser key "([\w.]+)": (.*)', text)
-    if typed:
-        wrong = _wrong_value(*typed.groups()) or f"--{typed.group(1)}: {typed.group(2)}"
+    _, *inner = re.split(r'Parser key "([\w.]+)": ', text)
+    if inner:
+        # Of a group that may be None the key within it stands in the words on the group.
+        option, *nested = dict.fromkeys(inner[::2])
+        name, reason = (
+            ".".join([option, *nested]),
+            re.sub(r" - Expected [^-]* Given value type: <class '[\w.]+NestedArg'>.*", "", inner[-1]),
+        )
+        wrong = _wrong_value(name, reason) or f"--{name}: {reason}"
         return wrong if "choose" in wrong else f"{wrong}; see `{parser.prog} --help`"
     return f"{text}; see `{parser.prog} --help`" if "--help" not in text else text
 
@@ -213,17 +220,21 @@ KINDS = {
 }
 """What to give where jsonargparse wants a type of this name."""
 
+GROUP = "it is a group of options"
+
 
 def _wrong_value(option: str, reason: str) -> str | None:
     """What an option has and what it has to be, from jsonargparse's reason; None where that says something else."""
-    file = re.match(r"Unable to load config '(.*?)'", reason)
+    file = re.match(r"Unable to load config ['\"](.*?)['\"]", reason)
     if file:
-        return f"--{option} is '{file.group(1)}': it is a group of options, give --{option}.NAME"
+        return f"--{option} is '{file.group(1)}': {GROUP}, give --{option}.NAME"
     value = re.search(r".*(?:Given value|Got value): (.*)$", reason)
     choices = re.search(r"typing\.Literal\[(.*?)\]", reason)
     if value and choices:
         return f"--{option} is '{value.group(1)}': choose {choices.group(1).replace(chr(39), '')}"
     # Of several types the first one: the others are None, or shorter ways to say the same.
     wanted = re.search(r"Subtypes: \[(?:<class ')?(\w+)|Expected a <class '(\w+)'>", reason)
+    if value and wanted and wanted.group(1) == "aalp":
+        return f"--{option} is '{value.group(1)}': {GROUP}, give --{option}.NAME"
     kind = KINDS.get(wanted.group(1) or wanted.group(2)) if wanted else None
     return f"--{option} is '{value.group(1)}': give {kind}" if value and kind else None

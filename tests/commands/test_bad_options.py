@@ -121,6 +121,26 @@ BAD_OPTIONS: dict[str, Case] = {
         ON_TINY + "--method.dropout off",
         ("--method.dropout is 'off': it is a group of options, give --method.dropout.NAME",),
     ),
+    "an option of a group that is the run's own": (
+        None,
+        "evaluate done --data_options.size big",
+        ("--data_options.size is 'big': give a whole number;",),
+    ),
+    "a choice of a group that is the run's own": (
+        None,
+        "evaluate done --data_options.resizing big",
+        ("--data_options.resizing is 'big': choose stretch, crop",),
+    ),
+    "a word where the run's own group of options goes": (
+        None,
+        "evaluate done --data_options big",
+        ("--data_options is 'big': it is a group of options, give --data_options.NAME",),
+    ),
+    "an unknown option of a group that is the run's own": (
+        None,
+        "evaluate done --data_options.sise 8",
+        ("unknown option data_options.sise: did you mean data_options",),
+    ),
     "a space that is no mapping": (None, SEARCH + "--space lr", ("--space is 'lr': give names with values",)),
     "variants that are no mapping": (None, COMPARE + "--variants 3", ("--variants is '3': give names with values",)),
     "a batch larger than the data": (

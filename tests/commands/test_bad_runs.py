@@ -105,6 +105,11 @@ BAD_RUNS: dict[str, Case] = {
         EVALUATE_FOREIGN.replace("foreign.safetensors", "evil.pt") + "--model small-cnn",
         ("'evil.pt' is not a plain state dict", "state_dict() as safetensors"),
     ),
+    "a whole network, pickled": (
+        lambda folder: torch.save(torch.nn.Linear(2, 2), folder / "whole.pt"),
+        EVALUATE_FOREIGN.replace("foreign.safetensors", "whole.pt") + "--model small-cnn",
+        ("'whole.pt' is not a plain state dict: it asks for torch.nn.modules.linear.Linear, which is not run; save",),
+    ),
     "a torch file with other things": (
         lambda folder: torch.save({"epoch": 3, "weight": torch.zeros(1)}, folder / "more.pt"),
         EVALUATE_FOREIGN.replace("foreign.safetensors", "more.pt") + "--model small-cnn",

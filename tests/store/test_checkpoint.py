@@ -194,6 +194,9 @@ def test_files_from_before_there_were_checksums_are_read(tmp_path: Path) -> None
         ("w.pt", lambda path: torch.save({"w": torch.ones(2)}, path)),
         ("w.pth", lambda path: torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)),
         ("w.pt", lambda path: torch.save({"state_dict": {"w": torch.ones(2)}, "epoch": 3}, path)),
+        # As torch's own tutorial and the CIFAR-10 code that many papers start from save them.
+        ("w.pt", lambda path: torch.save({"model_state_dict": {"w": torch.ones(2)}, "optimizer_state_dict": {}}, path)),
+        ("w.pt", lambda path: torch.save({"net": {"w": torch.ones(2)}, "acc": 1.0}, path)),
         ("w.tar", lambda path: torch.save({"model": {"w": torch.ones(2)}, "epoch": 3}, path)),
     ],
 )

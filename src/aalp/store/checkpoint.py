@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +72,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return _tensors(path, content), metadata
 
 
+CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "net")
+"""Under what names trainers keep the weights in a checkpoint; where there are several, the first."""
+
+
 def read_foreign_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of any safetensors file, or of a `torch.save`d state dict that holds tensors only.
 
@@ -84,9 +89,11 @@ def read_foreign_tensors(path: Path) -> dict[str, Tensor]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for what it does not unpickle
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # Torch's own words tell how to run what is in it.
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {code.group(1)}, which is not run" if code else "torch cannot read it as tensors"
         raise RunError(f"'{path}' is not a plain state dict: {reason}; save model.state_dict() as safetensors") from error
-    for key in ("state_dict", "model"):
+    for key in CHECKPOINT_KEYS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
