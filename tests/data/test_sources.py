@@ -282,3 +282,11 @@ def test_mnist_is_read_from_the_file_of_keras(shared_data: Path) -> None:
     with np.load(shared_data / "mnist.npz") as archive:
         assert torch.equal(pixels(source.test)[:, 0], torch.from_numpy(archive["x_test"]))
         assert source.test.labels.tolist() == archive["y_test"].tolist()
+
+
+def test_pixels_of_an_npz_that_are_out_of_range_by_rounding_are_cut_to_it(tmp_path):
+    # As resizing makes them of white float images.
+    images, labels = np.full((6, 8, 8), 1 + 2.4e-7, np.float32), np.arange(6) % 3
+    np.savez(tmp_path / "white.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    source = load_source(f"npz:{tmp_path / 'white.npz'}", DataOptions(validation=0))
+    assert float(source.test.read(torch.arange(6)).max()) == 1.0
