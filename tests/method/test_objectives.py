@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from method_helpers import linear_classifier, pixels, seeded, smooth_classifier
+from torch import nn
 
 import aalp
 from aalp.errors import DataError, ModelError, OptionError
