@@ -56,7 +56,7 @@ def check_range(images: Tensor) -> None:
     """
     if float_images(images).numel() == 0:
         return
-    low, high = (float(value) for value in torch.aminmax(images.detach()))
+    low, high = torch.stack(torch.aminmax(images.detach())).tolist()
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise DataError(
             f"images have pixel values in [{low:g}, {high:g}]: scale them to [0, 1], and leave the normalisation to the "
