@@ -100,6 +100,7 @@ def test_contains_checks_the_ball_and_the_pixel_range(threat, candidate, inside)
 )
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 def test_every_projection_lands_in_the_ball_and_stays_there(ball, eps, size, spread, seed):
+    eps = min(eps, 1.0) if ball is Linf else eps
     threat, random = ball(eps), seeded(seed)
     # Half of the pixels lie on an edge of the range.
     images = torch.rand(4, *size, generator=random).mul(2).sub(0.5).clamp(0, 1)
@@ -199,6 +200,13 @@ def test_float64_images_stay_float64(ball):
 def test_a_radius_that_makes_no_sense_is_refused(ball, eps):
     with pytest.raises(OptionError, match=rf"eps is {eps}: .*positive number in pixel units, such as 8/255"):
         ball(eps)
+
+
+def test_a_radius_in_steps_of_255_is_refused_where_no_image_is_that_far():
+    with pytest.raises(OptionError, match=r"eps is 8: .*of 0\.\.255 give 8/255"):
+        Linf(8.0)
+    assert Linf(1.0).eps == 1.0
+    assert L2(8.0).eps == 8.0
 
 
 @BOTH

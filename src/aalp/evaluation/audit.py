@@ -307,7 +307,8 @@ def _unbounded(bench: Bench) -> Finding:
 def _larger_eps(bench: Bench, base: Tensor) -> Finding:
     eps = bench.threat.eps
     half, double = (
-        bench.at_eps(radius, cross_entropy, f"pgd at eps {radius:.3g}", bench.right) for radius in (eps / 2, 2 * eps)
+        bench.at_eps(radius, cross_entropy, f"pgd at eps {radius:.3g}", bench.right)
+        for radius in (eps / 2, min(2 * eps, bench.whole_range()))
     )
     steps = [rise_finding(half, base, g.LARGER_EPS, "eps/2 -> eps"), rise_finding(base, double, g.LARGER_EPS, "eps -> 2 eps")]
     # The worse of the two: failed before undecided before passed.

@@ -73,7 +73,16 @@ class Threat(ABC):
 
 @dataclass(frozen=True)
 class Linf(Threat):
-    """No pixel moves by more than eps."""
+    """No pixel moves by more than eps.
+
+    Raises:
+        OptionError: eps is no number in (0, 1]; more than 1 would be meant in steps of 0..255.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eps > 1:
+            raise OptionError(f"eps is {self.eps:g}: pixels end at 1, so no image is further; of 0..255 give {self.eps:g}/255")
 
     @property
     def norm(self) -> str:
