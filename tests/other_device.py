@@ -45,7 +45,7 @@ class _Elsewhere(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> _Elsewhere:
-        made: _Elsewhere = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: _Elsewhere = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
             strides=inner.stride(),

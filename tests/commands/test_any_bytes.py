@@ -22,17 +22,9 @@ from aalp.store.checkpoint import read_foreign_tensors, read_metadata, read_tens
 from aalp.store.records import read_record
 
 FUZZ = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-
-
 NAMES = st.text(max_size=8)
-
-
 ITEMS = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(NAMES, SCALARS, max_size=3)
-
-
 JSON = ITEMS | st.lists(ITEMS, max_size=3) | st.dictionaries(NAMES, ITEMS, max_size=3)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from aalp.analysis.observations import all_equal, spread
 from aalp.commands.evaluation_record import CHEAP_GATES_FAIL
 from aalp.commands.tables import markdown_table, text_table
+from aalp.report.figures import counted
 
 
 def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def _title(record: Mapping[str, Any]) -> str:
     ball = f", {threat['norm']} eps {threat['eps']:.4g}" if threat else ""
     over = f"mean +- standard deviation over seeds {seeds}" if len(record["seeds"]) > 1 else f"seed {seeds} alone"
     bounds = " Without AutoAttack, robust is an upper bound." * (record["compared"]["figure"] == "robust")
-    images = f"{cell['images']} {record['split']} image{'s' * (cell['images'] != 1)}"
+    images = counted(cell["images"], f"{record['split']} image")
     return f"Accuracy in percent on {images}{ball}: {over}; n90 in features.{bounds}"
 
 
