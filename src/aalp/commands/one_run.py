@@ -128,22 +128,22 @@ def begin_or_go_on(path: Path, options: Mapping[str, Any]) -> None:
             _begin(path, options)
             return
     goes_on(path, options)
-    # A run has all the options of a comparison, and may have them alike.
-    then, now = (kind_of(config) for config in (read_yaml(RunDirectory(path).config), options))
-    if then != now:
-        raise RunError(f"'{path}' is a {then}, not a {now}: choose another --run")
 
 
 def goes_on(path: Path, options: Mapping[str, Any]) -> bool:
     """Whether there is a run directory that was begun with these options.
 
     Raises:
-        RunError: it was begun with others, or a link in it leads out of it.
+        RunError: it was begun with others or is something else, or a link in it leads out of it.
     """
     if not RunDirectory(path).begun:
         return False
     RunDirectory.open(path)
     same_options(path, options, "choose another --run, or give the same options as then")
+    # A run has all the options of a comparison, and may have them alike.
+    then, now = (kind_of(config) for config in (read_yaml(RunDirectory(path).config), options))
+    if then != now:
+        raise RunError(f"'{path}' is a {then}, not a {now}: choose another --run")
     return True
 
 

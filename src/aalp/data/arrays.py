@@ -17,8 +17,11 @@ from aalp.errors import DataError
 from aalp.method.batches import ROUNDING, ordinary
 
 
-def check_images(images: Tensor, labels: Tensor, num_classes: int, what: str) -> None:
+def check_images(images: Tensor, labels: Tensor, num_classes: int, what: str) -> Tensor:
     """Refuse images and labels that no classifier can be trained or judged on.
+
+    Returns:
+        The images, without the rounding out of [0, 1] that is forgiven.
 
     Raises:
         DataError: naming the first thing that is wrong.
@@ -36,12 +39,15 @@ def check_images(images: Tensor, labels: Tensor, num_classes: int, what: str) ->
         low, high = float(images.min()), float(images.max())
         if low < -ROUNDING or high > 1 + ROUNDING:
             raise DataError(f"{what} has pixel values in [{low:g}, {high:g}]: scale them to [0, 1] or pass uint8")
+        if low < 0 or high > 1:  # rounding, which attacks and balls do not know
+            images = images.clamp(0, 1)
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.dim() != 1:
         raise DataError(f"{what} has labels of type {labels.dtype} and shape {tuple(labels.shape)}: one integer an image")
     low_label, high_label = int(labels.min()), int(labels.max())
     if low_label < 0 or high_label >= num_classes:
         wrong = low_label if low_label < 0 else high_label
         raise DataError(f"{what} has the label {wrong}: labels have to be 0..{num_classes - 1}")
+    return images
 
 
 def check_every_class(labels: Tensor, what: str) -> None:
@@ -66,14 +72,8 @@ def as_tensors(images: Any, labels: Any, num_classes: int, what: str) -> tuple[T
     for name, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise DataError(f"{what} has {name} of type {type(value).__name__}: give a tensor, torch.as_tensor({name})")
-    check_images(images, labels, num_classes, what)
-    return ordinary(in_range(images)), ordinary(labels.long())
-
-
-def in_range(images: Tensor) -> Tensor:
-    """Checked images without the rounding that `check_images` forgives: attacks and balls know [0, 1] alone."""
-    rounded = images.is_floating_point() and (float(images.min()) < 0 or float(images.max()) > 1)
-    return images.clamp(0, 1) if rounded else images
+    images = check_images(images, labels, num_classes, what)
+    return ordinary(images), ordinary(labels.long())
 
 
 def open_npz(path: Path) -> tuple[ResidentSplit, ResidentSplit, tuple[str, ...]]:
@@ -101,8 +101,7 @@ def open_npz(path: Path) -> tuple[ResidentSplit, ResidentSplit, tuple[str, ...]]
     for split in ("train", "test"):
         what = f"'{path}' {split}"
         images, labels = as_images(arrays[f"x_{split}"], what), _labels(arrays[f"y_{split}"], what)
-        check_images(images, labels, num_classes, what)
-        splits.append(ResidentSplit(in_range(images), labels))
+        splits.append(ResidentSplit(check_images(images, labels, num_classes, what), labels))
     if splits[0].image_shape != splits[1].image_shape:
         raise DataError(
             f"'{path}' has training images of {splits[0].image_shape} and test images of {splits[1].image_shape}: "
