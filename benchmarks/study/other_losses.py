@@ -26,6 +26,7 @@ import sys
 from dataclasses import replace
 from typing import Any, Literal
 
+import before_schedule
 import torch
 from torch import Tensor
 
@@ -125,6 +126,7 @@ def smoothed(cross_entropy: Tensor, logits: Tensor) -> Tensor:
 
 def patch() -> None:
     """Put the losses into `aalp`, and note the averaged network of each training."""
+    before_schedule.patch()
     begin, loss = Averager.__init__, method.AALP.loss
 
     def noting(self: Averager, module: Any, decay: float) -> None:

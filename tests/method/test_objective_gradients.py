@@ -10,12 +10,13 @@ from method_helpers import seeded, smooth_classifier
 from torch import nn
 
 import aalp
-from aalp.method.aalp import AALP
 from aalp.method.contributions import contributions
 from aalp.method.guided_dropout import GuidedDropout, keep_mask
-from aalp.method.objectives import ALP, AT, CLP, MART, TRADES, Standard
+from aalp.method.objectives import ALP, AT, CLP, MART, OBJECTIVES, TRADES, Standard
 from aalp.method.sample_weights import SampleWeights
 from aalp.models.preact_resnet import thin_resnet
+
+constant_aalp = OBJECTIVES["aalp-no-schedule"][0]  # ALP's pairing weight and clean share throughout
 
 # What is differentiable everywhere: masks and weights, which are constants to the gradient, are given or off.
 MASK = torch.tensor(
@@ -30,9 +31,9 @@ DIFFERENTIABLE = [
     (CLP(), None),
     (TRADES(), None),
     (MART(), None),
-    (AALP(weights=None), MASK),
-    (AALP(dropout=None, weights=SampleWeights("uniform", boost=1.0)), None),
-    (AALP(weights=SampleWeights("correct")), MASK),
+    (constant_aalp(weights=None), MASK),
+    (constant_aalp(dropout=None, weights=SampleWeights("uniform", boost=1.0)), None),
+    (constant_aalp(weights=SampleWeights("correct")), MASK),
 ]
 
 
@@ -86,11 +87,11 @@ def gradients(classifier, loss):
 @pytest.mark.parametrize(
     "same_as_alp",
     [
-        AALP(dropout=None, weights=None),
-        AALP(dropout=GuidedDropout(probability=0.0), weights=SampleWeights("uniform")),
-        AALP(dropout=None, weights=SampleWeights("uniform", boost=3.0)),
+        constant_aalp(dropout=None, weights=None),
+        constant_aalp(dropout=GuidedDropout(probability=0.0), weights=SampleWeights("uniform")),
+        constant_aalp(dropout=None, weights=SampleWeights("uniform", boost=3.0)),
         # At the start of the ramp nothing is dropped yet.
-        AALP(weights=SampleWeights("uniform")),
+        constant_aalp(weights=SampleWeights("uniform")),
     ],
     ids=["both-off", "probability-0", "uniform-boosted", "ramp-at-0"],
 )
@@ -121,7 +122,7 @@ def test_weights_and_masks_are_constants_to_the_gradient(rule, small_classifier)
     labels = torch.arange(8) % 4
     # About half of the ReLU features are 0 anyway: 0.8 drops some that are not.
     dropout = GuidedDropout(fraction=0.8)
-    objective = AALP(pairing_weight=2.0, clean_share=0.3, dropout=dropout, weights=SampleWeights(rule, boost=0.7))
+    objective = constant_aalp(pairing_weight=2.0, clean_share=0.3, dropout=dropout, weights=SampleWeights(rule, boost=0.7))
     ours = objective(classifier, images, adversarial, labels, generator=seeded(4))
     ours_gradients = gradients(classifier, ours.total)
 

@@ -29,6 +29,8 @@ HAND = linear_classifier([[LN3, 0.0], [0.0, LN3]])
 CLEAN, ADVERSARIAL = pixels([1.0, 0.0], [1.0, 0.0]), pixels([0.0, 0.0], [0.0, 0.0])
 LABELS = torch.tensor([0, 1])
 
+constant_aalp = OBJECTIVES["aalp-no-schedule"][0]  # ALP's pairing weight and clean share throughout
+
 ALL = {
     "standard": Standard(),
     "at": AT(),
@@ -39,6 +41,7 @@ ALL = {
     "aalp": AALP(),
     "aalp-no-dropout": AALP(dropout=None),
     "aalp-no-weights": AALP(weights=None),
+    "aalp-no-schedule": AALP(pairing_weight=0.5, pairing_ramp=0.0, clean_share=0.5, final_clean_share=0.5),
 }
 
 
@@ -71,14 +74,40 @@ def total_for(objective, label, **settings):
         (MART(), 1, 1.876839),
         (MART(beta=6.0), 1, 1.974948),
         # Confidence in a batch of one is 1: what is left is ALP.
-        (AALP(dropout=None), 0, 0.792152),
+        (constant_aalp(dropout=None), 0, 0.792152),
         # The distance alone changes: 0.490415 + 0.5 * 0.130812.
-        (AALP(dropout=None, distance="kl"), 0, 0.555821),
-        (AALP(dropout=None, distance="one-sided"), 0, 0.792152),
+        (constant_aalp(dropout=None, distance="kl"), 0, 0.555821),
+        (constant_aalp(dropout=None, distance="one-sided"), 0, 0.792152),
     ],
 )
 def test_totals_by_hand(objective, label, total):
     assert total_for(objective, label) == pytest.approx(total, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("progress", "total"),
+    [
+        # No pairing yet, and the clean image alone: CE(z, 0).
+        (0.0, 0.287682),
+        # 0.75 * 0.287682 + 0.25 * 0.693147 + 0.25 * 0.603474.
+        (0.25, 0.539917),
+        # 0.490415 + 0.5 * 0.603474: ALP's numbers at half-time.
+        (0.5, 0.792152),
+        # 0.693147 + 0.603474.
+        (1.0, 1.296621),
+    ],
+)
+def test_aalp_goes_from_the_clean_image_to_the_adversarial_one_under_pairing(progress, total):
+    assert total_for(AALP(dropout=None), 0, progress=progress) == pytest.approx(total, abs=2e-6)
+
+
+def test_aalp_schedule_by_hand():
+    objective = AALP(pairing_weight=3.0, pairing_ramp=0.4, clean_share=0.8, final_clean_share=0.2)
+    # 0.1 of 0.4 is a quarter of the ramp; a tenth of the way from 0.8 to 0.2.
+    assert objective.pairing_weight_at(0.1) == pytest.approx(0.75)
+    assert objective.clean_share_at(0.1) == pytest.approx(0.74)
+    assert objective.pairing_weight_at(0.4) == objective.pairing_weight_at(0.9) == 3.0
+    assert (objective.clean_share_at(0.0), objective.clean_share_at(1.0)) == (0.8, pytest.approx(0.2))
 
 
 @pytest.mark.parametrize(
@@ -99,13 +128,13 @@ def test_totals_by_hand(objective, label, total):
     ],
 )
 def test_aalp_weights_by_hand(weights, total):
-    objective = AALP(dropout=None, weights=weights)
+    objective = constant_aalp(dropout=None, weights=weights)
     assert objective(HAND, CLEAN, ADVERSARIAL, LABELS).total.item() == pytest.approx(total, abs=2e-6)
 
 
 def test_one_sided_pairing_pulls_on_the_adversarial_logits_only():
     images, adversarial = CLEAN.clone().requires_grad_(), ADVERSARIAL.clone().requires_grad_()
-    objective = AALP(clean_share=0.0, dropout=None, distance="one-sided")
+    objective = AALP(final_clean_share=0.0, dropout=None, distance="one-sided")
     objective(HAND, images, adversarial, LABELS).total.backward()
     assert images.grad.abs().sum() == 0
     assert adversarial.grad.abs().sum() > 0
@@ -115,7 +144,7 @@ def test_aalp_mask_by_hand():
     # Images (1, 0) and (1/2, 1) under the factors (2, 0): z = (2 ln 3, 0), p = (9, 1) / 10 and z' = (ln 3, 0), p' = (3, 1) / 4.
     # CE(z, 0) = ln 10/9 = 0.105361; CE(z', 0) = 0.287682; pairing = (ln 3)^2 / 2 = 0.603474.
     # (0.105361 + 0.287682) / 2 + 0.5 * 0.603474 = 0.196521 + 0.301737.
-    loss = AALP()(HAND, pixels([1.0, 0.0]), pixels([0.5, 1.0]), torch.tensor([0]), mask=torch.tensor([[2.0, 0.0]]))
+    loss = constant_aalp()(HAND, pixels([1.0, 0.0]), pixels([0.5, 1.0]), torch.tensor([0]), mask=torch.tensor([[2.0, 0.0]]))
     assert loss.total.item() == pytest.approx(0.498258, abs=2e-6)
     torch.testing.assert_close(loss.logits, torch.tensor([[LN3, 0.0]]))
 
@@ -304,6 +333,8 @@ def test_clean_and_adversarial_images_share_one_forward_pass_of_batchnorm():
         (AALP, {"distance": "k1"}, r"unknown pairing distance 'k1': did you mean 'kl'\?"),
         (ALP, {"clean_share": 1.5}, r"clean_share is 1\.5: it has to lie in \[0, 1\]"),
         (AALP, {"clean_share": -0.1}, r"clean_share is -0\.1: it has to lie in \[0, 1\]"),
+        (AALP, {"final_clean_share": 2.0}, r"final_clean_share is 2\.0: it has to lie in \[0, 1\]"),
+        (AALP, {"pairing_ramp": -1.0}, r"pairing_ramp is -1\.0: it has to lie in \[0, 1\]"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(make, options, message):
@@ -316,7 +347,7 @@ def test_every_named_objective_builds_and_takes_the_numbers_it_lists(name):
     make, numbers = OBJECTIVES[name]
     assert repr(make()) == repr(ALL[name])
     values = {"pairing_weight": 0.25, "clean_share": 0.75, "beta": 2.0, "dropout": GuidedDropout(mass=0.5), "weights": None}
-    values["distance"] = "kl"
+    values |= {"distance": "kl", "pairing_ramp": 0.5, "final_clean_share": 0.25}
     built = make(**{number: values[number] for number in numbers})
     for number in numbers:
         assert getattr(built, number) == values[number]

@@ -41,7 +41,7 @@ from aalp.training.devices import Strategy
 from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.plan import steps_per_epoch
 
-EVERYTHING = "standard,at,trades,mart,alp,aalp,aalp-no-dropout,aalp-no-weights"
+EVERYTHING = "standard, at, trades, mart, alp, aalp, aalp-no-dropout, aalp-no-weights, aalp-no-schedule"
 
 
 def compare(

@@ -51,10 +51,16 @@ class MethodOptions:
     """Numbers of the objective; each applies to the objectives that have it."""
 
     pairing_weight: float | None = None
-    """lambda, the weight of the pairing term (alp, clp, aalp); 0.5 by default."""
+    """lambda, the weight of the pairing term: 0.5 by default for alp and clp; 1 for aalp, once its ramp is over."""
+
+    pairing_ramp: float | None = None
+    """Share of the training over which lambda grows from 0 (aalp); 1 by default."""
 
     clean_share: float | None = None
-    """Share of the clean cross-entropy in the classification term (alp, aalp); 0.5 by default."""
+    """Share of the clean cross-entropy in the classification term: 0.5 by default for alp; for aalp 1, to begin with."""
+
+    final_clean_share: float | None = None
+    """What the clean share has changed to at the end, evenly (aalp); 0 by default."""
 
     distance: Distance | None = None
     """Distance of a pair (aalp): squared between logits (default), one-sided (no gradient through the clean ones), or kl."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from aalp.errors import ModelError, OptionError, unknown_name
 from aalp.method import losses
 from aalp.method.contributions import contributions
-from aalp.method.guided_dropout import GuidedDropout, keep_mask
+from aalp.method.guided_dropout import GuidedDropout, keep_mask, ramped
 from aalp.method.objective_base import (
     Batch,
     LossParts,
@@ -42,25 +42,45 @@ class AALP(Objective):
 
     ALP on features under one Guided Dropout mask a pair, with a weight w_i on each sample's pairing term:
     boost_i ((1 - s) CE(z', y) + s CE(z, y)) + lambda w_i d(z, z'), d the `distance`: `squared` mean_c (z - z')^2;
-    `one-sided` the same with no gradient through the clean logits; `kl` KL(p, p'). With both modules None and
-    the squared distance this is ALP.
+    `one-sided` the same with no gradient through the clean logits; `kl` KL(p, p'). While the training progresses s goes
+    from `clean_share` to `final_clean_share`, and lambda grows from 0 to `pairing_weight`: the task is learned first,
+    then how to hold it. With both modules None, the squared distance, no ramp and equal shares this is ALP.
     """
 
-    pairing_weight: float = 0.5
-    clean_share: float = 0.5
+    pairing_weight: float = 1.0
+    """lambda at the end of its ramp, >= 0."""
+
+    pairing_ramp: float = 1.0
+    """Share of the training over which lambda grows from 0, in [0, 1]; 0: it is `pairing_weight` throughout."""
+
+    clean_share: float = 1.0
+    """s, the share of the clean cross-entropy, at the beginning, in [0, 1]."""
+
+    final_clean_share: float = 0.0
+    """s at the end, in [0, 1]; in between it changes evenly."""
+
     distance: Distance = "squared"
     dropout: GuidedDropout | None = field(default_factory=GuidedDropout)
     weights: SampleWeights | None = field(default_factory=SampleWeights)
 
     def __post_init__(self) -> None:
         check_at_least_zero("pairing_weight", self.pairing_weight)
-        check_share("clean_share", self.clean_share)
+        for name in ("pairing_ramp", "clean_share", "final_clean_share"):
+            check_share(name, getattr(self, name))
         if self.distance not in DISTANCES:
             raise OptionError(unknown_name("pairing distance", self.distance, DISTANCES))
 
     @property
     def inner(self) -> InnerLoss | None:
         return losses.cross_entropy
+
+    def pairing_weight_at(self, progress: float) -> float:
+        """lambda when `progress` (0 to 1) of the training is done."""
+        return self.pairing_weight * ramped(progress, self.pairing_ramp)
+
+    def clean_share_at(self, progress: float) -> float:
+        """The clean share s when `progress` (0 to 1) of the training is done."""
+        return self.clean_share + progress * (self.final_clean_share - self.clean_share)
 
     def loss(self, batch: Batch) -> LossParts:
         classifier, labels, mask = batch.classifier, batch.labels, batch.mask
@@ -72,7 +92,8 @@ class AALP(Objective):
             mask = self.mask(classifier, features.detach()[len(labels) :], labels, batch.progress, batch.generator)
         pair_mask = None if mask is None else torch.cat([mask, mask])
         clean_logits, adversarial_logits = classifier.head(features, pair_mask).chunk(2)
-        classification = shared_cross_entropy(self.clean_share, clean_logits, adversarial_logits, batch.labels)
+        share = self.clean_share_at(batch.progress)
+        classification = shared_cross_entropy(share, clean_logits, adversarial_logits, labels)
         pairing = DISTANCES[self.distance](clean_logits, adversarial_logits)
         spread: dict[str, Tensor] = {}
         if self.weights is not None:
@@ -82,7 +103,7 @@ class AALP(Objective):
             spread = _weight_spread(weights)
         terms = {"classification": classification, "pairing": pairing, **spread}
         terms |= conflict(clean_logits, adversarial_logits, labels, pairing)
-        return averaged(classification + self.pairing_weight * pairing, terms, adversarial_logits)
+        return averaged(classification + self.pairing_weight_at(batch.progress) * pairing, terms, adversarial_logits)
 
     def mask(
         self,

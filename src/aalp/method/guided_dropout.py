@@ -52,7 +52,12 @@ class GuidedDropout:
 
     def probability_at(self, progress: float) -> float:
         """The drop probability when `progress` (0 to 1) of the training is done."""
-        return self.probability * (min(1.0, progress / self.ramp) if self.ramp > 0 else 1.0)
+        return self.probability * ramped(progress, self.ramp)
+
+
+def ramped(progress: float, ramp: float) -> float:
+    """How far something has grown that grows evenly from 0 to 1 over the first `ramp` (0 to 1) of the training."""
+    return min(1.0, progress / ramp) if ramp > 0 else 1.0
 
 
 def guided_set(contributions: Tensor, options: GuidedDropout) -> Tensor:

@@ -82,7 +82,7 @@ class Objective:
             images: (N, ...) clean images in [0, 1].
             adversarial: (N, ...) what `aalp.perturb` made of them.
             labels: (N,) integers in 0..C-1, of any integer type.
-            progress: share of the training that is done, 0 to 1 (ramps).
+            progress: share of the training that is done, 0 to 1, for what changes over it (AALP); 1: as at its end.
             generator: source of randomness, on the images' device.
             mask: feature factors (N, D) to use instead of drawing them (AALP that attacked through its mask).
 

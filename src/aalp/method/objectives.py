@@ -6,8 +6,9 @@ Every objective is a frozen dataclass of its own numbers; AALP is in `aalp.py`, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -144,6 +145,15 @@ class MART(Objective):
         return averaged(classification + self.beta * divergence, terms, adversarial_logits)
 
 
+def _unscheduled(pairing_weight: float = 0.5, clean_share: float = 0.5, **others: Any) -> AALP:
+    """AALP with ALP's pairing weight and clean share throughout."""
+    return AALP(
+        pairing_weight=pairing_weight, pairing_ramp=0.0, clean_share=clean_share, final_clean_share=clean_share, **others
+    )
+
+
+AALP_NUMBERS = frozenset(field.name for field in fields(AALP))
+
 OBJECTIVES: dict[str, tuple[Callable[..., Objective], frozenset[str]]] = {
     "standard": (Standard, frozenset()),
     "at": (AT, frozenset()),
@@ -151,9 +161,10 @@ OBJECTIVES: dict[str, tuple[Callable[..., Objective], frozenset[str]]] = {
     "clp": (CLP, frozenset({"pairing_weight"})),
     "trades": (TRADES, frozenset({"beta"})),
     "mart": (MART, frozenset({"beta"})),
-    "aalp": (AALP, frozenset({"pairing_weight", "clean_share", "distance", "dropout", "weights"})),
-    # The ablations are AALP itself with one module off.
-    "aalp-no-dropout": (partial(AALP, dropout=None), frozenset({"pairing_weight", "clean_share", "distance", "weights"})),
-    "aalp-no-weights": (partial(AALP, weights=None), frozenset({"pairing_weight", "clean_share", "distance", "dropout"})),
+    "aalp": (AALP, AALP_NUMBERS),
+    # The ablations are AALP itself with one part off.
+    "aalp-no-dropout": (partial(AALP, dropout=None), AALP_NUMBERS - {"dropout"}),
+    "aalp-no-weights": (partial(AALP, weights=None), AALP_NUMBERS - {"weights"}),
+    "aalp-no-schedule": (_unscheduled, AALP_NUMBERS - {"pairing_ramp", "final_clean_share"}),
 }
 """Objectives by the name the command line gives them, and the numbers each one takes."""
