@@ -73,7 +73,7 @@ def commands_elsewhere(elsewhere: torch.device, monkeypatch: pytest.MonkeyPatch)
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on digits that is right often enough for an audit to decide; not to be written to."""
     run = tmp_path_factory.mktemp("elsewhere") / "run"
-    words = ["--config", "digits", "--training.epochs", "6", "--attack.steps", "3", "--training.validation_steps", "1"]
+    words = ["--config", "digits", "--training.epochs", "8", "--attack.steps", "3", "--training.validation_steps", "1"]
     assert main(["train", *words, "--run", str(run), "--quiet"]) == 0
     return run
 
