@@ -1,12 +1,15 @@
-"""Small classifiers whose numbers a test can work out by hand."""
+"""Small classifiers whose numbers a test can work out by hand, and every objective."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from aalp.method.aalp import AALP
+from aalp.method.objectives import ALP, AT, CLP, MART, OBJECTIVES, TRADES, Standard
 from aalp.models.classifier import Classifier
 
 
@@ -38,3 +41,29 @@ def smooth_classifier(features: int = 5, classes: int = 3, pixels: int = 6, seed
 def seeded(seed: int = 0) -> torch.Generator:
     """A generator with a known seed."""
     return torch.Generator().manual_seed(seed)
+
+
+# The classifier z = (ln 3 * first pixel, ln 3 * second pixel) of features that are the pixels. The clean image (1, 0)
+# gets z = (ln 3, 0), p = (3/4, 1/4); the adversarial one (0, 0) gets z' = (0, 0), p' = (1/2, 1/2). Hence
+#   CE(z, 0) = ln 4/3 = 0.287682    CE(z, 1) = ln 4 = 1.386294    CE(z', y) = ln 2 = 0.693147
+#   pairing = ((ln 3)^2 + 0) / 2 = 0.603474
+#   KL(p, p') = 3/4 ln 3/2 + 1/4 ln 1/2 = 0.130812
+LN3 = math.log(3)
+HAND = linear_classifier([[LN3, 0.0], [0.0, LN3]])
+CLEAN, ADVERSARIAL = pixels([1.0, 0.0], [1.0, 0.0]), pixels([0.0, 0.0], [0.0, 0.0])
+LABELS = torch.tensor([0, 1])
+
+constant_aalp = OBJECTIVES["aalp-no-schedule"][0]  # ALP's pairing weight and clean share throughout
+
+ALL = {
+    "standard": Standard(),
+    "at": AT(),
+    "alp": ALP(),
+    "clp": CLP(),
+    "trades": TRADES(),
+    "mart": MART(),
+    "aalp": AALP(),
+    "aalp-no-dropout": AALP(dropout=None),
+    "aalp-no-weights": AALP(weights=None),
+    "aalp-no-schedule": AALP(pairing_weight=0.5, pairing_ramp=0.0, clean_share=0.5, final_clean_share=0.5),
+}

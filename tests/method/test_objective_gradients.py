@@ -6,17 +6,15 @@ import copy
 
 import pytest
 import torch
-from method_helpers import seeded, smooth_classifier
+from method_helpers import constant_aalp, seeded, smooth_classifier
 from torch import nn
 
 import aalp
 from aalp.method.contributions import contributions
 from aalp.method.guided_dropout import GuidedDropout, keep_mask
-from aalp.method.objectives import ALP, AT, CLP, MART, OBJECTIVES, TRADES, Standard
+from aalp.method.objectives import ALP, AT, CLP, MART, TRADES, Standard
 from aalp.method.sample_weights import SampleWeights
 from aalp.models.preact_resnet import thin_resnet
-
-constant_aalp = OBJECTIVES["aalp-no-schedule"][0]  # ALP's pairing weight and clean share throughout
 
 # What is differentiable everywhere: masks and weights, which are constants to the gradient, are given or off.
 MASK = torch.tensor(
