@@ -27,6 +27,8 @@ from bad_input import (
 )
 from safetensors.torch import save_file
 
+from aalp.store.checkpoint import read_tensors, write_tensors
+
 
 def a_comparison(folder: Path) -> None:
     empty_folder("several/at-seed0")(folder)
@@ -42,6 +44,14 @@ def a_search(folder: Path) -> None:
 def on_changed_data(folder: Path) -> None:
     config = folder / "done/config.yaml"
     config.write_text(re.sub("data: npz:.*", "data: npz:changed.npz", config.read_text()))
+
+
+def of_other_defaults(folder: Path) -> None:
+    """Weights that say that they were trained with another pairing weight than the run's objective has by default."""
+    weights = folder / "done/weights/last.safetensors"
+    tensors, about = read_tensors(weights)
+    about["method"]["pairing_weight"] = 0.25
+    write_tensors(weights, tensors, {name: value for name, value in about.items() if name not in ("checksum", "format")})
 
 
 BAD_RUNS: dict[str, Case] = {
@@ -193,6 +203,11 @@ BAD_RUNS: dict[str, Case] = {
         both(arrays_with(x_train=lambda pixels: pixels[::-1].copy()), on_changed_data),
         "train --resume done",
         ("'done' was trained on other images than 'npz:changed.npz' has now", "put those back"),
+    ),
+    "to resume when a default has changed": (
+        of_other_defaults,
+        "train --resume done",
+        ("'done' was trained with pairing_weight 0.25", "stands for 1.0 in this version", "write method.pairing_weight 0.25"),
     ),
     "a comparison begun with other options": (begun, COMPARE + "--objectives at", ("'run' was begun with another",)),
     "a comparison where something else is": (

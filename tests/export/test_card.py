@@ -49,6 +49,8 @@ def test_the_card_tells_figures_verdict_and_limits(subject: Subject) -> None:
     bare = card(subject, "onnx", ["model.onnx"], checked)
     assert "robustness is unknown. `aalp evaluate" in bare
     assert "Not audited for masked gradients" in bare
+    assert "Its numbers: clean_share 1.0, " in bare
+    assert ", dropout.fraction 0.8, " in bare
     whole = card(dataclasses.replace(subject, evaluation=EVALUATION, audit=AUDIT), "onnx", ["model.onnx"], checked)
     assert "| clean | 90.0% | 60.0% to 98.0% |" in whole
     assert "| autoattack | 40.0% |  |" in whole

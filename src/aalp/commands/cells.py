@@ -22,7 +22,7 @@ from aalp.commands.one_run import (
     resume_command,
     train_run,
 )
-from aalp.commands.opening import check_same_data
+from aalp.commands.opening import check_same_training
 from aalp.commands.side_by_side import share_out, stop_if_left
 from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import Source
@@ -71,7 +71,7 @@ def work_on_cells(cells: Cells, audit: bool, ranks: Ranks, strategy: Strategy, s
     # All of those that are there before any is worked on: one that does not fit is better told now than after hours.
     found = {cell for cell in directories if ranks.from_main(partial(goes_on, directories[cell].path, cells.options(*cell)))}
     for cell in filter(found.__contains__, directories):
-        ranks.from_main(partial(check_same_data, directories[cell], source))
+        ranks.from_main(partial(check_same_training, directories[cell], source))
 
     def begin(cell: tuple[str, int]) -> None:
         if cell not in found:

@@ -181,6 +181,12 @@ def build_objective(name: str, options: MethodOptions, strict: bool = True) -> O
     return factory(**{key: value for key, value in given.items() if key in accepted})
 
 
+def method_numbers(objective: Objective) -> dict[str, Any]:
+    """All numbers of an objective as plain values, those by default too."""
+    numbers: dict[str, Any] = to_plain({"method": objective})["method"]
+    return numbers
+
+
 def device() -> torch.device:
     """The device to evaluate on: a GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

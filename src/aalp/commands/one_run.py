@@ -11,7 +11,16 @@ import torch
 import yaml
 from lightning_fabric.loggers.logger import Logger
 
-from aalp.commands.config import EvaluationOptions, build_objective, kind_of, quoted, same_options, split_names, to_plain
+from aalp.commands.config import (
+    EvaluationOptions,
+    build_objective,
+    kind_of,
+    method_numbers,
+    quoted,
+    same_options,
+    split_names,
+    to_plain,
+)
 from aalp.commands.console import Display, command_line
 from aalp.commands.dry_run import evaluation_cost, training_cost
 from aalp.commands.evaluate import evaluate_model
@@ -221,10 +230,11 @@ def training_plan(
 ) -> Fit:
     """What the training loop needs, from the options of a run."""
     training: TrainingOptions = options["training"]
-    threat = options["threat"].build()
+    threat, objective = options["threat"].build(), build_objective(options["objective"], options["method"], strict)
     metadata = {
         "model": options["model"],
         "objective": options["objective"],
+        "method": method_numbers(objective),
         "seed": options["seed"],
         "classes": list(source.classes),
         "image_shape": list(source.image_shape),
@@ -235,7 +245,7 @@ def training_plan(
     }
     return Fit(
         classifier=classifier,
-        objective=build_objective(options["objective"], options["method"], strict),
+        objective=objective,
         threat=threat,
         train=source.train,
         validation=source.validation,

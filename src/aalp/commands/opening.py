@@ -11,8 +11,11 @@ import torch
 
 from aalp.commands.config import (
     EvaluationOptions,
+    MethodOptions,
     ThreatOptions,
+    build_objective,
     check_trust,
+    method_numbers,
     override,
     to_plain,
 )
@@ -23,6 +26,7 @@ from aalp.data.split import Split, channel_statistics
 from aalp.errors import AalpError, DataError, OptionError, RunError
 from aalp.models.catalog import COLLECTIONS, ModelOptions, architecture, build, is_own_code, order_classes
 from aalp.models.published import Tell
+from aalp.plain import flat
 from aalp.seeding import derive_seed
 from aalp.store.checkpoint import is_ours, read_metadata
 from aalp.store.run import RunDirectory
@@ -75,20 +79,43 @@ def stored_source(name: str | None, options: DataOptions | None, config: dict[st
     return load_source(name, options or stored)
 
 
-def check_same_data(directory: RunDirectory, source: Source) -> None:
-    """Refuse to go on with a run, or to set its figures beside others, whose data has changed since.
+def check_same_training(directory: RunDirectory, source: Source) -> None:
+    """Refuse to go on with a run, or to set its figures beside others, whose data or method has changed since.
+
+    Its options alone do not tell: a file of the same name may hold other images, and a number that its config.yaml
+    leaves to the objective may have another default in this version.
 
     Raises:
-        RunError: the weights that it has left so far were trained on other images or labels than the source has.
+        RunError: the weights that it has left so far were trained on other images or labels than the source has, or with
+            other numbers of the objective than its config.yaml stands for now.
     """
     try:
-        about = read_metadata(directory.weights("last")).get("data")
+        about = read_metadata(directory.weights("last"))
     except RunError:  # none yet, or damaged: a run goes on from its states
         return
-    trained = about.get("digest") if isinstance(about, Mapping) else None
-    if trained not in (None, source.digest):
+    data, then = (_mapping(about.get(name)) for name in ("data", "method"))
+    if data.get("digest") not in (None, source.digest):
         other = f"'{directory.path}' was trained on other images than '{source.name}' has now"
         raise RunError(f"{other}: put those back (or the version of Pillow that decoded them), or start another --run")
+    now = flat(_method_now(directory))
+    # A number that is newer than the run had its default then.
+    changed = [(name, value) for name, value in flat(then).items() if name in now and now[name] != value]
+    for name, value in changed[:1]:
+        raise RunError(
+            f"'{directory.path}' was trained with {name} {value}, and its config.yaml stands for {now[name]} in this version: "
+            f"write method.{name} {value} there to go on with it, or start another --run"
+        )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _method_now(directory: RunDirectory) -> dict[str, Any]:
+    """The numbers of the objective that a run's config.yaml stands for."""
+    config = read_yaml(directory.config)
+    method = override({"method": MethodOptions()}, {"method": config.get("method", {})}, f"'{directory.config}'")["method"]
+    return method_numbers(build_objective(str(config.get("objective")), method, strict=False))
 
 
 def _group(default: Any, stored: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions, quoted
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.one_run import begin, begin_or_go_on, build_classifier, check, run_options, train_run, write_config
-from aalp.commands.opening import check_same_data
+from aalp.commands.opening import check_same_training
 from aalp.commands.search_space import applied, parse_space
 from aalp.commands.side_by_side import alone_at, side_by_side, stop_if_left
 from aalp.commands.study import PrunedError, Study, Trial, check_search
@@ -87,7 +87,7 @@ method.weights.rule: {choices: [uniform, confidence]}}'.
     steps_per_epoch(source.train, training.batch_size)
     begin_or_go_on(run, {**options, "space": space, "prune": prune})
     for trial in sorted((run / "trials").glob("*")):
-        check_same_data(RunDirectory(trial), source)
+        check_same_training(RunDirectory(trial), source)
     # The first quarter of a one-cycle schedule, where the learning rate still rises, tells little of its end.
     study = Study(run, dimensions, seed, prune, warmup=training.epochs // 4 + 1)
     work = partial(_trials, study, dict(options), trials)

@@ -26,7 +26,7 @@ from aalp.commands.one_run import (
     train_run,
     warn_if_alone,
 )
-from aalp.commands.opening import check_same_data
+from aalp.commands.opening import check_same_training
 from aalp.commands.pictures import log_adversarial
 from aalp.commands.side_by_side import alone_at
 from aalp.data.sources import DataOptions, Source, check_columns, load_source
@@ -118,7 +118,7 @@ goes on in its own entry.
     source = ranks.first_of_machine(lambda: load_source(data, options["data_options"]))
     # Whatever can fail on bad input does so before anything is written.
     if resume is not None and begun:
-        ranks.from_main(partial(check_same_data, RunDirectory(resume), source))
+        ranks.from_main(partial(check_same_training, RunDirectory(resume), source))
     kept = resume is not None and newest_state(RunDirectory(resume)) is not None
     classifier = build_classifier(options, source, display.warn, begun=kept)
     steps_per_epoch(source.train, training.batch_size)

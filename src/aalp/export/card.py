@@ -13,6 +13,7 @@ from aalp.export.robustbench import dataset_name, fraction
 from aalp.export.source import needs
 from aalp.export.subject import Subject
 from aalp.models.catalog import is_own_code
+from aalp.plain import flat
 from aalp.store.records import same_threat
 
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -60,8 +61,15 @@ def _what(subject: Subject, name: str) -> str:
     return (
         f"An image classifier ({_line(subject.model)}, {parameters}{len(subject.classes)} classes), trained with the {trained} "
         f"on {_line(data.get('name', 'unknown'))}; weights of epoch {about.get('epoch', 'unknown')}{which}. "
-        f"Threat model of the training: {_threat(subject)}. Exported by aalp as {name}."
+        f"{_method(subject)}Threat model of the training: {_threat(subject)}. Exported by aalp as {name}."
     )
+
+
+def _method(subject: Subject) -> str:
+    """A sentence on the numbers of the objective; "" where it has none, or the weights do not tell."""
+    method = subject.metadata.get("method")
+    told = ", ".join(f"{name} {value}" for name, value in flat(method).items()) if isinstance(method, Mapping) else ""
+    return f"Its numbers: {_line(told)}. " if told else ""
 
 
 def _threat(subject: Subject) -> str:

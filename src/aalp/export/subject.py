@@ -87,7 +87,7 @@ class Subject:
 
     def travelling(self) -> dict[str, Any]:
         """What goes into every export's own metadata: enough to use the model without this package."""
-        kept = ("model", "objective", "seed", "epoch", "parameters", "data", "threat", "resizing")
+        kept = ("model", "objective", "method", "seed", "epoch", "parameters", "data", "threat", "resizing")
         return {
             "classes": self.classes,
             "image_shape": list(self.image_shape),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from aalp.plain import flat
 from aalp.report import class_figures, figures, observations
 from aalp.report.blocks import Code, Gallery, Gates, Missing, Section, Statements, Table, Text
 from aalp.report.collect import Group, Run
@@ -171,21 +172,17 @@ def _configuration(groups: Sequence[Group]) -> list[Any]:
     codes = [Code(whole.format(group.name), group.runs[0].config_text, folded=len(groups) > 1) for group in groups]
     if len(groups) == 1:
         return codes
-    flat = [dict(_flat(group.runs[0].config)) for group in groups]
-    names = list(dict.fromkeys(name for options in flat for name in options if name != "seed"))
-    differing = [name for name in names if len({options.get(name) for options in flat}) > 1]
-    rows = [[name, *(options.get(name, "-") for options in flat)] for name in differing]
+    texts = [{name: _as_yaml(value) for name, value in flat(group.runs[0].config).items()} for group in groups]
+    names = list(dict.fromkeys(name for options in texts for name in options if name != "seed"))
+    differing = [name for name in names if len({options.get(name) for options in texts}) > 1]
+    rows = [[name, *(options.get(name, "-") for options in texts)] for name in differing]
     header = ["option", *(group.name for group in groups)]
     table = Table("Options in which the models differ; all others are the same.", header, rows)
     return [table if rows else Text("All options of these models are the same but for the seed."), *codes]
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in options.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+def _as_yaml(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
 def _environment(groups: Sequence[Group]) -> list[Any]:

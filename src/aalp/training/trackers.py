@@ -24,6 +24,7 @@ from torch import Tensor
 
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import AalpError
+from aalp.plain import flat
 from aalp.store.files import write_atomically
 from aalp.store.run import RunDirectory
 
@@ -49,7 +50,7 @@ def tracking(
     try:
         if not run.metrics.is_file():
             for logger in loggers:
-                logger.log_hyperparams(_flat(options))
+                logger.log_hyperparams(flat(options))
         yield loggers
     except BaseException:
         _close(loggers, "failed")
@@ -290,11 +291,3 @@ def _known(run: RunDirectory) -> dict[str, str]:
 def _remember(run: RunDirectory, tracker: str, entry: str) -> None:
     known = {**_known(run), tracker: entry}
     write_atomically(run.tracker, (json.dumps(known, indent=2) + "\n").encode())
-
-
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by dotted names, as on the command line."""
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
