@@ -48,6 +48,16 @@ def blind(num_classes, image_shape):
 def eleven(num_classes, image_shape):
     return net(11, image_shape)
 
+class Extra(nn.Sequential):
+    def get_extra_state(self):
+        return {"step": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+def extra(num_classes, image_shape):
+    return Extra(net(num_classes, image_shape))
+
 def raises(num_classes, image_shape):
     raise RuntimeError("no such luck\\nand a second line")
 

@@ -18,6 +18,11 @@ BAD_MODELS: dict[str, Case] = {
         ON_TINY + "--model bad_factories:blind",
         ("'bad_factories:blind' hides a step from autograd", "make it differentiable"),
     ),
+    "a model with a state that is no tensor": (
+        None,
+        ON_TINY + "--model bad_factories:extra",
+        ("'bad_factories:extra' keeps 'network._extra_state' beside its tensors", "make it a buffer"),
+    ),
     "a model that returns probabilities to compare": (
         None,
         COMPARE + "--objectives at --model bad_factories:probabilities",

@@ -95,6 +95,11 @@ BAD_OPTIONS: dict[str, Case] = {
         ON_TINY + "--training.milestones [0.7,0.5]",
         ("milestones is [0.7, 0.5]", "rising"),
     ),
+    "a start where the loss has no gradient": (
+        None,
+        ON_TINY + "--objective trades --attack.random_start 0",
+        ("random_start is 0", "no gradient", "start at random"),
+    ),
     "no attack steps": (None, ON_TINY.replace("--attack.steps 1", "--attack.steps 0"), ("steps is 0", "at least 1")),
     "no images to evaluate": (None, "evaluate done --attacks fgsm --images 0", ("images is 0", "at least 1")),
     "no batch to evaluate": (None, "evaluate done --attacks fgsm --batch_size 0", ("batch_size is 0", "at least 1")),

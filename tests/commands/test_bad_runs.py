@@ -46,12 +46,18 @@ def on_changed_data(folder: Path) -> None:
     config.write_text(re.sub("data: npz:.*", "data: npz:changed.npz", config.read_text()))
 
 
+def stopped_within_its_first_epoch(folder: Path) -> None:
+    """There are states of it, and no weights yet."""
+    for path in (folder / "done/weights", folder / "done/metrics.csv"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def of_other_defaults(folder: Path) -> None:
-    """Weights that say that they were trained with another pairing weight than the run's objective has by default."""
-    weights = folder / "done/weights/last.safetensors"
-    tensors, about = read_tensors(weights)
+    """A state that says that it was trained with another pairing weight than the run's objective has by default."""
+    newest = max((folder / "done/states").glob("*"))
+    tensors, about = read_tensors(newest)
     about["method"]["pairing_weight"] = 0.25
-    write_tensors(weights, tensors, {name: value for name, value in about.items() if name not in ("checksum", "format")})
+    write_tensors(newest, tensors, {name: value for name, value in about.items() if name not in ("checksum", "format")})
 
 
 BAD_RUNS: dict[str, Case] = {
@@ -201,6 +207,14 @@ BAD_RUNS: dict[str, Case] = {
     ),
     "to resume when the data has changed": (
         both(arrays_with(x_train=lambda pixels: pixels[::-1].copy()), on_changed_data),
+        "train --resume done",
+        ("'done' was trained on other images than 'npz:changed.npz' has now", "put those back"),
+    ),
+    "to resume within the first epoch when the data has changed": (
+        both(
+            both(arrays_with(x_train=lambda pixels: pixels[::-1].copy()), on_changed_data),
+            stopped_within_its_first_epoch,
+        ),
         "train --resume done",
         ("'done' was trained on other images than 'npz:changed.npz' has now", "put those back"),
     ),

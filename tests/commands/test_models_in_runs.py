@@ -31,6 +31,18 @@ class Versioned(nn.Sequential):
             raise ValueError(f"version should be set to 3 instead of {about.get('version')}")
         super()._load_from_state_dict(state, prefix, about, *rest)
 
+class Keeps(nn.Module):
+    def __init__(self, inputs, num_classes):
+        super().__init__()
+        self.hidden, self.logits = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 4)), nn.Linear(4, num_classes)
+
+    def forward(self, images):
+        self.last = self.hidden(images)
+        return self.logits(self.last)
+
+def keeps(num_classes, image_shape):
+    return Keeps(image_shape[1] * image_shape[2], num_classes)
+
 def versioned(num_classes, image_shape):
     return Versioned(nn.Flatten(), nn.Linear(image_shape[1] * image_shape[2], 4), nn.BatchNorm1d(4), nn.Linear(4, num_classes))
 """
@@ -49,6 +61,14 @@ MODEL = "own_nets_with_arguments:net"
 def trained(words: list[str], run: Path, *more: str) -> dict[str, Any]:
     assert main([*words, "--run", str(run), *more]) == 0
     return dict(read_metadata(run / "weights" / "last.safetensors")["architecture"])
+
+
+def test_a_network_that_keeps_its_last_activations_is_trained_and_gone_on_with(own, tmp_path, train_words) -> None:
+    run = tmp_path / "run"
+    trained(train_words, run, "--model", "own_nets_with_arguments:keeps")
+    for state in sorted((run / "states").glob("*"))[1:]:
+        state.unlink()
+    assert main(["train", "--resume", str(run), "--quiet=true", "--trust-model-code"]) == 0
 
 
 def test_a_factory_gets_its_arguments_and_so_does_every_later_verb(own, tmp_path, train_words, capfd) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,18 +16,23 @@ def numbered(count: int, channels: int, height: int, width: int) -> Tensor:
     return pixels.view(1, channels, height, width).repeat(count, 1, 1, 1)
 
 
-def shifts(image: Tensor, reach: int) -> dict[tuple[int, int], Tensor]:
-    """The image moved by each offset of up to `reach`, with zeros where nothing was."""
+def shifts(image: Tensor, down: int, across: int) -> dict[tuple[int, int], Tensor]:
+    """The image moved by each offset of up to so many rows and columns, with zeros where nothing was."""
     height, width = image.shape[1:]
-    padded = F.pad(image, (reach,) * 4)
-    offsets = range(2 * reach + 1)
-    return {(row, column): padded[:, row : row + height, column : column + width] for row in offsets for column in offsets}
+    padded = F.pad(image, (across, across, down, down))
+    offsets = itertools.product(range(2 * down + 1), range(2 * across + 1))
+    return {(row, column): padded[:, row : row + height, column : column + width] for row, column in offsets}
 
 
-@pytest.mark.parametrize(("channels", "height", "width", "reach"), [(3, 32, 32, 4), (1, 8, 8, 1), (2, 16, 12, 2), (1, 4, 4, 1)])
-def test_crop_gives_every_shift_up_to_an_eighth_and_no_other(channels: int, height: int, width: int, reach: int) -> None:
+@pytest.mark.parametrize(
+    ("channels", "height", "width", "down", "across"),
+    [(3, 32, 32, 4, 4), (1, 8, 8, 1, 1), (2, 16, 12, 2, 1), (1, 4, 4, 1, 1), (1, 32, 8, 4, 1), (1, 8, 32, 1, 4)],
+)
+def test_crop_gives_every_shift_up_to_an_eighth_and_no_other(
+    channels: int, height: int, width: int, down: int, across: int
+) -> None:
     images = numbered(1000, channels, height, width)
-    table = shifts(images[0], reach)
+    table = shifts(images[0], down, across)
     seen = set()
     for image in augment(images, "crop", torch.Generator().manual_seed(0)):
         matching = [offset for offset, shifted in table.items() if torch.equal(image, shifted)]
@@ -45,7 +52,7 @@ def test_flip_mirrors_about_half_of_the_images_left_to_right() -> None:
 
 def test_crop_and_flip_together_do_both() -> None:
     images = numbered(200, 1, 8, 8)
-    table = [shifted.flip(2) if mirror else shifted for shifted in shifts(images[0], 1).values() for mirror in (0, 1)]
+    table = [shifted.flip(2) if mirror else shifted for shifted in shifts(images[0], 1, 1).values() for mirror in (0, 1)]
     seen = set()
     for image in augment(images, "crop+flip", torch.Generator().manual_seed(0)):
         (match,) = [number for number, candidate in enumerate(table) if torch.equal(image, candidate)]

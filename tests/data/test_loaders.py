@@ -10,6 +10,7 @@ from aalp.data.images import Layout
 from aalp.data.loaders import Loader, balanced_order, epoch_order
 from aalp.data.split import ResidentSplit
 from aalp.errors import DataError
+from aalp.seeding import derive_seed
 
 CPU = torch.device("cpu")
 
@@ -104,6 +105,19 @@ def test_a_balanced_order_draws_every_class_equally_often_and_no_image_twice_bef
     later = balanced_order(labels, seed=0, epoch=1)
     assert set(later[later < 20].tolist()) != set(order[order < 20].tolist())
     assert labels[order].tolist() != sorted(labels[order].tolist())
+
+
+def test_a_balanced_order_is_the_one_that_looks_for_each_class_by_itself() -> None:
+    labels = torch.randint(0, 7, (200,), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(derive_seed("order", 3, 5))
+    present = torch.arange(7)[torch.randperm(7, generator=generator)]
+    chosen = []
+    for place, label in enumerate(present):
+        rows, wanted = (labels == label).nonzero()[:, 0], 28 + (place < 4)
+        passes = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(-(-wanted // len(rows)))]
+        chosen.append(torch.cat(passes)[:wanted])
+    expected = torch.cat(chosen)[torch.randperm(200, generator=generator)]
+    assert torch.equal(balanced_order(labels, seed=3, epoch=5), expected)
 
 
 def test_a_count_that_does_not_divide_is_shared_out_by_chance() -> None:

@@ -86,6 +86,16 @@ def test_validation_takes_what_is_asked_for_and_a_tenth_unasked(
     assert (len(source.train), len(source.validation)) == (train, validation)
 
 
+@pytest.mark.parametrize("split_seed", range(20))
+def test_validation_leaves_an_image_of_every_class_to_train_on(split_seed: int, source_of: Callable[..., Source]) -> None:
+    arrays = {"x_train": np.zeros((24, 8, 8)), "x_test": np.zeros((3, 8, 8)), "y_test": np.arange(3)}
+    source = source_of({**arrays, "y_train": np.array([0] * 20 + [1] * 2 + [2] * 2)}, validation=20, split_seed=split_seed)
+    assert len(source.validation) == 20
+    assert sorted(set(source.train.labels.tolist())) == [0, 1, 2]
+    together = torch.cat([source.train.labels, source.validation.labels])
+    assert torch.bincount(together).tolist() == [20, 2, 2]
+
+
 def test_validation_cannot_take_every_image(tiny_arrays: Callable[..., Arrays], source_of: Callable[..., Source]) -> None:
     with pytest.raises(OptionError, match=r"validation is 100: .* has only 100 training images"):
         source_of(tiny_arrays(train=100), validation=100)
@@ -290,3 +300,11 @@ def test_pixels_of_an_npz_that_are_out_of_range_by_rounding_are_cut_to_it(tmp_pa
     np.savez(tmp_path / "white.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     source = load_source(f"npz:{tmp_path / 'white.npz'}", DataOptions(validation=0))
     assert float(source.test.read(torch.arange(6)).max()) == 1.0
+
+
+def test_images_of_other_channels_than_grey_and_colour_are_not_turned_into_those(source_of: Callable[..., Source]) -> None:
+    planes = np.zeros((6, 4, 8, 8), np.uint8)
+    arrays = {"x_train": planes, "x_test": planes, "y_train": np.arange(6) % 2, "y_test": np.arange(6) % 2}
+    for channels in (1, 3):
+        with pytest.raises(DataError, match=rf"channels is {channels} and the images have 4: only grey and RGB"):
+            source_of(arrays, channels=channels)

@@ -74,6 +74,19 @@ def test_what_is_no_batch_is_refused_by_every_objective(name, images, labels, me
         ALL[name](HAND, images, ADVERSARIAL, labels)
 
 
+@pytest.mark.parametrize("progress", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("name", ALL)
+def test_progress_that_is_no_share_is_refused(name, progress):
+    with pytest.raises(OptionError, match=r"progress is .*: it has to lie in \[0, 1\]"):
+        ALL[name](HAND, CLEAN, ADVERSARIAL, LABELS, progress=progress)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_pairs_of_which_one_side_is_short_are_refused(name):
+    with pytest.raises(DataError, match=r"2 images and 1 adversarial ones: give one for each"):
+        ALL[name](HAND, CLEAN, ADVERSARIAL[:1], LABELS)
+
+
 def test_aalp_asks_for_a_classifier_where_it_is_given_a_network():
     with pytest.raises(ModelError, match=r"the classifier is a Linear: .* give it an aalp\.Classifier"):
         AALP()(nn.Linear(2, 2), CLEAN, ADVERSARIAL, LABELS)

@@ -219,6 +219,11 @@ def test_trades_first_step_by_hand():
     torch.testing.assert_close(adversarial, expected)
 
 
+def test_a_comparison_with_the_clean_logits_does_not_start_where_it_has_no_gradient(grey):
+    with pytest.raises(OptionError, match=r"random_start is 0 and .* start at random"):
+        perturb(linear_classifier(TWO_CLASSES), *grey, Linf(0.1), loss=TRADES().inner, random_start=0)
+
+
 def test_the_clean_side_of_a_comparison_is_the_evaluation_mode_prediction_without_gradient(normed_classifier, noise_images):
     normed_classifier.train()
     seen = []

@@ -385,3 +385,11 @@ def test_images_of_integers_are_refused(normalisation, images):
     classifier = Classifier(mlp(), **normalisation)
     with pytest.raises(DataError, match=r"images are torch.uint8: give floats in \[0, 1\], such as images.float\(\) / 255"):
         classifier((images * 255).byte())
+
+
+def test_a_batch_of_no_images_verifies_nothing():
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Softmax(1)))
+    classifier.verify(torch.empty(0, 1, 8, 8))
+    assert not classifier.verified
+    with pytest.raises(ModelError, match="is not what"):
+        classifier(torch.rand(2, 1, 8, 8))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import timm
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from aalp.method.pgd import perturb
 from aalp.method.threat import Linf
 from aalp.models.classifier import Classifier
-from aalp.models.folding_in_place import foldable, folded_norms
+from aalp.models.folding_in_place import check_folding, foldable, folded_norms
 from aalp.models.preact_resnet import thin_resnet
 
 
@@ -45,6 +46,35 @@ def unsettled(network: nn.Module) -> nn.Module:
                 module.weight.data.normal_(0.8, 0.5, generator=generator)
                 module.bias.data.normal_(0, 0.3, generator=generator)
     return network.double().eval()
+
+
+class Tapped(nn.Module):
+    """Runs the layers of a Sequential by itself, and uses what comes after the convolution as well as after the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.logits = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        convolved = self.body[0](images)
+        pooled = [maps.mean((2, 3)) for maps in (convolved, self.body[2](self.body[1](convolved)))]
+        logits: Tensor = self.logits(torch.cat(pooled, 1))
+        return logits
+
+
+def test_a_network_whose_pairs_are_used_in_between_is_not_folded() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 16, 16)
+    for network, pairs in ((Tapped(), 0), (sequential(), 1)):
+        classifier = Classifier(network).train()
+        before = {name: value.clone() for name, value in classifier.state_dict().items()}
+        check_folding(classifier, images)
+        assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+        assert classifier.training
+        for one in (classifier, copy.deepcopy(classifier)):
+            with folded_norms(one) as count:
+                assert count == pairs
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from aalp.commands.audit import audit_once, audit_verdict
+from aalp.commands.building import build_classifier
 from aalp.commands.config import EvaluationOptions, quoted, split_names, to_plain
 from aalp.commands.console import Display
 from aalp.commands.evaluation_record import cheap_verdict
 from aalp.commands.one_run import (
     begin_or_go_on,
-    build_classifier,
     describe,
     evaluate_run,
     goes_on,

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aalp.commands.building import build_classifier
 from aalp.commands.cells import Cells, outcome, work_on_cells
 from aalp.commands.comparison import markdown, summary, text
 from aalp.commands.config import (
@@ -21,7 +22,6 @@ from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.dry_run import show
 from aalp.commands.one_run import (
     begin_or_go_on,
-    build_classifier,
     check,
     check_evaluation,
     run_cost,

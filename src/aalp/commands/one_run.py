@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning_fabric.loggers.logger import Logger
 
@@ -24,19 +23,17 @@ from aalp.commands.config import (
 from aalp.commands.console import Display, command_line
 from aalp.commands.dry_run import evaluation_cost, training_cost
 from aalp.commands.evaluate import evaluate_model
-from aalp.commands.fine_tuning import start_from
-from aalp.commands.loading import load_model, verify_on
+from aalp.commands.loading import load_model
 from aalp.commands.opening import whole_split
 from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import Source
-from aalp.data.split import as_float, channel_statistics, resident_bytes
+from aalp.data.split import resident_bytes
 from aalp.distributed import ALONE, Ranks
-from aalp.errors import ModelError, OptionError, RunError
-from aalp.evaluation.attacks import attack_by_name, reaches_images
-from aalp.models.catalog import ModelOptions, architecture, build, is_own_code
+from aalp.errors import OptionError, RunError
+from aalp.evaluation.attacks import attack_by_name
+from aalp.method.pgd import check_start
+from aalp.models.catalog import architecture, is_own_code
 from aalp.models.classifier import Classifier
-from aalp.models.published import Tell
-from aalp.seeding import derive_seed, seed_global_generators
 from aalp.store.files import alone_in, write_atomically
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory, free_path
@@ -79,7 +76,8 @@ def warn_if_alone(strategy: Strategy, ranks: Ranks, display: Display) -> None:
 def check(options: Mapping[str, Any], strict: bool = True) -> None:
     """Refuse options that cannot work, before anything is read or written."""
     check_tracker(options.get("tracker"))
-    build_objective(options["objective"], options["method"], strict)
+    objective = build_objective(options["objective"], options["method"], strict)
+    check_start(objective.inner, options["attack"].random_start)
     options["threat"].build()
     for name in split_names(options["evaluation"].attacks):
         if name not in ("clean", "autoattack"):
@@ -183,41 +181,6 @@ def _where(options: Mapping[str, Any], source: Source) -> str:
     if held:
         return f"images in memory, {held / 1e6:.0f} MB" if held >= 1e6 else "images in memory, under 1 MB"
     return f"images read from disk by {options['data_options'].workers} workers"
-
-
-def build_classifier(
-    options: Mapping[str, Any], source: Source, tell: Tell = lambda line: None, begun: bool = False
-) -> Classifier:
-    """The classifier, with start weights that depend on the seed and the options alone, seen to run on the training images.
-
-    Args:
-        tell: called with a line on what a user should know of the start weights.
-        begun: whether a state will be loaded over it, so that start weights are not read.
-    """
-    wanted: ModelOptions = options["model_options"]
-    if begun:
-        wanted = dataclasses.replace(wanted, pretrained=False, init_from=None)
-    seed_global_generators(derive_seed("start", options["seed"]))
-    classifier = build(
-        options["model"],
-        len(source.classes),
-        source.image_shape,
-        wanted,
-        channel_statistics(source.train),
-        source.classes,
-        tell=tell,
-    )
-    if wanted.init_from is not None:
-        start_from(classifier, wanted.init_from, wanted.mean is None, source.classes, tell)
-    if wanted.channels_last:
-        classifier.to(memory_format=torch.channels_last)
-    verify_on(classifier, source.train, options["model"])
-    if not reaches_images(classifier, as_float(source.train.read(torch.arange(min(2, len(source.train)))))):
-        raise ModelError(
-            f"model '{options['model']}' hides a step from autograd (no_grad, detach, numpy), so that no attack "
-            "finds a gradient: make it differentiable"
-        )
-    return classifier
 
 
 def training_plan(

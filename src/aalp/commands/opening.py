@@ -86,13 +86,10 @@ def check_same_training(directory: RunDirectory, source: Source) -> None:
     leaves to the objective may have another default in this version.
 
     Raises:
-        RunError: the weights that it has left so far were trained on other images or labels than the source has, or with
-            other numbers of the objective than its config.yaml stands for now.
+        RunError: what it has left so far was trained on other images or labels than the source has, or with other
+            numbers of the objective than its config.yaml stands for now.
     """
-    try:
-        about = read_metadata(directory.weights("last"))
-    except RunError:  # none yet, or damaged: a run goes on from its states
-        return
+    about = _trained_as(directory)
     data, then = (_mapping(about.get(name)) for name in ("data", "method"))
     if data.get("digest") not in (None, source.digest):
         other = f"'{directory.path}' was trained on other images than '{source.name}' has now"
@@ -105,6 +102,16 @@ def check_same_training(directory: RunDirectory, source: Source) -> None:
             f"'{directory.path}' was trained with {name} {value}, and its config.yaml stands for {now[name]} in this version: "
             f"write method.{name} {value} there to go on with it, or start another --run"
         )
+
+
+def _trained_as(directory: RunDirectory) -> dict[str, Any]:
+    """What the newest state of a run, or its last weights, tell of their training; nothing where none is there and whole."""
+    for file in (*reversed(directory.states()), directory.weights("last")):
+        try:
+            return read_metadata(file)
+        except RunError:
+            continue
+    return {}
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aalp.commands.building import build_classifier
 from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions, quoted
 from aalp.commands.console import Display, command_line, print_out
-from aalp.commands.one_run import begin, begin_or_go_on, build_classifier, check, run_options, train_run, write_config
+from aalp.commands.one_run import begin, begin_or_go_on, check, run_options, train_run, write_config
 from aalp.commands.opening import check_same_training
 from aalp.commands.search_space import applied, parse_space
 from aalp.commands.side_by_side import alone_at, side_by_side, stop_if_left

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from aalp.commands.building import build_classifier
 from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions, same_options, to_plain
 from aalp.commands.console import Display
 from aalp.commands.dry_run import show
@@ -15,7 +16,6 @@ from aalp.commands.evaluation_record import report
 from aalp.commands.one_run import (
     begin,
     begin_next,
-    build_classifier,
     check,
     check_evaluation,
     describe,

@@ -154,9 +154,16 @@ def as_images(array: np.ndarray, what: str) -> Tensor:
 
 
 def with_channels(pixels: Tensor, channels: int) -> Tensor:
-    """Images turned grey (1) or into colour (3)."""
+    """Images turned grey (1) or into colour (3).
+
+    Raises:
+        DataError: they are neither.
+    """
     if pixels.shape[1] == channels:
         return pixels
+    if pixels.shape[1] not in (1, 3):
+        found = f"data channels is {channels} and the images have {pixels.shape[1]}"
+        raise DataError(f"{found}: only grey and RGB are turned into one another")
     if channels == 3:
         return pixels[:, :1].expand(-1, 3, -1, -1).contiguous()
     # ITU-R 601 luma, as Pillow has it.

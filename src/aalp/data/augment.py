@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -38,11 +39,11 @@ def augment(images: Tensor, kind: Augmentation, generator: torch.Generator | Non
 
 def _shift(images: Tensor, generator: torch.Generator | None, shard: Shard) -> Tensor:
     count, _, height, width = images.shape
-    reach = max(1, height // 8)
-    padded = F.pad(images, (reach, reach, reach, reach))
-    offsets = torch.randint(0, 2 * reach + 1, (2, shard.total, 1), generator=generator, device=images.device)[:, shard.rows]
-    rows = offsets[0] + torch.arange(height, device=images.device)
-    columns = offsets[1] + torch.arange(width, device=images.device)
+    down, across = max(1, height // 8), max(1, width // 8)
+    padded = F.pad(images, (across, across, down, down))
+    draw = partial(torch.randint, 0, size=(shard.total, 1), generator=generator, device=images.device)
+    rows = draw(2 * down + 1)[shard.rows] + torch.arange(height, device=images.device)
+    columns = draw(2 * across + 1)[shard.rows] + torch.arange(width, device=images.device)
     image = torch.arange(count, device=images.device).view(-1, 1, 1)
     # Advanced indices around the channel slice put their dimensions first: (N, H, W, channels).
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -42,9 +42,10 @@ def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
     # Which classes get one image more, where the count does not divide, is drawn as well.
     present = present[torch.randperm(len(present), generator=generator)]
     share, more = divmod(len(labels), len(present))
+    of_class = torch.split(labels.argsort(stable=True), torch.bincount(labels).tolist())
     chosen = []
     for place, label in enumerate(present.tolist()):
-        rows, wanted = (labels == label).nonzero()[:, 0], share + (place < more)
+        rows, wanted = of_class[label], share + (place < more)
         passes = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(-(-wanted // len(rows)))]
         chosen.append(torch.cat(passes)[:wanted] if passes else rows[:0])
     everything = torch.cat(chosen)

@@ -195,8 +195,22 @@ def load_source(name: str, options: DataOptions | None = None) -> Source:
         held_out = min(1000, len(loaded.train) // 10) if options.validation is None else options.validation
         if held_out >= len(loaded.train):
             raise OptionError(f"data validation is {held_out}: '{name}' has only {len(loaded.train)} training images")
-        train, validation = (loaded.train.subset(rows.sort().values) for rows in (order[held_out:], order[:held_out]))
+        held, kept = _held_out(loaded.train.labels, held_out, order)
+        train, validation = (loaded.train.subset(rows.sort().values) for rows in (kept, held))
     return Source(name, train, validation, loaded.test, loaded.classes, _digest(loaded))
+
+
+def _held_out(labels: Tensor, count: int, order: Tensor) -> tuple[Tensor, Tensor]:
+    """The first `count` rows of an order and the others, which keep an image of every class if there are enough of them."""
+    held, kept = order[:count].clone(), order[count:].clone()
+    for label in torch.unique(labels).tolist():
+        if (labels[kept] == label).any():
+            continue
+        plenty = (torch.bincount(labels[kept], minlength=label + 1)[labels[kept]] > 1).nonzero()[:, 0]
+        if len(plenty):
+            back, given = (labels[held] == label).nonzero()[0, 0], plenty[0]
+            held[back], kept[given] = kept[given].clone(), held[back].clone()
+    return held, kept
 
 
 def _changed(loaded: Loaded, change: Callable[[Split], Split]) -> Loaded:

@@ -20,7 +20,7 @@ from aalp.evaluation.foreign_attacks import OwnAttack, foreign_attack, is_foreig
 from aalp.method.losses import cross_entropy, margin
 from aalp.method.pgd import evaluating, perturb
 from aalp.method.threat import Threat
-from aalp.models.classifier import Classifier
+from aalp.models.classifier import Classifier, forget
 
 AttackFunction = Callable[[Classifier, Tensor, Tensor, Threat, int], Tensor]
 """(classifier, images, labels, threat, seed) -> candidates; `run_attack` checks them."""
@@ -123,7 +123,9 @@ def reaches_images(classifier: Classifier, images: Tensor) -> bool:
     with evaluating(classifier), torch.enable_grad():
         images = images.detach().requires_grad_()
         logits = classifier(images)
-        return logits.requires_grad and torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None
+        found = logits.requires_grad and torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None
+        forget(classifier, images)
+    return found
 
 
 def _gradient_attack(name: str, steps: int, loss: str, relative_step: float, random_start: float) -> Attack:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aalp.errors import OptionError
+from aalp.errors import DataError, OptionError
 from aalp.method import losses
 from aalp.method.batches import class_numbers, float_images
 from aalp.method.pgd import ImageClassifier, InnerLoss
@@ -87,9 +87,13 @@ class Objective:
             mask: feature factors (N, D) to use instead of drawing them (AALP that attacked through its mask).
 
         Raises:
-            DataError: images are no floats, or labels no (N,) integers.
+            DataError: images are no floats, labels no (N,) integers, or there is not one of each an image.
+            OptionError: progress lies outside [0, 1].
         """
         images, adversarial, labels = float_images(images), float_images(adversarial), class_numbers(labels)
+        check_share("progress", progress)
+        if len(images) != len(adversarial):
+            raise DataError(f"there are {len(images)} images and {len(adversarial)} adversarial ones: give one for each image")
         return self.loss(Batch(classifier, images, adversarial, labels, progress, generator, mask))
 
 

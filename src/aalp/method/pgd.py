@@ -148,7 +148,7 @@ def perturb(
         (N, ...) float, detached; in [0, 1], and inside the ball unless `project` is off.
 
     Raises:
-        OptionError: the threat is none, or steps or step_size make no sense.
+        OptionError: the threat is none, steps or step_size make no sense, or the loss has no gradient where the attack starts.
         DataError: images are no floats in [0, 1] (on a GPU only the first batch's range is looked at), or there is not one
             integer label an image.
     """
@@ -157,6 +157,7 @@ def perturb(
     options = AttackOptions(steps, step_size_eps, random_start, project)
     if loss is None:
         return images
+    check_start(loss, random_start)
     images, labels = float_images(images), class_numbers(labels)
     if len(images) != len(labels):
         raise DataError(f"there are {len(images)} images and {len(labels)} labels: there has to be one label an image")
@@ -181,6 +182,19 @@ def perturb(
             (gradient,) = torch.autograd.grad(ascend(logits, labels).sum(), adversarial)
             adversarial = keep(adversarial.detach().add(threat.steepest_step(gradient), alpha=step_length))
     return adversarial.detach()
+
+
+def check_start(loss: InnerLoss | None, random_start: float) -> None:
+    """Refuse to start at the clean image where it is what the loss compares with: the gradient is 0 there.
+
+    Raises:
+        OptionError: so it is.
+    """
+    if isinstance(loss, AgainstClean) and random_start == 0:
+        raise OptionError(
+            "attack random_start is 0 and the objective's adversary moves away from the clean logits, where that has no "
+            "gradient: start at random, with random_start 1"
+        )
 
 
 def _logits_through(classifier: ImageClassifier, mask: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -166,7 +166,7 @@ class Classifier(nn.Module):
             raise ModelError(f"{name} gives one logit an image: give each class its own, two for two classes")
         if not _close(F.linear(features, self.head_weight, self.linear.bias), output):
             raise ModelError(f"{name} gives something else than its weight times its input plus its bias: end in a plain one")
-        self.verified = True
+        self.verified = len(images) > 0  # of no images any output is the head's
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor, object]:
         """The network's pass, seen at its head: the head's input and output, and the network's output."""
@@ -196,6 +196,12 @@ def _hooks_seen(network: nn.Module) -> AbstractContextManager[object]:
         return nullcontext()
     compiled = any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in network.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+@torch.no_grad()
+def forget(network: nn.Module, images: Tensor) -> None:
+    """One pass without history: torch does not copy a network that keeps a tensor of its last pass with it."""
+    network(images.detach())
 
 
 def with_own_buffers(classifier: Classifier, tensors: Mapping[str, Tensor]) -> Classifier:

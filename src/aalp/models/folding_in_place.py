@@ -9,6 +9,7 @@ their network for thousands of passes, use a traced copy (`inference_copy.py`), 
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from aalp.method.pgd import evaluating
+from aalp.models.classifier import Classifier, forget
+from aalp.models.inference_copy import same_logits
 
 PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
     "aalp.models.preact_resnet.PreActBlock": (("conv1", "norm2"),),
@@ -28,6 +33,9 @@ PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """Class, and the names of its convolutions and norms of which the second takes just what the first gives."""
 
+FOLDS = "norms_fold"
+"""Attribute of a network: whether its pairs may be folded, where somebody has looked."""
+
 
 @contextmanager
 def folded_norms(network: nn.Module) -> Iterator[int]:
@@ -39,7 +47,7 @@ def folded_norms(network: nn.Module) -> Iterator[int]:
     Yields:
         How many pairs were folded.
     """
-    pairs = foldable(network)
+    pairs = foldable(network) if getattr(network, FOLDS, True) else []
     unfolded = [(conv, conv._parameters["weight"], conv._parameters["bias"]) for conv, _ in pairs]
     try:
         for conv, norm in pairs:
@@ -53,6 +61,32 @@ def folded_norms(network: nn.Module) -> Iterator[int]:
             conv._parameters["weight"], conv._parameters["bias"] = old_weight, old_bias
         for _, norm in pairs:
             norm.__dict__.pop("forward", None)
+
+
+@torch.no_grad()
+def check_folding(network: Classifier, images: Tensor) -> None:
+    """Have a network's pairs folded from here on only if that leaves its outputs as they are: in copies of it, too.
+
+    A network may run the layers of an nn.Sequential one by one, and use what is between them.
+
+    Args:
+        images: (N, ...) what it takes.
+    """
+    if not foldable(network):
+        return
+    with evaluating(network):
+        forget(network, images)
+    probe = copy.deepcopy(network).eval()
+    generator = torch.Generator().manual_seed(0)
+    for _, norm in foldable(probe):
+        # Statistics of the start, 0 and 1, would hide what folding does.
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(0.5 * torch.randn(norm.num_features, generator=generator))
+        norm.running_var.copy_(0.5 + torch.rand(norm.num_features, generator=generator))
+    plain = probe(images)
+    with folded_norms(probe):
+        setattr(network, FOLDS, same_logits(probe(images), plain))
 
 
 def foldable(network: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:

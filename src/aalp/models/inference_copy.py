@@ -14,6 +14,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from aalp.models.classifier import forget
+
 TOLERANCE = 1e-4
 """Largest change of a logit, in units of the logits' spread, that counts as rounding."""
 
@@ -31,14 +33,13 @@ def folded(network: nn.Module, images: Tensor) -> nn.Module:
     try:
         copied = copy.deepcopy(network)
     except RuntimeError:
-        # It keeps a tensor of its last pass, which torch does not copy with its history: this pass has none.
-        network(images)
+        forget(network, images)
         copied = copy.deepcopy(network)
     plain = copied.requires_grad_(False).eval()
     try:
         traced = fx.symbolic_trace(copy.deepcopy(plain))
         _fold(traced)
-        same = _same(traced(images), plain(images))
+        same = same_logits(traced(images), plain(images))
     except Exception:  # any network is traced here, and its own code may object in any way
         return plain
     return traced if same else plain
@@ -82,6 +83,7 @@ def _fold(traced: fx.GraphModule) -> None:
     traced.requires_grad_(False)
 
 
-def _same(logits: Tensor, others: Tensor) -> bool:
+def same_logits(logits: Tensor, others: Tensor) -> bool:
+    """Whether logits (N, C) are others up to rounding."""
     spread = float((others.amax() - others.amin()).clamp_min(1e-12))
     return logits.shape == others.shape and float((logits - others).abs().amax()) <= TOLERANCE * spread

@@ -11,13 +11,13 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from aalp.distributed import TIMEOUT, Ranks
 from aalp.errors import OptionError, RunError
 from aalp.method.pgd import evaluating
 from aalp.method.precision import multiplies_bfloat16
-from aalp.models.classifier import Classifier
+from aalp.models.classifier import Classifier, forget
 from aalp.store.run import RunDirectory
 
 Strategy = Literal["ddp", "fsdp"]
@@ -83,8 +83,9 @@ def used(classifier: Classifier, image_shape: tuple[int, int, int]) -> list[str]
     """The names of the trained weights that the logits are made of; all others never get a gradient."""
     trained = {name: parameter for name, parameter in classifier.named_parameters() if parameter.requires_grad}
     with evaluating(classifier):
-        logits = classifier(classifier.head_weight.new_zeros(2, *image_shape))
-        gradients = torch.autograd.grad(logits.sum(), list(trained.values()), allow_unused=True)
+        images = classifier.head_weight.new_zeros(2, *image_shape)
+        gradients = torch.autograd.grad(classifier(images).sum(), list(trained.values()), allow_unused=True)
+        forget(classifier, images)
     return [name for name, gradient in zip(trained, gradients, strict=True) if gradient is not None]
 
 
@@ -114,8 +115,11 @@ def check_same_step(run: RunDirectory, step: int, ranks: Ranks) -> None:
         )
 
 
+def norm_buffers(module: nn.Module) -> list[Tensor]:
+    """What the layers of a module that normalise by statistics (BatchNorm, InstanceNorm) keep of the batches so far."""
+    return [buffer for layer in module.modules() if isinstance(layer, _NormBase) for buffer in layer.buffers(recurse=False)]
+
+
 def batch_statistics(module: nn.Module) -> list[Tensor]:
-    """The running means and variances of a module's BatchNorm layers."""
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
-    found = [statistic for layer in layers for statistic in (layer.running_mean, layer.running_var)]
-    return [statistic for statistic in found if statistic is not None]
+    """Their running means and variances alone."""
+    return [buffer for buffer in norm_buffers(module) if buffer.is_floating_point()]

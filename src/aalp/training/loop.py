@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from aalp.data.augment import augment
 from aalp.data.loaders import Loader, balanced_order, epoch_order
@@ -27,6 +28,7 @@ from aalp.training.devices import (
     check_same_step,
     check_shares,
     make_fabric,
+    norm_buffers,
     resolve_precision,
     used,
 )
@@ -39,6 +41,9 @@ from aalp.training.state import Progress, load_state, save_state
 from aalp.training.step import OuterLoss, TrainingStep
 from aalp.training.validation import accuracies
 
+CALMER = "lower --training.lr or set --training.clip 1"
+"""What to do about a training that diverged."""
+
 
 def fit(plan: Fit, resume: bool = False) -> Progress:
     """Train to the end, from the start or from the run's newest saved state.
@@ -47,7 +52,7 @@ def fit(plan: Fit, resume: bool = False) -> Progress:
     resumed makes the same bytes as one that was not.
 
     Raises:
-        DivergedError: the loss stopped being finite; the weights of the step before are saved.
+        DivergedError: the loss or the weights stopped being finite; the newest weights that were are saved.
         InterruptedRunError: SIGINT, SIGTERM or SIGUSR1 arrived; the state is saved.
         RunError: the state cannot be written (the last one is intact), or none can be read.
         DataError: a batch is larger than the training split.
@@ -128,9 +133,11 @@ class _Trainer:
                 self._one_step(images, labels, per_epoch * options.epochs)
                 stop, due = self._agreed(received)
                 if self.progress.step % per_epoch != 0 and (stop or due):
+                    self._refuse_broken_weights()
                     self._save()
                     self._stop_if(stop)
             self._count_time()
+            self._refuse_broken_weights()
             rows.append(self._end_epoch(epoch, validation))
             # The state last: where it says that an epoch is done, what the epoch leaves behind is there.
             if plan.ranks.is_main:
@@ -184,7 +191,7 @@ class _Trainer:
         seed_global_generators(derive_seed("rank", seed, plan.ranks.rank) if plan.ranks.rank else seed)
         images = augment(images, options.augment, generator, plan.ranks.shard(len(labels)))
         attack = self._attack(share)
-        before = [statistic.clone() for statistic in batch_statistics(plan.classifier)]
+        before = [statistic.clone() for statistic in norm_buffers(plan.classifier)]
         loss, parts, logits = self.step.losses(images, labels, share, generator, attack)
         accuracy = (logits.argmax(1) == labels).float().mean()
         measured = {"loss": loss, **parts, "train_accuracy": accuracy}
@@ -192,14 +199,15 @@ class _Trainer:
         values = dict(zip(measured, torch.stack([value.float() for value in measured.values()]).tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             self.optimizer.zero_grad()
-            for statistic, value in zip(batch_statistics(plan.classifier), before, strict=True):
+            for statistic, value in zip(norm_buffers(plan.classifier), before, strict=True):
                 statistic.copy_(value)  # what this batch was like went into them
+            self._refuse_broken_weights()
             self._save()
             plan.ranks.wait()
             terms = ", ".join(f"{name} {values[name]:g}" for name in parts)
             raise DivergedError(
-                f"the loss is {values['loss']} at step {progress.step} ({terms or 'one term'}): lower --training.lr or set "
-                f"--training.clip 1; the weights before that step are in {plan.run.state(progress.step)}"
+                f"the loss is {values['loss']} at step {progress.step} ({terms or 'one term'}): {CALMER}; "
+                f"the weights before that step are in {plan.run.state(progress.step)}"
             )
         self.step.update()
         plan.ranks.average(batch_statistics(plan.classifier))
@@ -214,6 +222,15 @@ class _Trainer:
         self._add("images", len(labels))
         if plan.ranks.is_main:
             plan.tick(progress.step, total_steps, values["loss"])
+
+    def _refuse_broken_weights(self) -> None:
+        """Raise a DivergedError where weights are not finite, as gradients of a finite loss may have made them. Together."""
+        weights = [value for value in self.step.weights.values() if value.is_floating_point()]
+        broken = not math.isfinite(float(get_total_norm([value.detach() for value in weights])))
+        if self.plan.ranks.largest(int(broken))[0]:
+            states = self.plan.run.states()
+            kept = f"the newest weights that were are in {states[-1]}" if states else "none were saved before"
+            raise DivergedError(f"the weights are not finite any more after step {self.progress.step}: {CALMER}; {kept}")
 
     def _add(self, name: str, value: float) -> None:
         self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
@@ -278,6 +295,7 @@ class _Trainer:
         if self.progress.sums:  # within an epoch; at its end the time is counted already
             self._count_time()
         keep = self.plan.checkpoint.keep
-        save_state(self.plan.run, self.progress, self.step.weights, self.averager, self.optimizer, keep)
+        about = {name: self.plan.metadata[name] for name in ("data", "method") if name in self.plan.metadata}
+        save_state(self.plan.run, self.progress, self.step.weights, self.averager, self.optimizer, keep, about)
         # Saving is not training: its time counts for neither clock.
         self.clock = self.saved_at = time.perf_counter()

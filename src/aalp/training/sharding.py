@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,9 @@ class ShardThreat(Threat):
 
     def project(self, candidates: Tensor, images: Tensor) -> Tensor:
         return self.threat.project(candidates, images)
+
+    def projection(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        return self.threat.projection(images)
 
     def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
         return self.threat.distance(candidates, images)

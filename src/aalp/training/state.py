@@ -49,8 +49,12 @@ def save_state(
     averager: Averager,
     optimizer: torch.optim.Optimizer,
     keep: int = 2,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the state under the number of its step, and drop all but the newest `keep`; the main rank does. Together.
+
+    Args:
+        about: JSON on what is trained, and on what.
 
     Every tensor is whole, however the weights are shared out: any number of processes goes on with it.
 
@@ -66,7 +70,7 @@ def save_state(
     tensors |= {f"momentum.{name}": value for name, value in momenta.items()}
     if not weights.ranks.is_main:
         return
-    write_tensors(run.state(progress.step), tensors, {"kind": "state", "progress": asdict(progress)})
+    write_tensors(run.state(progress.step), tensors, {"kind": "state", "progress": asdict(progress), **(about or {})})
     run.drop_old_states(keep, progress.step)
 
 
