@@ -58,6 +58,7 @@ KNOWN_BAD: dict[str, tuple[str, Callable[[Classifier, Tensor], Classifier], Effo
     "noise at inference": ("at", lambda run, _: known_bad.noisy(run), EFFORT, {"deterministic"}),
     "dropout left on": ("at", lambda run, _: known_bad.dropout_left_on(run), EFFORT, {"deterministic"}),
     "batch statistics": ("at", lambda run, _: known_bad.batch_statistics(run), EFFORT, {"deterministic"}),
+    "keeps images it is shown": ("standard", lambda run, _: known_bad.keeping(run), EFFORT, {"deterministic"}),
     "gradient sign flipped": (
         "standard",
         lambda run, _: known_bad.flipped_gradient(run),

@@ -276,3 +276,15 @@ def test_exact_says_that_the_package_needs_four_classes() -> None:
     classifier = small_net(classes=3)
     with pytest.raises(OptionError, match="needs 4 classes and the model has 3"):
         evaluate(classifier, *right(classifier, 2), Linf(0.1), ["autoattack"], exact=True)
+
+
+def test_square_goes_on_where_a_tie_is_still_right() -> None:
+    # Class 0 wins ties. Darker images have lower logits of it, in steps: the first of them is the tie.
+    def logits(images: Tensor) -> Tensor:
+        light = (images.flatten(1).mean(1) * 10).floor() / 10
+        return torch.stack([light, torch.full_like(light, 0.4)], 1)
+
+    images, labels = torch.full((1, 1, 8, 8), 0.55), torch.tensor([0])
+    seen = Views(logits, logits, logits, False)
+    best = square_linf(seen, images, labels, 0.2, seed=0, queries=300, capacity=8)
+    assert float(logits(best)[0, 0]) < 0.4

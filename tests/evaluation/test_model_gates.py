@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
+import known_bad
 import pytest
 import torch
 from torch import Tensor, nn
 
+from aalp.evaluation.findings import Finding
 from aalp.evaluation.model_gates import (
     WithGradient,
     deterministic_gate,
@@ -96,14 +99,24 @@ def test_probabilities_are_told_from_logits() -> None:
 
 
 def test_noise_and_answers_that_depend_on_the_batch_are_found() -> None:
-    assert deterministic_gate(linear(WEIGHT), IMAGES).passed is True
+    def found(classifier: Classifier) -> Finding:
+        return deterministic_gate(classifier, IMAGES, copy.deepcopy(classifier), (IMAGES + 0.05).clamp(0, 1))
+
+    assert found(linear(WEIGHT)).passed is True
     torch.manual_seed(0)
     noisy = linear(WEIGHT, Step(lambda pixels: pixels + 0.1 * torch.randn_like(pixels)))
-    assert deterministic_gate(noisy, IMAGES).passed is False
+    assert found(noisy).passed is False
     by_batch = linear(WEIGHT, Step(lambda pixels: pixels - pixels.mean(0)))
-    finding = deterministic_gate(by_batch, IMAGES)
+    finding = found(by_batch)
     assert finding.passed is False
     assert (finding.measured or 0) > 1e-4
+
+
+def test_a_model_that_keeps_the_images_it_was_shown_is_found() -> None:
+    keeping = known_bad.keeping(linear(WEIGHT), near=0.1)
+    finding = deterministic_gate(keeping, IMAGES, copy.deepcopy(keeping), (IMAGES + 0.05).clamp(0, 1))
+    assert finding.passed is False
+    assert "answers otherwise than a copy that was not" in finding.detail
 
 
 def test_the_change_under_noise_is_measured_in_units_of_the_spread() -> None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from aalp.data.sources import load_source
 from aalp.data.split import ResidentSplit
-from aalp.errors import AalpError
+from aalp.errors import AalpError, OptionError
 from aalp.evaluation import robustness
 from aalp.evaluation.attacks import Attack, attack_by_name
+from aalp.evaluation.audit import audit
 from aalp.evaluation.robustness import AttackResult, Evaluation, evaluate, wilson_interval
 from aalp.method.contributions import concentration_n, contributions
 from aalp.method.threat import L2, Linf, Threat
@@ -305,3 +306,48 @@ def test_an_evaluation_under_inference_mode_is_the_same(small_classifier) -> Non
         inside = evaluate(classifier, images.clone(), labels.clone(), Linf(0.02), attacks)
     assert inside.broken_by.equal(outside.broken_by)
     assert outside.clean_accuracy == 1.0
+
+
+@pytest.mark.parametrize("attacks", [FAST, ["apgd-ce", "apgd-t", "fab-t", "square"]])
+def test_logits_that_are_not_numbers_are_right_for_no_image(attacks: list[str]) -> None:
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    broken = Classifier(Constant())
+    broken.network.logits.bias.data[1] = math.nan  # argmax takes it for the largest
+    evaluation = evaluate(broken, images, torch.tensor([1, 0, 1, 2, 1, 3]), Linf(0.3), attacks)
+    assert evaluation.clean_accuracy == evaluation.robust_accuracy == 0
+    assert evaluation.predictions.tolist() == [-1] * 6
+
+
+class BreaksWhereItIsUnsure(nn.Module):
+    """Not a number at the largest logit where the two largest are near: as argmax sees it, still the prediction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Linear(2, 2)
+        self.logits.weight.data, self.logits.bias.data = torch.eye(2), torch.zeros(2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        light = images.flatten(1).mean(1)
+        logits = torch.stack([0.5 - light, light - 0.5], 1)
+        near = (logits[:, 0] - logits[:, 1]).abs() < 0.3
+        return self.logits(torch.where(near[:, None], logits.detach() * math.nan, logits))
+
+
+def test_an_attack_that_ends_in_logits_that_are_not_numbers_has_broken_the_image() -> None:
+    images = torch.cat([torch.full((2, 1, 8, 8), 0.3), torch.full((2, 1, 8, 8), 0.7)])
+    evaluation = evaluate(
+        Classifier(BreaksWhereItIsUnsure()), images, torch.tensor([0, 0, 1, 1]), Linf(0.1), ["fgsm", "square"]
+    )
+    assert evaluation.clean_accuracy == 1
+    assert [result.accuracy for result in evaluation.results] == [0, 0]
+
+
+def test_square_in_l2_is_refused_on_images_that_are_too_flat_for_it() -> None:
+    images, labels = torch.rand(2, 1, 4, 8), torch.tensor([1, 0])
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(32, 2)))
+    for attacks in ("autoattack", "square"):
+        with pytest.raises(OptionError, match=r"at least 5 rows and these have 4: .*apgd-ce,apgd-t,fab-t"):
+            evaluate(classifier, images, labels, L2(0.5), attacks)
+    with pytest.raises(OptionError, match="at least 5 rows"):
+        audit(classifier, images, labels, L2(0.5))
+    assert evaluate(classifier, images, labels, L2(0.5), "apgd-ce").results

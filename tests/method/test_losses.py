@@ -133,3 +133,9 @@ def test_the_margin_is_positive_exactly_where_the_prediction_is_wrong():
     wrong = logits.argmax(1) != labels
     assert 0 < wrong.sum() < 200
     assert torch.equal(losses.margin(logits, labels) > 0, wrong)
+
+
+def test_logits_that_are_not_finite_are_wrong_for_every_label():
+    logits = torch.tensor([[2.0, 1.0], [1.0, 1.0], [math.nan, 1.0], [math.nan, math.nan], [math.inf, 0.0], [0.0, -math.inf]])
+    assert losses.misclassified(logits, torch.zeros(6, dtype=torch.int64)).tolist() == [False, False, True, True, True, True]
+    assert losses.misclassified(logits, torch.ones(6, dtype=torch.int64)).tolist() == [True] * 6

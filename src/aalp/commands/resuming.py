@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from aalp.commands.loading import LoadedModel
 from aalp.data.sources import Source
 from aalp.errors import InterruptedRunError
 from aalp.evaluation.journal import Journal
+from aalp.method.pgd import evaluating
+from aalp.method.precision import multiplies_bfloat16
+from aalp.seeding import seed_global_generators
 from aalp.stopping import Stopped, raised_signals
 from aalp.store.records import versions
 
@@ -27,12 +31,23 @@ def journal_of(folder: Path, loaded: LoadedModel, source: Source, *about: Any) -
         about: the images' positions and all settings, as JSON can hold them.
     """
     digest = hashlib.sha256()
-    whole = [loaded.metadata.get("model"), source.digest, *about, device().type, versions()]
+    machine = [device().type, multiplies_bfloat16(device()), versions()]
+    whole = [loaded.metadata.get("model"), _answer(loaded, source), source.digest, *about, *machine]
     digest.update(json.dumps(whole, sort_keys=True).encode())
     for name, values in loaded.classifier.state_dict().items():
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return Journal(folder / f".partial-{digest.hexdigest()[:16]}")
+
+
+def _answer(loaded: LoadedModel, source: Source) -> list[str]:
+    """What the model says to one image, in a few digits: of the same weights another network, or another code, makes others."""
+    classifier = loaded.classifier
+    image = torch.linspace(0, 1, math.prod(source.image_shape)).view(1, *source.image_shape)
+    seed_global_generators(0)  # one that draws random numbers draws the same ones
+    with evaluating(classifier), torch.no_grad():
+        logits = classifier(image.to(classifier.head_weight.device)).flatten().tolist()
+    return [f"{value:.3g}" for value in logits]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aalp.evaluation.views import Logits, Views
+from aalp.method.losses import misclassified
 from aalp.method.threat import Threat
 
 STEPS = 100
@@ -156,7 +157,7 @@ def _ascent(view: Logits, images: Tensor, labels: Tensor, targets: Tensor, loss:
 
 def _confirmed(views: Views, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
     """Which images (N,) the search misclassifies and the deployed network, too."""
-    fooled = logits.argmax(1) != labels
+    fooled = misclassified(logits, labels)
     claims = fooled.nonzero()[:, 0]
     if len(claims):
         fooled[claims] = views.wrong(images[claims], labels[claims])

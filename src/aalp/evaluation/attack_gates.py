@@ -22,7 +22,7 @@ from aalp.evaluation.findings import Finding, share_finding
 from aalp.evaluation.gates import CONVERGED, SILENT
 from aalp.evaluation.journal import AttackedBatch, Journal
 from aalp.evaluation.model_gates import WithGradient
-from aalp.method.losses import cross_entropy
+from aalp.method.losses import cross_entropy, misclassified
 from aalp.method.pgd import perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
@@ -171,7 +171,7 @@ class Bench:
             if paths is not None:
                 outputs.append(classifier(candidates))
                 losses = torch.stack([loss(logits, labels) for logits in outputs])
-                paths.append(Path(losses, torch.stack([logits.argmax(1) != labels for logits in outputs])))
+                paths.append(Path(losses, torch.stack([misclassified(logits, labels) for logits in outputs])))
             return candidates
 
         return function

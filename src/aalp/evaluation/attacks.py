@@ -17,7 +17,7 @@ from torch import Tensor
 from aalp.errors import ModelError, OptionError, unknown_name
 from aalp.evaluation.autoattack import SEARCHED_ROUGHLY, STANDARD, autoattack_part, exact_part
 from aalp.evaluation.foreign_attacks import OwnAttack, foreign_attack, is_foreign, leaving, own_attack
-from aalp.method.losses import cross_entropy, margin
+from aalp.method.losses import cross_entropy, margin, misclassified
 from aalp.method.pgd import evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier, forget
@@ -114,7 +114,7 @@ def run_attack(
     adversarial = threat.project(candidates.float(), images)
     assert bool(threat.contains(adversarial, images).all())
     with torch.no_grad():
-        fooled = classifier(adversarial).argmax(1) != labels
+        fooled = misclassified(classifier(adversarial), labels)
     return adversarial, fooled
 
 

@@ -18,6 +18,7 @@ from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
 from aalp.evaluation import gates as g
 from aalp.evaluation.attack_gates import QUICK, THOROUGH, Bench, Effort, Path, converged_gate, silent_gate
+from aalp.evaluation.autoattack import check_square
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack, autoattack_gap_gate
 from aalp.evaluation.findings import (
     FEWEST_RIGHT,
@@ -33,11 +34,11 @@ from aalp.evaluation.findings import (
 from aalp.evaluation.journal import Journal
 from aalp.evaluation.model_gates import deterministic_gate, gradient_gate, logits_gate, stable_gate
 from aalp.evaluation.robustness import wilson_interval
-from aalp.method.losses import cross_entropy, margin
+from aalp.method.losses import cross_entropy, margin, misclassified
 from aalp.method.pgd import evaluating
 from aalp.method.precision import full_precision
 from aalp.method.threat import Threat, check_threat
-from aalp.models.classifier import Classifier, check_classifier
+from aalp.models.classifier import Classifier, check_classifier, copied
 from aalp.seeding import derive_seed
 
 CHEAP_IMAGES = 64
@@ -156,8 +157,10 @@ def audit(
     started = time.perf_counter()
     device = classifier.head_weight.device
     images, labels = as_float(images).to(device), labels.to(device)
+    check_square(threat, images.shape[1:])
     effort = effort or (THOROUGH if thorough else QUICK)
     with evaluating(classifier), full_precision(), torch.no_grad():
+        fresh = copied(classifier, images[:2])
         right = ranks.from_main(lambda: _right(classifier, images, labels, batch_size).cpu()).to(device)
         bench = Bench(classifier, images, labels, threat, right, effort, seed, batch_size, tick, journal, ranks)
 
@@ -166,7 +169,7 @@ def audit(
 
         def on_model() -> list[GateResult]:
             few = max(batch_size, CHEAP_IMAGES)  # on one or two images no share of them means anything
-            return list(_timed(_model_gates(classifier, images[:few], labels[:few], threat, seed), clock))
+            return list(_timed(_model_gates(classifier, fresh, images[:few], labels[:few], threat, seed), clock))
 
         # From one process: a model that answers at random would send them on different ways.
         results = ranks.from_main(on_model)
@@ -189,17 +192,21 @@ def audit(
 
 
 def cheap_gates(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int = 0) -> list[GateResult]:
-    """The gates that every evaluation runs, on at most 64 images: logits, determinism, gradient."""
+    """The gates that every evaluation runs, on at most 64 images: logits, determinism, gradient.
+
+    Before the model sees any other image of the evaluation: what it keeps of those it could not tell from new ones.
+    """
     images, labels = images[:CHEAP_IMAGES].float(), labels[:CHEAP_IMAGES]
     with evaluating(classifier), full_precision(), torch.no_grad():
         # They come first; to ask for the next gate would run it.
         count = sum(gate.cheap for gate in g.GATES)
-        return list(_timed(islice(_model_gates(classifier, images, labels, threat, seed), count)))
+        fresh = copied(classifier, images[:2])
+        return list(_timed(islice(_model_gates(classifier, fresh, images, labels, threat, seed), count)))
 
 
 def _right(classifier: Classifier, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
     parts = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
-    return torch.cat([classifier(batch).argmax(1) == truth for batch, truth in parts])
+    return torch.cat([~misclassified(classifier(batch), truth) for batch, truth in parts])
 
 
 def _timed(steps: Step, clock: Callable[[], float] = time.perf_counter) -> Iterator[GateResult]:
@@ -211,7 +218,7 @@ def _timed(steps: Step, clock: Callable[[], float] = time.perf_counter) -> Itera
         before = now
 
 
-def _model_gates(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Step:
+def _model_gates(classifier: Classifier, fresh: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Step:
     def generator(purpose: str) -> torch.Generator:
         return torch.Generator(images.device).manual_seed(derive_seed("audit", purpose, seed))
 
@@ -221,7 +228,8 @@ def _model_gates(classifier: Classifier, images: Tensor, labels: Tensor, threat:
         for gate in (g.DETERMINISTIC, g.GRADIENT, g.STABLE):
             yield gate, undecided(NO_LOGITS)
         return
-    deterministic = deterministic_gate(classifier, images)
+    near = threat.project(threat.random_start(images, generator("near")), images)
+    deterministic = deterministic_gate(classifier, images, fresh, near)
     yield g.DETERMINISTIC, deterministic
     if not deterministic.passed:
         for gate in (g.GRADIENT, g.STABLE):

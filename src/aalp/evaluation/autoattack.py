@@ -7,7 +7,7 @@ float32. What is counted is always the deployed network in float32.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -27,6 +27,9 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 SEARCHED_ROUGHLY = ("apgd-ce", "apgd-t")
 """The parts that find as much in bfloat16; the others find less, by measurement (docs/evaluation.md)."""
+
+LEAST_HEIGHT = 5
+"""Rows that an image needs for Square in L2, which divides its height by 5."""
 
 CAPACITY = 64
 """How many images at least keep a CPU or GPU busy: targets and queries go through the network together up to that many."""
@@ -50,6 +53,19 @@ def autoattack_part(part: str, queries: int = 5000, search: Literal["bf16", "flo
         return _search(part, views(classifier, images, precision), images, labels, threat, seed, queries)
 
     return function
+
+
+def check_square(threat: Threat, image_shape: Sequence[int]) -> None:
+    """Refuse Square in L2 on images that its first squares do not fit in.
+
+    Raises:
+        OptionError: naming their height.
+    """
+    if threat.norm == "L2" and image_shape[1] < LEAST_HEIGHT:
+        raise OptionError(
+            f"Square (of AutoAttack and of the audit) in L2 needs images of at least {LEAST_HEIGHT} rows and these have "
+            f"{image_shape[1]}: attack in Linf, or with apgd-ce,apgd-t,fab-t"
+        )
 
 
 def _search(part: str, seen: Views, images: Tensor, labels: Tensor, threat: Threat, seed: int, queries: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aalp.evaluation.hyperplane import shortest_change
 from aalp.evaluation.views import Views
+from aalp.method.losses import misclassified
 from aalp.method.threat import Threat
 
 STEPS = 100
@@ -52,7 +53,7 @@ def _search(views: Views, images: Tensor, labels: Tensor, targets: Tensor, threa
     for _ in range(STEPS):
         gap, gradient = _boundary(views, now, labels, targets)
         now = _stepped(images, now, gap, gradient, threat)
-        outside = views.steady(now).argmax(1) != labels
+        outside = misclassified(views.steady(now), labels)
         near = (outside & (threat.distance(now, images) <= threat.eps)).nonzero()[:, 0]
         done = torch.zeros_like(outside)
         if len(near):

@@ -26,9 +26,12 @@ DETERMINISTIC = Gate(
     "A",
     1e-4,
     "",
-    "5 passes over the same images, whole and in another batching: same predictions, normalised logits at most 1e-4 apart (L2)",
-    "The model answers at random, or an answer depends on the batch: attacks aim at one draw and are judged on the next.",
-    "take noise and dropout out of inference and use running BatchNorm statistics; else attack the expectation (EOT)",
+    "5 passes over the same images, whole and in another batching, and points near them as a copy answers that was not shown "
+    "the images: same predictions, normalised logits at most 1e-4 apart (L2)",
+    "The model answers at random, or an answer depends on the batch or on images seen before: attacks aim at one draw and are "
+    "judged on the next.",
+    "take noise and dropout out of inference, use running BatchNorm statistics, keep nothing of images; else attack the "
+    "expectation (EOT)",
     cheap=True,
 )
 GRADIENT = Gate(

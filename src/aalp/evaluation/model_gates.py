@@ -53,19 +53,41 @@ def logits_gate(classifier: ImageClassifier, images: Tensor) -> Finding:
 
 
 @torch.no_grad()
-def deterministic_gate(classifier: ImageClassifier, images: Tensor) -> Finding:
-    """Whether 5 passes agree (AutoAttack's `check_randomized`); the last two batch the images in another way."""
+def deterministic_gate(classifier: ImageClassifier, images: Tensor, fresh: ImageClassifier, near: Tensor) -> Finding:
+    """Whether 5 passes agree (AutoAttack's `check_randomized`); the last two batch the images in another way.
+
+    And whether it answers after the images, on points near them, as a copy does that has seen none of the images: else it
+    knows an adversarial image by the clean one that it was shown before, as no attacker would have to do.
+
+    Args:
+        fresh: the copy.
+        near: (N, ...) the points.
+    """
+    expected = fresh(near)
     half = len(images) // 2
     passes = [classifier(images) for _ in range(PASSES - 2)]
     passes.append(classifier(images.flip(0)).flip(0))
     passes.append(torch.cat([classifier(part) for part in (images[:half], images[half:]) if len(part)]))
     outputs = torch.stack(passes)
+    gap, changed = _apart(outputs)
+    detail = f"largest gap of normalised logits {gap:.2g}; other predictions on {changed} of {len(images)} images"
+    remembered, moved = _apart(torch.stack([expected, classifier(near)]))
+    if not (remembered <= DETERMINISTIC.limit and moved == 0) and gap <= DETERMINISTIC.limit:
+        detail = (
+            f"near images that it was shown it answers otherwise than a copy that was not: gap {remembered:.2g}, other "
+            f"predictions on {moved} of {len(images)} images"
+        )
+    worst = max(gap, remembered)
+    return Finding(worst, worst <= DETERMINISTIC.limit and changed == moved == 0, detail)
+
+
+def _apart(outputs: Tensor) -> tuple[float, int]:
+    """How far several passes (P, N, C) are apart: largest gap of normalised logits, and images whose prediction changes."""
+    outputs = outputs.nan_to_num()  # what is not finite is another gate's
     normalised = outputs / (outputs.norm(dim=2, keepdim=True) + 1e-10)
     gap = float(torch.stack([(normalised - one).norm(dim=2).amax() for one in normalised]).amax())
     predictions = outputs.argmax(2)
-    changed = int((predictions != predictions[0]).any(0).sum())
-    detail = f"largest gap of normalised logits {gap:.2g}; other predictions on {changed} of {len(images)} images"
-    return Finding(gap, gap <= DETERMINISTIC.limit and changed == 0, detail)
+    return gap, int((predictions != predictions[0]).any(0).sum())
 
 
 def gradient_gate(

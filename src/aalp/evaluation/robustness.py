@@ -18,7 +18,7 @@ from aalp.data.split import ResidentSplit, Split
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
 from aalp.evaluation.attacks import Attack, attack_by_function, attack_by_name, run_attack
-from aalp.evaluation.autoattack import STANDARD
+from aalp.evaluation.autoattack import STANDARD, check_square
 from aalp.evaluation.dealing import attacked_batches, deal_batches
 from aalp.evaluation.foreign_attacks import OwnAttack
 from aalp.evaluation.journal import AttackedBatch, Journal
@@ -65,7 +65,7 @@ class Evaluation:
 
     Attributes:
         indices: (N,) positions of the images in their split.
-        labels, predictions: (N,) true and clean predicted classes.
+        labels, predictions: (N,) true and clean predicted classes; -1 where the logits are not finite.
         results: one for each attack that was asked for, AutoAttack as a whole with its parts in `parts`.
         parts: the parts of AutoAttack, in order.
         broken_by: (N,) index into `names` of the first attack that broke the image: 0 nothing, 1 clean.
@@ -158,6 +158,8 @@ def evaluate(
     elif callable(attacks):
         attacks = [attacks]
     wanted = [name for name in dict.fromkeys(attacks) if name != "clean"]
+    if {"autoattack", "square"}.intersection(wanted):
+        check_square(threat, split.image_shape)
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():
         searched_in = ranks.from_main(lambda: _searched_in(search, classifier, split, wanted))
@@ -189,6 +191,9 @@ def _searched_in(
     return search_precision(search, classifier, images)
 
 
+NO_CLASS = -1
+"""The prediction of logits that are not finite: it is no image's label."""
+
 OUTSIDE = "outside"
 """Name, among a batch's measurements, of which images an attack left the ball on."""
 
@@ -216,9 +221,10 @@ class _Run:
         def work(_number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
             images, _ = read_rows(self.split, rows, self.device)
             features = self.classifier.features(images)
-            predicted = self.classifier.head(features).argmax(1)
+            logits = self.classifier.head(features)
+            predicted = logits.argmax(1)
             n90 = concentration_n(contributions(features, self.classifier.head_weight, predicted))
-            return predicted.cpu(), n90.cpu()
+            return torch.where(logits.isfinite().all(1), predicted, NO_CLASS).cpu(), n90.cpu()
 
         for rows, (predicted, measured) in deal_batches(
             torch.arange(len(labels)), self.batch_size, "clean", self.tick, work, ranks=self.ranks

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from aalp.evaluation.views import Views
-from aalp.method.losses import margin
+from aalp.method.losses import margin, misclassified
 
 FIRST_SHARE = 0.8
 """Share of the image that the first squares cover (`p_init`)."""
@@ -113,9 +113,13 @@ class _Square:
         if len(points) == 0:
             return points.new_zeros(0)
         margins = -margin(self.views.steady(points), self.labels[rows])
-        claims = (margins <= 0).nonzero()[:, 0]
+        claims = (~(margins > 0)).nonzero()[:, 0]
         if len(claims):
-            margins[claims] = -margin(self.views.judge(points[claims]), self.labels[rows[claims]])
+            logits, labels = self.views.judge(points[claims]), self.labels[rows[claims]]
+            judged = -margin(logits, labels)
+            # A tie may still be classified right: the package leaves such an image standing, here its search goes on.
+            tie = judged.clamp_min(torch.finfo(judged.dtype).tiny)
+            margins[claims] = torch.where(misclassified(logits, labels), judged.nan_to_num(0.0).clamp_max(0), tie)
         return margins
 
     def round(self, capacity: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from aalp.method.losses import misclassified
 from aalp.method.precision import multiplies_bfloat16
 from aalp.models.classifier import Classifier
 from aalp.models.inference_copy import folded, in_bfloat16
@@ -41,7 +42,7 @@ class Views:
     @torch.no_grad()
     def wrong(self, images: Tensor, labels: Tensor) -> Tensor:
         """Which images (N,) the deployed network gets wrong."""
-        return self.judge(images).argmax(1) != labels
+        return misclassified(self.judge(images), labels)
 
 
 def search_precision(wanted: SearchPrecision, classifier: Classifier, images: Tensor) -> Literal["bf16", "float32"]:

@@ -41,6 +41,11 @@ def logit_pairing(logits: Tensor, other_logits: Tensor) -> Tensor:
     return (_wide(logits) - _wide(other_logits)).square().mean(1)
 
 
+def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which images (N, bool) are not given their label; logits that are not all finite give none, whatever is largest."""
+    return (logits.argmax(1) != labels) | ~logits.isfinite().all(1)
+
+
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """max_{k != y} z_k - z_y: positive exactly where the image is misclassified (the C&W objective, arXiv 1608.04644)."""
     logits = _wide(logits)

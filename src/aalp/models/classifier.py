@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from torch.nn import functional as F
 from aalp.errors import DataError, ModelError
 from aalp.method.batches import float_images
 from aalp.models.heads import Head, find_head, head_layer
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def check_classifier(model: object) -> None:
@@ -202,6 +206,19 @@ def _hooks_seen(network: nn.Module) -> AbstractContextManager[object]:
 def forget(network: nn.Module, images: Tensor) -> None:
     """One pass without history: torch does not copy a network that keeps a tensor of its last pass with it."""
     network(images.detach())
+
+
+def copied(network: Network, images: Tensor) -> Network:
+    """A copy with weights and buffers of its own.
+
+    Args:
+        images: (N, ...) what it takes, if it has to be run for it to be copied.
+    """
+    try:
+        return copy.deepcopy(network)
+    except RuntimeError:
+        forget(network, images)
+        return copy.deepcopy(network)
 
 
 def with_own_buffers(classifier: Classifier, tensors: Mapping[str, Tensor]) -> Classifier:

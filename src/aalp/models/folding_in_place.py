@@ -9,7 +9,6 @@ their network for thousands of passes, use a traced copy (`inference_copy.py`), 
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from aalp.method.pgd import evaluating
-from aalp.models.classifier import Classifier, forget
+from aalp.models.classifier import Classifier, copied
 from aalp.models.inference_copy import same_logits
 
 PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -75,8 +74,7 @@ def check_folding(network: Classifier, images: Tensor) -> None:
     if not foldable(network):
         return
     with evaluating(network):
-        forget(network, images)
-    probe = copy.deepcopy(network).eval()
+        probe = copied(network, images).eval()
     generator = torch.Generator().manual_seed(0)
     for _, norm in foldable(probe):
         # Statistics of the start, 0 and 1, would hide what folding does.

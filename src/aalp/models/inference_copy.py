@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from aalp.models.classifier import forget
+from aalp.models.classifier import copied
 
 TOLERANCE = 1e-4
 """Largest change of a logit, in units of the logits' spread, that counts as rounding."""
@@ -30,12 +30,7 @@ def folded(network: nn.Module, images: Tensor) -> nn.Module:
     Args:
         images: (N, ...) what the network takes, to compare the logits on.
     """
-    try:
-        copied = copy.deepcopy(network)
-    except RuntimeError:
-        forget(network, images)
-        copied = copy.deepcopy(network)
-    plain = copied.requires_grad_(False).eval()
+    plain = copied(network, images).requires_grad_(False).eval()
     try:
         traced = fx.symbolic_trace(copy.deepcopy(plain))
         _fold(traced)
