@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aalp.commands.loading import load
     from aalp.errors import AalpError
-    from aalp.evaluation.audit import Audit, audit
-    from aalp.evaluation.robustness import Evaluation, evaluate
+    from aalp.evaluation.audit import audit
+    from aalp.evaluation.outcome import Evaluation
+    from aalp.evaluation.robustness import evaluate
+    from aalp.evaluation.verdict import Audit
     from aalp.method.aalp import AALP
     from aalp.method.guided_dropout import GuidedDropout
     from aalp.method.objective_base import LossParts, Objective
@@ -45,8 +47,10 @@ __all__ = [
 _HOMES = {
     "aalp.commands.loading": ("load",),
     "aalp.errors": ("AalpError",),
-    "aalp.evaluation.audit": ("Audit", "audit"),
-    "aalp.evaluation.robustness": ("Evaluation", "evaluate"),
+    "aalp.evaluation.audit": ("audit",),
+    "aalp.evaluation.outcome": ("Evaluation",),
+    "aalp.evaluation.robustness": ("evaluate",),
+    "aalp.evaluation.verdict": ("Audit",),
     "aalp.method.guided_dropout": ("GuidedDropout",),
     "aalp.method.aalp": ("AALP",),
     "aalp.method.objective_base": ("LossParts", "Objective"),

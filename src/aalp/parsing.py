@@ -132,7 +132,8 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
         return words
     flags = {word.partition("=")[0] for word in words}
     if verb == "train" and "--resume" in flags and not flags & {"--config", "--data"}:
-        from aalp.commands.config import check_attack_trust, check_one_run, check_trust
+        from aalp.commands.config import check_one_run
+        from aalp.commands.trust import check_attack_trust, check_trust
         from aalp.commands.yaml_file import check_groups, read_yaml
 
         run = Path(_value_of("--resume", words))

@@ -14,10 +14,10 @@ from aalp.analysis.observations import (
     left_out,
     observe,
     show,
-    spread,
     steps_of,
     summary,
 )
+from aalp.analysis.spread import spread
 
 FIGURES = {claim.figure for claim in CLAIMS} | {claim.against[1] for claim in CLAIMS if claim.against} | {"clean"}
 

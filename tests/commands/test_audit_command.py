@@ -11,7 +11,7 @@ from test_cli import parsed
 
 from aalp.cli import main
 from aalp.commands import audit as command
-from aalp.commands.audit import report
+from aalp.commands.audit_table import report
 from aalp.commands.config import ThreatOptions
 from aalp.commands.evaluation_record import drop_under_autoattack
 from aalp.data.sources import load_source

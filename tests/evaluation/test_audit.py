@@ -18,10 +18,11 @@ from aalp.data.sources import DataOptions, load_source
 from aalp.data.split import as_float
 from aalp.errors import DataError, OptionError
 from aalp.evaluation.attack_gates import QUICK, Effort
-from aalp.evaluation.audit import Audit, audit, cheap_gates
+from aalp.evaluation.audit import audit, cheap_gates
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack, autoattack_gap_gate
 from aalp.evaluation.findings import FEWEST_RIGHT
 from aalp.evaluation.gates import AUTOATTACK_GAP, DETERMINISTIC, GATES
+from aalp.evaluation.verdict import Audit
 from aalp.method.threat import L2, Linf
 from aalp.models.classifier import Classifier
 

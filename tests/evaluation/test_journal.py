@@ -10,7 +10,8 @@ import torch
 from aalp.errors import RunError
 from aalp.evaluation import robustness
 from aalp.evaluation.journal import AttackedBatch, Journal
-from aalp.evaluation.robustness import Evaluation, evaluate
+from aalp.evaluation.outcome import Evaluation
+from aalp.evaluation.robustness import evaluate
 from aalp.method.threat import Linf
 from aalp.models.classifier import Classifier
 

@@ -16,7 +16,8 @@ from aalp.errors import AalpError, OptionError
 from aalp.evaluation import robustness
 from aalp.evaluation.attacks import Attack, attack_by_name
 from aalp.evaluation.audit import audit
-from aalp.evaluation.robustness import AttackResult, Evaluation, evaluate, wilson_interval
+from aalp.evaluation.outcome import AttackResult, Evaluation
+from aalp.evaluation.robustness import evaluate, wilson_interval
 from aalp.method.contributions import concentration_n, contributions
 from aalp.method.threat import L2, Linf, Threat
 from aalp.models.classifier import Classifier

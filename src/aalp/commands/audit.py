@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from aalp.commands.audit_table import report
 from aalp.commands.config import device
 from aalp.commands.console import Display, command_line
 from aalp.commands.dry_run import audit_cost, show
@@ -24,18 +24,16 @@ from aalp.commands.opening import (
     stored_threat,
 )
 from aalp.commands.resuming import journal_of, stopping
-from aalp.commands.tables import text_table
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import as_float
 from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import OptionError
 from aalp.evaluation.attack_gates import QUICK, THOROUGH
-from aalp.evaluation.audit import Audit
 from aalp.evaluation.audit import audit as run_audit
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
+from aalp.evaluation.verdict import Audit
 from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions
-from aalp.report.figures import counted
 from aalp.store.files import remove_leftovers
 from aalp.store.records import read_record, write_record
 from aalp.store.run import RunDirectory, free_path, still_free
@@ -261,42 +259,6 @@ def _drops(path: Path, reference: Path | None, weights: str, threat: Threat, sou
         return None, None
     first, second = (drop_under_autoattack(run, weights, threat, source) for run in (path, reference))
     return first, second
-
-
-def report(record: Mapping[str, Any]) -> str:
-    """The record as a table for the screen, with meaning and remedy of what did not pass, the verdict last."""
-    threat, words = record["threat"], {True: "pass", False: "FAIL", None: "?"}
-    title = (
-        f"{counted(record['images'], 'test image')} of {record['data']['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
-        f"weights {record['weights']}"
-    )
-    rows = [
-        [
-            gate["name"],
-            "not run" if gate["passed"] is None and gate["optional"] else words[gate["passed"]],
-            _number(gate["measured"], gate["unit"]),
-            _number(gate["limit"], gate["unit"]),
-            f"{gate['seconds']:.1f}",
-        ]
-        for gate in record["gates"]
-    ]
-    parts = [title, text_table(["gate", "result", "measured", "limit", "seconds"], rows)]
-    for gate in record["gates"]:
-        # What was not run has its reason in another gate's failure, and in the record.
-        if gate["passed"] is True or gate["detail"].startswith("not run"):
-            continue
-        lines = [f"{words[gate['passed']]} {gate['name']}", f"seen: {gate['detail']}", f"passes if: {gate['rule']}"]
-        if gate["passed"] is False:
-            lines += [f"means: {gate['meaning']}", f"what to do: {gate['remedy']}"]
-        parts.append("\n  ".join(textwrap.fill(line, 116, subsequent_indent="    ") for line in lines))
-    return "\n\n".join([*parts, f"record: {record['path']}", record["line"]])
-
-
-def _number(value: float | None, unit: str) -> str:
-    if value is None:
-        return "-"
-    shown = f"{value:.1f}" if unit == "points" else f"{value:.2g}"
-    return f"{shown} {unit}".strip()
 
 
 def _content(found: Audit) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aalp.analysis.observations import all_equal, spread
+from aalp.analysis.spread import all_equal, spread
 from aalp.commands.evaluation_record import CHEAP_GATES_FAIL
 from aalp.commands.tables import markdown_table, text_table
 from aalp.report.figures import counted

@@ -13,15 +13,13 @@ from typing import Any, Literal
 import torch
 
 from aalp.commands.yaml_file import check_groups, read_yaml
-from aalp.errors import AalpError, ModelError, OptionError, RunError, unknown_name
-from aalp.evaluation.foreign_attacks import runs_own_code
+from aalp.errors import AalpError, OptionError, RunError, unknown_name
 from aalp.method.aalp import Distance
 from aalp.method.guided_dropout import GuidedDropout
 from aalp.method.objective_base import Objective
 from aalp.method.objectives import OBJECTIVES
 from aalp.method.sample_weights import SampleWeights
 from aalp.method.threat import L2, Linf, Threat
-from aalp.models.catalog import is_own_code
 from aalp.store.run import RunDirectory
 
 THREATS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2}
@@ -241,38 +239,6 @@ def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
         key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
         return _difference(f"{name}.{key}", before.get(key), now.get(key))
     return name, before, now
-
-
-def check_trust(run: Path, model: object, trusted: bool) -> None:
-    """Refuse to run code that a run directory asks for: the directory may be somebody else's.
-
-    Args:
-        model: the model that its config.yaml names.
-        trusted: whether the user said in this command that it may run, or named the model themselves.
-
-    Raises:
-        ModelError: it is `package.module:factory`, and nobody said that it may run.
-    """
-    if model is not None and not isinstance(model, str):
-        raise RunError(f"'{run}' has {model!r} as its model in config.yaml: a name is needed")
-    if model is not None and is_own_code(model) and not trusted:
-        raise ModelError(
-            f"the config.yaml of '{run}' asks to run the code '{model}': if you trust who made it, give --trust-model-code"
-        )
-
-
-def check_attack_trust(run: Path, attacks: str | list[Any], trusted: bool) -> None:
-    """Refuse to run attack code that a run directory asks for, as `check_trust` does for models.
-
-    Raises:
-        ModelError: one is `package.module:function`, and nobody said that it may run.
-    """
-    own = [name for name in split_names(attacks) if runs_own_code(name)]
-    if own and not trusted:
-        raise ModelError(
-            f"the config.yaml of '{run}' asks to run the code '{own[0]}': if you trust who made it, give --trust-model-code, "
-            "or name the attacks yourself"
-        )
 
 
 def kind_of(config: Mapping[str, Any]) -> str:

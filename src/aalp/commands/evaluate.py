@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from aalp.commands.config import ThreatOptions, check_attack_trust, device, split_names
+from aalp.commands.config import ThreatOptions, device, split_names
 from aalp.commands.console import Display, command_line
 from aalp.commands.dry_run import evaluation_cost, show
 from aalp.commands.evaluation_record import content_of, report, table_of
@@ -24,6 +24,7 @@ from aalp.commands.opening import (
     stored_threat,
 )
 from aalp.commands.resuming import journal_of, stopping
+from aalp.commands.trust import check_attack_trust
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import Split, as_float
 from aalp.distributed import ALONE, Ranks, joined

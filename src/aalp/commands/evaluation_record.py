@@ -17,7 +17,8 @@ from aalp.commands.tables import text_table
 from aalp.data.sources import Source
 from aalp.errors import RunError
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
-from aalp.evaluation.robustness import Evaluation, wilson_interval
+from aalp.evaluation.outcome import Evaluation
+from aalp.evaluation.robustness import wilson_interval
 from aalp.method.threat import Threat
 from aalp.report.figures import counted
 from aalp.store.records import read_record, same_threat

@@ -14,12 +14,12 @@ from aalp.commands.config import (
     MethodOptions,
     ThreatOptions,
     build_objective,
-    check_trust,
     method_numbers,
     override,
     to_plain,
 )
 from aalp.commands.loading import LoadedModel, load_foreign, load_model, ready, verify_on, weights_file
+from aalp.commands.trust import check_trust
 from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import Split, channel_statistics

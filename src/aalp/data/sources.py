@@ -7,7 +7,7 @@ decoded once to uint8; larger collections of images stay on disk and are read ba
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from aalp.data import hugging_face
-from aalp.data.arrays import as_images, check_images, open_npz, resized, with_channels
+from aalp.data.arrays import open_npz, resized, with_channels
 from aalp.data.csv_file import open_csv
 from aalp.data.folder import Opened, open_folder
 from aalp.data.images import Layout, Resizing
 from aalp.data.paths import shown
-from aalp.data.split import ResidentSplit, Split, resident_bytes
+from aalp.data.split import ResidentSplit, Split, held_out, resident_bytes
 from aalp.data.stored import StoredSplit
+from aalp.data.torchvision_sets import download
 from aalp.errors import DataError, OptionError, unknown_name
 
 
@@ -192,25 +193,12 @@ def load_source(name: str, options: DataOptions | None = None) -> Source:
         most = len(loaded.validation) if options.validation is None else options.validation
         train, validation = loaded.train, _some(loaded.validation, most, options.split_seed)
     else:
-        held_out = min(1000, len(loaded.train) // 10) if options.validation is None else options.validation
-        if held_out >= len(loaded.train):
-            raise OptionError(f"data validation is {held_out}: '{name}' has only {len(loaded.train)} training images")
-        held, kept = _held_out(loaded.train.labels, held_out, order)
+        count = min(1000, len(loaded.train) // 10) if options.validation is None else options.validation
+        if count >= len(loaded.train):
+            raise OptionError(f"data validation is {count}: '{name}' has only {len(loaded.train)} training images")
+        held, kept = held_out(loaded.train.labels, count, order)
         train, validation = (loaded.train.subset(rows.sort().values) for rows in (kept, held))
     return Source(name, train, validation, loaded.test, loaded.classes, _digest(loaded))
-
-
-def _held_out(labels: Tensor, count: int, order: Tensor) -> tuple[Tensor, Tensor]:
-    """The first `count` rows of an order and the others, which keep an image of every class if there are enough of them."""
-    held, kept = order[:count].clone(), order[count:].clone()
-    for label in torch.unique(labels).tolist():
-        if (labels[kept] == label).any():
-            continue
-        plenty = (torch.bincount(labels[kept], minlength=label + 1)[labels[kept]] > 1).nonzero()[:, 0]
-        if len(plenty):
-            back, given = (labels[held] == label).nonzero()[0, 0], plenty[0]
-            held[back], kept[given] = kept[given].clone(), held[back].clone()
-    return held, kept
 
 
 def _changed(loaded: Loaded, change: Callable[[Split], Split]) -> Loaded:
@@ -285,32 +273,8 @@ def _read_hugging_face(argument: str, options: DataOptions) -> Loaded:
 
 
 def _read_torchvision(argument: str, options: DataOptions) -> Loaded:
-    from torchvision import datasets
+    return Loaded(*download(argument, options.cache.expanduser()))
 
-    if argument not in TORCHVISION:
-        raise DataError(unknown_name("torchvision data set", argument, TORCHVISION))
-    root = options.cache.expanduser()
-    splits: list[ResidentSplit] = []
-    for training in (True, False):
-        which = {"split": "train" if training else "test"} if argument == "SVHN" else {"train": training}
-        try:
-            dataset = getattr(datasets, argument)(str(root), download=True, **which)
-        except Exception as error:  # network, disk and checksum errors come in many kinds
-            raise DataError(
-                f"{argument} could not be downloaded to {root}: {error}; try again, or put its files there by hand"
-            ) from error
-        array = np.asarray(dataset.data)
-        images = torch.from_numpy(array) if argument == "SVHN" else as_images(array, argument)
-        labels = torch.as_tensor(np.asarray(dataset.labels if argument == "SVHN" else dataset.targets), dtype=torch.int64)
-        splits.append(ResidentSplit(images, labels))
-    num_classes = int(splits[0].labels.max()) + 1
-    names: Sequence[str] = getattr(dataset, "classes", [str(label) for label in range(num_classes)])
-    for split in splits:
-        check_images(split.pixels, split.labels, num_classes, argument)
-    return Loaded(splits[0], splits[1], tuple(names))
-
-
-TORCHVISION = ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN")
 
 READERS: dict[str, Callable[[str, DataOptions], Loaded]] = {
     "digits": _read_digits,

@@ -76,3 +76,16 @@ def channel_statistics(split: Split, at_most: int = 10_000) -> tuple[list[float]
     pixels = as_float(split.read(sample)).transpose(0, 1).flatten(1).double()
     # A channel that never changes would divide by zero; 1/255 is the smallest step a pixel can take.
     return pixels.mean(1).tolist(), pixels.std(1).clamp_min(1 / 255).tolist()
+
+
+def held_out(labels: Tensor, count: int, order: Tensor) -> tuple[Tensor, Tensor]:
+    """The first `count` rows of an order and the others, which keep an image of every class if there are enough of them."""
+    held, kept = order[:count].clone(), order[count:].clone()
+    for label in torch.unique(labels).tolist():
+        if (labels[kept] == label).any():
+            continue
+        plenty = (torch.bincount(labels[kept], minlength=label + 1)[labels[kept]] > 1).nonzero()[:, 0]
+        if len(plenty):
+            back, given = (labels[held] == label).nonzero()[0, 0], plenty[0]
+            held[back], kept[given] = kept[given].clone(), held[back].clone()
+    return held, kept

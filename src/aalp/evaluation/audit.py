@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ from aalp.evaluation.findings import (
 )
 from aalp.evaluation.journal import Journal
 from aalp.evaluation.model_gates import deterministic_gate, gradient_gate, logits_gate, stable_gate
-from aalp.evaluation.robustness import wilson_interval
+from aalp.evaluation.verdict import Audit
 from aalp.method.losses import cross_entropy, margin, misclassified
 from aalp.method.pgd import evaluating
 from aalp.method.precision import full_precision
@@ -51,62 +50,7 @@ gets, no robustness is claimed that could be overstated (ours)."""
 RANDOM = "not run: the model does not answer the same twice, so no attack's outcome means anything"
 NO_LOGITS = "not run: the outputs are not finite"
 
-Verdict = Literal["pass", "fail", "inconclusive"]
 Step = Iterator[tuple[Gate, Finding]]
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What the audit found.
-
-    Attributes:
-        gates: every gate's result, in order.
-        images: how many were looked at.
-        clean: share of them that is right clean.
-        robust: share that stands under every attack of the audit; None if none ran.
-        majority: share of the most frequent class: what a constant answer gets.
-        seconds: wall time, with that of the attempts before this one.
-    """
-
-    gates: list[GateResult]
-    images: int
-    clean: float
-    robust: float | None
-    majority: float
-    seconds: float
-
-    @property
-    def verdict(self) -> Verdict:
-        """`fail` if a gate failed, `inconclusive` if one that is not optional could not be decided, else `pass`."""
-        if any(result.passed is False for result in self.gates):
-            return "fail"
-        if any(result.passed is None and not result.gate.optional for result in self.gates):
-            return "inconclusive"
-        return "pass"
-
-    @property
-    def is_robust(self) -> bool | None:
-        """Whether it beats a constant answer under attack, beyond sampling error; None if no attack ran."""
-        if self.robust is None:
-            return None
-        return wilson_interval(round(self.robust * self.images), self.images)[0] > self.majority
-
-    @property
-    def line(self) -> str:
-        """The verdict in words."""
-        failed = [result.gate.name for result in self.gates if result.passed is False]
-        open_gates = [result.gate.name for result in self.gates if result.passed is None and not result.gate.optional]
-        text = {
-            "fail": f"FAIL: {', '.join(failed)}: figures of gradient attacks overstate this model's robustness",
-            "inconclusive": f"INCONCLUSIVE: undecided: {', '.join(open_gates)}",
-            "pass": "PASS: no sign of masked gradients",
-        }[self.verdict]
-        if self.robust is None:
-            return f"{text}; clean {self.clean:.1%}"
-        figures = f"clean {self.clean:.1%}, worst case of the audit's attacks {self.robust:.1%}"
-        if not self.is_robust:
-            figures += f": not robust (a constant answer gets {self.majority:.1%})"
-        return f"{text}; {figures}"
 
 
 @torch.inference_mode(False)
