@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -121,7 +122,7 @@ def _run_as_json(words: list[str]) -> int:
     """
     from aalp.commands.console import json_document
 
-    with json_document(words[0], " ".join(["aalp", *words])) as document:
+    with json_document(words[0], shlex.join(["aalp", *words])) as document:
         end = _run(words)
         if end.line:
             print(f"aalp: {end.line}", file=sys.stderr)

@@ -194,7 +194,7 @@ def test_compare_audits_each_cell_once_and_shows_the_verdicts(
     words += ["--evaluation.attacks", "fgsm", "--training.epochs", "1"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert out.count("1 cheap gates pass") == 2
+    assert out.count("1 run: cheap gates pass") == 2
     assert main([*words, "--audit"]) == 0
     out = capsys.readouterr().out
     comparison = json.loads((run / "comparison.json").read_text())

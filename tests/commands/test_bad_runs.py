@@ -79,7 +79,7 @@ BAD_RUNS: dict[str, Case] = {
     "a run without weights": (
         lambda folder: (folder / "done/weights/best.safetensors").unlink(),
         "evaluate done",
-        ("'done' has no best weights", "--resume done"),
+        ("'done' has no best weights and has last ones", "give --weights last"),
     ),
     "a foreign checkpoint without model": (
         small_weights,
@@ -130,6 +130,13 @@ BAD_RUNS: dict[str, Case] = {
         lambda folder: torch.save({"epoch": 3, "weight": torch.zeros(1)}, folder / "more.pt"),
         EVALUATE_FOREIGN.replace("foreign.safetensors", "more.pt") + "--model small-cnn",
         ("'more.pt' holds other things than tensors", "state_dict() alone"),
+    ),
+    "a run without any weights": (stopped_within_its_first_epoch, "evaluate done", ("no best weights yet", "--resume done")),
+    "a file to report on": (small_weights, "report foreign.safetensors", ("'foreign.safetensors' is a file", "a directory")),
+    "data that is not where the run saw it": (
+        on_changed_data,  # but there is none
+        "evaluate done",
+        ("changed.npz", "as seen from where the run was trained", "give --data"),
     ),
     "a torn checkpoint": (torn, "evaluate done", ("best.safetensors' is not a readable safetensors file",)),
     "a text file as checkpoint": (

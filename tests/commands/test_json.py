@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def document(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> 
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert list(found) == ["schema", "verb", "command", "exit_code", "error", "result"]
     assert (found["schema"], found["verb"], found["exit_code"]) == (1, words[0], code)
-    assert found["command"] == " ".join(["aalp", *words, "--json"])
+    assert found["command"] == shlex.join(["aalp", *words, "--json"])
     assert (found["error"] is None) == (code in (0, 3, 4))
     return found
 
@@ -116,3 +117,8 @@ def test_without_json_the_text_is_printed_alone(tiny_run: Path, tmp_path: Path, 
     run = shutil.copytree(tiny_run, tmp_path / "run")
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out == f"report: {run}/report.html\n"
+
+
+def test_a_command_that_is_told_can_be_given_to_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, "report", str(tmp_path / "my runs"), code=2)
+    assert found["command"] == f"aalp report '{tmp_path / 'my runs'}' --json"

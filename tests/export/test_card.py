@@ -51,6 +51,9 @@ def test_the_card_tells_figures_verdict_and_limits(subject: Subject) -> None:
     assert "Not audited for masked gradients" in bare
     assert "Its numbers: clean_share 1.0, " in bare
     assert ", dropout.fraction 0.8, " in bare
+    assert "has not come to its end" not in bare
+    early = dataclasses.replace(subject, metadata={**subject.metadata, "unfinished": "3 of 9 epochs"})
+    assert "The training has not come to its end: 3 of 9 epochs." in card(early, "onnx", ["model.onnx"], checked)
     whole = card(dataclasses.replace(subject, evaluation=EVALUATION, audit=AUDIT), "onnx", ["model.onnx"], checked)
     assert "| clean | 90.0% | 60.0% to 98.0% |" in whole
     assert "| autoattack | 40.0% |  |" in whole

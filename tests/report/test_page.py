@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 import yaml
-from report_helpers import CLASSES, EVIL, make_run, write_analysis, write_audit, write_evaluation
+from report_helpers import CLASSES, EVIL, make_run, write_analysis, write_audit, write_evaluation, write_metrics
 
 from aalp.evaluation.robustness import wilson_interval
 from aalp.report.collect import group_runs, read_run
@@ -191,11 +191,19 @@ def test_missing_parts_name_their_command(tmp_path):
     assert "not audited" in text
 
 
-def test_a_gate_that_did_not_pass_says_what_it_means_and_what_to_do(tmp_path):
+def test_a_gate_that_failed_says_what_it_means_and_what_to_do_and_one_that_is_open_accuses_nobody(tmp_path):
     text = Parsed(page_of(make_run(tmp_path / "run", audit="fail"))).text
-    assert text.count("What to do:") == 2  # one failed, one could not be decided
+    assert text.count("What to do:") == 1  # one failed, one could not be decided
+    assert text.count("not decided") == 1
     assert "unbounded attack wins" in text
     assert "measured 0.25, limit 0.5" in text
+
+
+def test_a_training_that_has_not_come_to_its_end_is_called_so(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert not any("has not come to its end" in line for line in cautions(groups_of(run)))
+    write_metrics(run / "metrics.csv", epochs=3)
+    assert "The training of run has not come to its end: 3 of 5 epochs." in cautions(groups_of(run))
 
 
 def test_an_audit_of_other_weights_is_shown_but_does_not_vouch(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aalp.analysis.spread import all_equal, spread
-from aalp.commands.evaluation_record import CHEAP_GATES_FAIL
+from aalp.commands.evaluation_record import CHEAP_GATES_FAIL, CHEAP_VERDICTS
 from aalp.commands.tables import markdown_table, text_table
 from aalp.report.figures import counted
 
@@ -107,9 +107,13 @@ def _table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _verdicts(verdicts: Sequence[str | None]) -> str:
-    """`3 pass`, or `2 pass, 1 fail`: how many runs came out how."""
+    """`3 pass`, or `2 pass, 1 fail`: how many runs came out how; `2 runs: cheap gates pass` where those are all that ran."""
     counts = Counter(verdict for verdict in verdicts if verdict is not None)
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "-"
+    told = [
+        f"{counted(count, 'run')}: {verdict}" if verdict in CHEAP_VERDICTS else f"{count} {verdict}"
+        for verdict, count in counts.items()
+    ]
+    return ", ".join(told) or "-"
 
 
 def _show(column: str, figure: Mapping[str, Any] | None) -> str:

@@ -118,7 +118,7 @@ def _figures(accuracy: float, count: int) -> tuple[str, str]:
     return f"{accuracy:.1%}", f"{low:.1%} - {high:.1%}"
 
 
-CHEAP_GATES_FAIL = "cheap gates fail"
+CHEAP_VERDICTS = CHEAP_GATES_PASS, CHEAP_GATES_FAIL = "cheap gates pass", "cheap gates fail"
 
 
 def cheap_verdict(evaluation: Mapping[str, Any]) -> str | None:
@@ -126,7 +126,7 @@ def cheap_verdict(evaluation: Mapping[str, Any]) -> str | None:
     gates = evaluation.get("gates")
     if gates is None:  # made before there were any
         return None
-    return CHEAP_GATES_FAIL if any(gate["passed"] is False for gate in gates) else "cheap gates pass"
+    return CHEAP_GATES_FAIL if any(gate["passed"] is False for gate in gates) else CHEAP_GATES_PASS
 
 
 def drop_under_autoattack(path: Path, weights: str, threat: Threat, source: Source) -> DropUnderAutoAttack:

@@ -15,7 +15,7 @@ from aalp.errors import OptionError
 from aalp.export.export import FORMATS, check_format, export_model
 from aalp.export.subject import Subject
 from aalp.models.catalog import ModelOptions, architecture
-from aalp.report.collect import read_run
+from aalp.report.collect import Run, read_run
 from aalp.report.telling import same_subject
 from aalp.store.checkpoint import is_ours
 from aalp.store.run import free_path
@@ -51,11 +51,12 @@ def export(
         raise OptionError(f"'{file}' was not written by aalp and does not say its labels and threat: export an aalp run")
     options = stored_options(config)
     loaded = load_model(file, model or config.get("model"), options)
-    evaluation, audit = _records(path, config, file.stem, loaded.metadata) if path.is_dir() else (None, None)
+    run = read_run(path, config) if path.is_dir() else None
+    evaluation, audit = _records(run, file.stem, loaded.metadata) if run else (None, None)
     subject = Subject(
         # The layout that convolutions prefer is no part of the model, and tracers would bake it in.
         classifier=loaded.classifier.to(memory_format=torch.contiguous_format),
-        metadata=loaded.metadata | _as_built(loaded, model, options) | _as_read(config, loaded.metadata),
+        metadata=loaded.metadata | _as_built(loaded, model, options) | _as_read(config, loaded.metadata) | _as_trained(run),
         about=str(path),
         which=file.stem if file.stem in ("best", "last") else None,
         evaluation=evaluation,
@@ -98,9 +99,13 @@ def report(record: Mapping[str, Any], subject: Subject) -> str:
 Record = Mapping[str, Any]
 
 
-def _records(path: Path, config: Record, which: str, metadata: Record) -> tuple[Record | None, Record | None]:
+def _as_trained(run: Run | None) -> dict[str, Any]:
+    """How far the run has come, where that is not its end."""
+    return {"unfinished": run.unfinished} if run and run.unfinished else {}
+
+
+def _records(run: Run, which: str, metadata: Record) -> tuple[Record | None, Record | None]:
     """The evaluation that speaks for these weights, and the newest audit of them on the same data under the same threat."""
-    run = read_run(path, config)
 
     def of_these(record: Record) -> bool:
         # Weights that were trained on since have another epoch.

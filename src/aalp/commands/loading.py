@@ -197,6 +197,9 @@ def weights_file(path: Path, which: str) -> Path:
     run = RunDirectory.open(path)
     check_one_run(path, read_yaml(run.config))
     file = run.weights(which)
+    other = {"best": "last", "last": "best"}.get(which, which)
+    if not file.is_file() and run.weights(other).is_file():
+        raise RunError(f"'{path}' has no {which} weights and has {other} ones: give --weights {other}")
     if not file.is_file():
         again = f"`aalp train --resume {quoted(path)}`"
         raise RunError(f"'{path}' has no {which} weights yet: let its first epoch finish ({again})")

@@ -156,7 +156,7 @@ def goes_on(path: Path, options: Mapping[str, Any]) -> bool:
 
 def write_config(path: Path, options: Mapping[str, Any]) -> None:
     """Write options as YAML that --config accepts."""
-    write_atomically(path, yaml.safe_dump(to_plain(options), sort_keys=False).encode())
+    write_atomically(path, yaml.safe_dump(to_plain(options), sort_keys=False, allow_unicode=True).encode())
 
 
 def resume_command(path: Path, options: Mapping[str, Any]) -> str:

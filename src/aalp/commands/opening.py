@@ -73,10 +73,16 @@ def run_groups(path: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def stored_source(name: str | None, options: DataOptions | None, config: dict[str, Any]) -> Source:
     """The data that was asked for, or what the run was trained on, read as the run read it."""
-    if name is None:
-        raise OptionError("data is missing: a weights file does not know its test images; name them with --data")
     stored: DataOptions = _group(DataOptions(), config.get("data_options", {}))
-    return load_source(name, options or stored)
+    if name is not None:
+        return load_source(name, options or stored)
+    if config.get("data") is None:
+        raise OptionError("data is missing: a weights file does not know its test images; name them with --data")
+    try:
+        return load_source(config["data"], options or stored)
+    except DataError as error:
+        there = "config.yaml names it as seen from where the run was trained: run this there, or give --data"
+        raise DataError(f"{error} ({there})") from error
 
 
 def check_same_training(directory: RunDirectory, source: Source) -> None:

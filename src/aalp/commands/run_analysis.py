@@ -53,7 +53,7 @@ def analysis_of(
     started = time.perf_counter()
     key = repr((config.get("data"), config.get("data_options")))
     if key not in sources:
-        sources[key] = stored_source(config.get("data"), None, dict(config))
+        sources[key] = stored_source(None, None, dict(config))
     source = sources[key]
     loaded = load_model(file, config.get("model"), stored_options(config))
     if loaded.classifier.num_classes != len(source.classes):

@@ -34,6 +34,7 @@ from aalp.distributed import ALONE, joined
 from aalp.errors import InterruptedRunError, OptionError
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
+from aalp.report.figures import counted
 from aalp.store.run import RunDirectory
 from aalp.training.devices import Strategy
 from aalp.training.options import CheckpointOptions, TrainingOptions
@@ -136,6 +137,8 @@ goes on in its own entry.
         named = resume or run
         directory = ranks.from_main(lambda: begin(named, options) if named else begin_next(Path("runs"), stem, options))
     display.say(describe(options, source, directory.path))
+    if begun and _steps_done(directory.path) >= training.epochs * steps_per_epoch(source.train, training.batch_size):
+        display.say(f"trained already: all of its {counted(training.epochs, 'epoch')}")
     if uneven := about_classes(source, training.balance):
         display.say(uneven)
     try:

@@ -191,7 +191,7 @@ def _why_not_attack(results: list[GateResult], right: Tensor) -> str | None:
     if passed[g.DETERMINISTIC.name] is None:
         return NO_LOGITS
     if int(right.sum()) < FEWEST_RIGHT:
-        return f"only {int(right.sum())} images are right clean: {FEWEST_RIGHT} are needed"
+        return f"images that are right clean: {int(right.sum())}, where {FEWEST_RIGHT} are needed: give more (--images)"
     return None
 
 

@@ -212,6 +212,8 @@ def _limits(subject: Subject) -> str:
         "rotations, weather and other cameras are not covered.",
         "- Attacks give an upper bound of robust accuracy, never a proof: a stronger or adaptive attack may find more.",
     ]
+    if "unfinished" in subject.metadata:
+        lines.append(f"- The training has not come to its end: {_line(subject.metadata['unfinished'])}.")
     record = subject.evaluation
     if record is not None:
         threat = subject.metadata.get("threat") or {}

@@ -79,11 +79,17 @@ def timm_model(
             # Convolutional models take any size and have no such argument.
             network = timm.create_model(name, **wanted)
     except Exception as error:
-        raise ModelError(f"timm model '{name}' does not build for images of {image_shape}: {error}") from error
+        raise ModelError(_not_built(f"timm:{name}", image_shape, pretrained, error)) from error
     config: Any = network.pretrained_cfg  # what the architecture was published with
     published = int(config.get("num_classes") or num_classes)
     fresh = published if pretrained and published != num_classes else None
     return Published(network, (config["mean"], config["std"]), fresh_head=fresh)
+
+
+def _not_built(model: str, image_shape: ImageShape, pretrained: bool, error: Exception) -> str:
+    library, _, name = model.partition(":")
+    weights = f" with its published weights (if they cannot be fetched from here, give a file of them and --model {model})"
+    return f"{library} model '{name}'{weights * pretrained} does not build for images of {image_shape}: {error}"
 
 
 def torchvision_model(
@@ -111,7 +117,7 @@ def torchvision_model(
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"torchvision model '{name}' does not build for images of {image_shape}: {error}") from error
+        raise ModelError(_not_built(f"torchvision:{name}", image_shape, pretrained, error)) from error
     transforms = weights.transforms()
     normalisation = transforms.mean, transforms.std
     if getattr(network, "transform_input", False) and "transform_input" not in arguments:

@@ -62,6 +62,12 @@ class Run:
         return fitting[0] if fitting else None
 
     @property
+    def unfinished(self) -> str | None:
+        """How far the training has come where that is not its end: `51 of 60 epochs`."""
+        done, wanted = len(self.metrics.get("epoch", ())), (self.config.get("training") or {}).get("epochs", 0)
+        return f"{done} of {wanted} epochs" if done < wanted else None
+
+    @property
     def objective(self) -> str:
         return str(self.config.get("objective", self.path.name))
 

@@ -95,6 +95,8 @@ def column(name: str) -> Callable[[Run], Points]:
 
 def training(groups: Sequence[Group]) -> list[Figure]:
     """Loss and accuracies over the epochs."""
+    longest = max((len(run.metrics.get("epoch", ())) for group in groups for run in group.runs), default=0)
+    over_epochs = axis("epoch", dtick=1) if longest <= 10 else axis("epoch")  # left alone, plotly has an epoch 1.5
     steps = sorted({int((run.config.get("training") or {}).get("validation_steps", 0)) for g in groups for run in g.runs})
     attack = f"PGD-{steps[0]}" if len(steps) == 1 and steps[0] else "PGD"
     wanted = (
@@ -117,7 +119,7 @@ def training(groups: Sequence[Group]) -> list[Figure]:
             caption,
             groups,
             column(name),
-            axis("epoch"),
+            over_epochs,
             share_axis("accuracy"),
             hovermode="x unified",
         )
@@ -130,7 +132,7 @@ def training(groups: Sequence[Group]) -> list[Figure]:
         caption,
         groups,
         column("loss"),
-        axis("epoch"),
+        over_epochs,
         axis("loss", rangemode="tozero"),
         hovermode="x unified",
     )

@@ -246,6 +246,8 @@ def cautions(groups: Sequence[Group]) -> list[str]:
     lines = []
     if apart := differing(groups):
         lines.append(f"The evaluations differ in {listed(apart)}: their figures do not compare.")
+    for run in (run for group in groups for run in group.runs if run.metrics and run.unfinished):
+        lines.append(f"The training of {run.path.name} has not come to its end: {run.unfinished}.")
     for run, record in evaluated:
         if not run.of_trained_data(record):
             lines.append(f"The figures of {run.path.name} are of {record['data']['name']}; it was trained on {run.data}.")

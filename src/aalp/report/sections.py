@@ -182,7 +182,7 @@ def _configuration(groups: Sequence[Group]) -> list[Any]:
 
 
 def _as_yaml(value: object) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("\n...\n").strip()
 
 
 def _environment(groups: Sequence[Group]) -> list[Any]:

@@ -42,7 +42,7 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
         record = json.loads(path.read_bytes())
         found = record["schema"], record["kind"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"'{path}' is not a readable record: {error}; make it anew") from error
+        raise RunError(f"'{path}' is not a readable record: {error}; move it away, and make it anew") from error
     if found != (SCHEMA, kind):
         raise RunError(f"'{path}' is a {found[1]} record of schema {found[0]}: a {kind} record of schema {SCHEMA} is needed")
     return dict(record)
@@ -77,7 +77,7 @@ def read_table(path: Path) -> dict[str, list[Any]]:
     try:
         columns: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
     except (OSError, pyarrow.ArrowException) as error:
-        raise RunError(f"'{path}' is not a readable table: {error}; make it anew") from error
+        raise RunError(f"'{path}' is not a readable table: {error}; move it and its record away, and make them anew") from error
     return columns
 
 

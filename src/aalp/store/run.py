@@ -114,6 +114,7 @@ class RunDirectory:
         run = RunDirectory(path)
         if not run.begun:
             what = "is not a run directory (it has no config.yaml)" if path.is_dir() else "does not exist"
+            what = "is a file" if path.is_file() else what
             raise RunError(f"'{path}' {what}: name a directory that `aalp train` made")
         for inside in (*path.iterdir(), *path.glob("weights/*"), *path.glob("states/*")):
             if leads_outside(inside, path):
