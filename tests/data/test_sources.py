@@ -14,8 +14,9 @@ from torchvision import datasets
 
 from aalp.data.arrays import check_images
 from aalp.data.images import Decoding, Resizing, decode
-from aalp.data.sources import TORCHVISION, DataOptions, Source, load_source
+from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import ResidentSplit, as_float
+from aalp.data.torchvision_sets import TORCHVISION
 from aalp.errors import DataError, OptionError
 
 Arrays = dict[str, np.ndarray]
