@@ -227,7 +227,8 @@ class _Trainer:
         """Raise a DivergedError where weights are not finite, as gradients of a finite loss may have made them. Together."""
         weights = [value for value in self.step.weights.values() if value.is_floating_point() and value.numel()]
         # Fetched once an epoch or state, as a step fetches its numbers.
-        broken = not math.isfinite(get_total_norm([value.detach() for value in weights], math.inf).tolist())
+        (largest,) = get_total_norm([value.detach() for value in weights], math.inf).view(1).tolist()
+        broken = not math.isfinite(largest)
         if self.plan.ranks.largest(int(broken))[0]:
             states = self.plan.run.states()
             kept = f"the newest weights that were are in {states[-1]}" if states else "none were saved before"
