@@ -62,7 +62,10 @@ def test_a_process_that_dies_takes_the_run_down_and_torchrun_on_two_machines_end
 ) -> None:
     (tmp_path / "dying.py").write_text(DYING)
     monkeypatch.syspath_prepend(tmp_path)
+    # In L2, whose steps follow the gradient: those of Linf follow its sign, and a pixel at which rounding (in which
+    # batches of other sizes differ) turns that sign moves by eps, and weights by 1e-4.
     words = [*train_words, "--model", "dying:make", "--training.precision", "32-true", "--evaluate"]
+    words += ["--threat.norm", "l2", "--threat.eps", "1.0"]
     words += ["--evaluation.attacks", "pgd-3,apgd-ce", "--evaluation.batch_size", "5"]
     assert main([*words, "--run", str(tmp_path / "one")]) == 0
     capfd.readouterr()
