@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,12 +54,16 @@ def stopped_within_its_first_epoch(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def of_other_defaults(folder: Path) -> None:
-    """A state that says that it was trained with another pairing weight than the run's objective has by default."""
-    newest = max((folder / "done/states").glob("*"))
-    tensors, about = read_tensors(newest)
-    about["method"]["pairing_weight"] = 0.25
-    write_tensors(newest, tensors, {name: value for name, value in about.items() if name not in ("checksum", "format")})
+def told_otherwise(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """The newest state tells something else of its training."""
+
+    def prepare(folder: Path) -> None:
+        newest = max((folder / "done/states").glob("*"))
+        tensors, about = read_tensors(newest)
+        change(about)
+        write_tensors(newest, tensors, {name: value for name, value in about.items() if name not in ("checksum", "format")})
+
+    return prepare
 
 
 BAD_RUNS: dict[str, Case] = {
@@ -226,9 +232,14 @@ BAD_RUNS: dict[str, Case] = {
         ("'done' was trained on other images than 'npz:changed.npz' has now", "put those back"),
     ),
     "to resume when a default has changed": (
-        of_other_defaults,
+        told_otherwise(lambda about: about["method"].update(pairing_weight=0.25)),
         "train --resume done",
         ("'done' was trained with pairing_weight 0.25", "stands for 1.0 in this version", "write method.pairing_weight 0.25"),
+    ),
+    "to resume what tells no steps, which were equal": (
+        told_otherwise(lambda about: about.pop("step_sizes")),
+        "train --resume done",
+        ("'done' was trained with attack steps of 1 eps", "2 eps and falling in this version", "write attack.step_size 1"),
     ),
     "a comparison begun with other options": (begun, COMPARE + "--objectives at", ("'run' was begun with another",)),
     "a comparison where something else is": (

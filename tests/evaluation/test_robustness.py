@@ -19,6 +19,8 @@ from aalp.evaluation.audit import audit
 from aalp.evaluation.outcome import AttackResult, Evaluation
 from aalp.evaluation.robustness import evaluate, wilson_interval
 from aalp.method.contributions import concentration_n, contributions
+from aalp.method.losses import cross_entropy
+from aalp.method.pgd import equal_step, perturb
 from aalp.method.threat import L2, Linf, Threat
 from aalp.models.classifier import Classifier
 
@@ -79,6 +81,21 @@ def test_standard_training_gives_no_robustness_and_aalp_does(digits_runs: Callab
     assert standard.robust_accuracy < 0.03
     assert aalp.clean_accuracy > 0.8
     assert aalp.robust_accuracy > 0.25
+
+
+@pytest.mark.parametrize("threat", [Linf(0.2), L2(1.0)], ids=["linf", "l2"])
+def test_falling_steps_get_further_than_equal_ones(digits_runs: Callable[[str], Classifier], threat: Threat) -> None:
+    classifier, images = digits_runs("aalp"), digits(200)
+
+    def reached(steps: int, step_size: float | None) -> float:
+        generator = torch.Generator().manual_seed(0)
+        clean = images.pixels / 255
+        adversarial = perturb(classifier, clean, images.labels, threat, steps, step_size, generator=generator)
+        with torch.no_grad():
+            return float(cross_entropy(classifier(adversarial), images.labels).mean())
+
+    for falling, equal in ((3, 3), (5, 7), (7, 20)):
+        assert reached(falling, None) > reached(equal, equal_step(equal) * threat.eps), (falling, equal)
 
 
 def test_the_worst_case_is_taken_image_by_image_and_each_loss_is_booked_once(

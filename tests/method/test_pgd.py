@@ -11,7 +11,7 @@ from method_helpers import linear_classifier, pixels, seeded
 from aalp.errors import DataError, OptionError
 from aalp.method import losses
 from aalp.method.objectives import TRADES
-from aalp.method.pgd import AgainstClean, AttackOptions, perturb
+from aalp.method.pgd import AgainstClean, AttackOptions, equal_step, perturb
 from aalp.method.threat import L2, Linf
 
 BOTH = pytest.mark.parametrize("ball", [Linf, L2])
@@ -36,7 +36,7 @@ def test_a_linear_model_is_attacked_to_its_exact_linf_optimum(grey, steps):
 
 
 def test_the_linf_optimum_is_found_from_every_random_start(grey):
-    # Ten steps of eps / 4 go 2.5 eps: from any corner of the cube to the opposite one, 2 eps away.
+    # The first step goes 2 eps: from any corner of the cube to the opposite one.
     images, labels = grey
     for seed in range(5):
         adversarial = perturb(linear_classifier(TWO_CLASSES), images, labels, Linf(0.1), 10, generator=seeded(seed))
@@ -70,12 +70,40 @@ def test_a_step_size_counts_in_pixel_units(grey):
 
 
 @pytest.mark.parametrize(
-    ("steps", "step_size", "relative"),
-    # By default 2.5 / steps, at most 1.
-    [(1, None, 1.0), (2, None, 1.0), (5, None, 0.5), (10, None, 0.25), (50, None, 0.05), (1, 1.25, 1.25), (10, 0.1, 0.1)],
+    ("options", "sizes"),
+    [
+        (AttackOptions(1), [1.0]),
+        (AttackOptions(2), [2.0, 1.0]),
+        (AttackOptions(4), [2.0, 1.5, 1.0, 0.5]),
+        (AttackOptions(10), [2.0, 1.8, 1.6, 1.4, 1.2, 1.0, 0.8, 0.6, 0.4, 0.2]),
+        (AttackOptions(3, step_size=0.1), [0.1, 0.1, 0.1]),
+        (AttackOptions(1, step_size=1.25), [1.25]),
+        # What nothing projects back takes equal steps of 2.5 / steps.
+        (AttackOptions(5, project=False), [0.5] * 5),
+    ],
 )
-def test_the_relative_step_by_hand(steps, step_size, relative):
-    assert AttackOptions(steps, step_size).relative_step() == pytest.approx(relative)
+def test_step_sizes_by_hand(options, sizes):
+    assert options.step_sizes() == pytest.approx(sizes)
+
+
+@pytest.mark.parametrize(("steps", "size"), [(1, 1.0), (2, 1.0), (5, 0.5), (10, 0.25), (20, 0.125)])
+def test_equal_steps_by_hand(steps, size):
+    assert equal_step(steps) == pytest.approx(size)
+
+
+def test_each_step_has_its_size(grey):
+    images, labels = grey
+    seen = []
+    # Nothing but the first pixel moves the logits; it starts in the middle, and rises at every step.
+    classifier = linear_classifier([[0.0, 0, 0, 0], [1.0, 0, 0, 0]])
+    options = {"random_start": 0.0, "observe": lambda at, _logits: seen.append(float(at[0, 0, 0, 0]))}
+    perturb(classifier, images, labels, Linf(0.1), 3, 0.02, **options)
+    assert seen == pytest.approx([0.5, 0.52, 0.54])
+    seen.clear()
+    turning = lambda logits, _labels: -(logits[:, 1] - 0.5).abs()  # noqa: E731  # uphill is back to the middle
+    perturb(classifier, images + 0.01, labels, Linf(0.1), 4, loss=turning, **options)
+    # From 0.51 by 0.2 (cut to the ball's 0.41), 0.15, 0.1, and 0.05 at last.
+    assert seen == pytest.approx([0.51, 0.41, 0.56, 0.46])
 
 
 def attack_with(options, classifier, images, labels, threat, generator):
@@ -85,7 +113,7 @@ def attack_with(options, classifier, images, labels, threat, generator):
         labels,
         threat,
         options.steps,
-        options.relative_step() * threat.eps,
+        None if options.step_size is None else options.step_size * threat.eps,
         random_start=options.random_start,
         project=options.project,
         generator=generator,
@@ -196,12 +224,13 @@ def test_trades_attacks_the_distance_from_the_clean_prediction_and_asks_for_no_l
     classifier = small_classifier()
     images, labels = torch.rand(16, 1, 8, 8, generator=seeded()), torch.arange(16) % 4
     inner = TRADES().inner
-    adversarial = perturb(classifier, images, labels, Linf(0.1), 5, loss=inner, generator=seeded(1))
-    relabelled = perturb(classifier, images, (labels + 1) % 4, Linf(0.1), 5, loss=inner, generator=seeded(1))
+    adversarial = perturb(classifier, images, labels, Linf(0.5), 5, loss=inner, generator=seeded(1))
+    relabelled = perturb(classifier, images, (labels + 1) % 4, Linf(0.5), 5, loss=inner, generator=seeded(1))
     assert torch.equal(adversarial, relabelled)
-    start = Linf(0.1).random_start(images, seeded(1)).clamp(0, 1)
+    start = Linf(0.5).random_start(images, seeded(1)).clamp(0, 1)
     with torch.no_grad():
         clean = classifier(images)
+        # In a ball so large the divergence of an untrained network is far above what rounding makes of it.
         reached = losses.kl_divergence(clean, classifier(adversarial))
         assert (reached > losses.kl_divergence(clean, classifier(start))).all()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from aalp.data.loaders import Tick, read_rows, row_batches
 from aalp.data.split import Split
 from aalp.method.losses import cross_entropy
-from aalp.method.pgd import InnerLoss, perturb
+from aalp.method.pgd import InnerLoss, equal_step, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed
@@ -103,7 +103,7 @@ def collect_pairs(
 def attack(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, loss: InnerLoss, seed: int) -> Tensor:
     """PGD-20 from a random start: adversarial images (N, ...) inside the ball."""
     generator = torch.Generator(images.device).manual_seed(seed)
-    candidates = perturb(classifier, images, labels, threat, STEPS, loss=loss, generator=generator)
+    candidates = perturb(classifier, images, labels, threat, STEPS, equal_step(STEPS) * threat.eps, loss, generator=generator)
     # A gradient that is not finite leaves no image behind: then the clean one stays.
     return threat.project(torch.where(torch.isfinite(candidates), candidates, images), images)
 

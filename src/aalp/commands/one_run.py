@@ -198,6 +198,7 @@ def training_plan(
         "model": options["model"],
         "objective": options["objective"],
         "method": method_numbers(objective),
+        "step_sizes": options["attack"].step_sizes(),
         "seed": options["seed"],
         "classes": list(source.classes),
         "image_shape": list(source.image_shape),

@@ -24,6 +24,8 @@ from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import Split, channel_statistics
 from aalp.errors import AalpError, DataError, OptionError, RunError
+from aalp.method.objective_base import Objective
+from aalp.method.pgd import AttackOptions, equal_step
 from aalp.models.catalog import COLLECTIONS, ModelOptions, architecture, build, is_own_code, order_classes
 from aalp.models.published import Tell
 from aalp.plain import flat
@@ -89,24 +91,33 @@ def check_same_training(directory: RunDirectory, source: Source) -> None:
     """Refuse to go on with a run, or to set its figures beside others, whose data or method has changed since.
 
     Its options alone do not tell: a file of the same name may hold other images, and a number that its config.yaml
-    leaves to the objective may have another default in this version.
+    leaves to the objective or the attack may have another default in this version.
 
     Raises:
         RunError: what it has left so far was trained on other images or labels than the source has, or with other
-            numbers of the objective than its config.yaml stands for now.
+            numbers of the objective or steps of the attack than its config.yaml stands for now.
     """
     about = _trained_as(directory)
     data, then = (_mapping(about.get(name)) for name in ("data", "method"))
     if data.get("digest") not in (None, source.digest):
         other = f"'{directory.path}' was trained on other images than '{source.name}' has now"
         raise RunError(f"{other}: put those back (or the version of Pillow that decoded them), or start another --run")
-    now = flat(_method_now(directory))
+    objective, attack = _stands_for(directory)
+    now = flat(method_numbers(objective))
     # A number that is newer than the run had its default then.
     changed = [(name, value) for name, value in flat(then).items() if name in now and now[name] != value]
     for name, value in changed[:1]:
         raise RunError(
             f"'{directory.path}' was trained with {name} {value}, and its config.yaml stands for {now[name]} in this version: "
             f"write method.{name} {value} there to go on with it, or start another --run"
+        )
+    # What tells no steps is from before they fell: they were equal.
+    taken = about.get("step_sizes", [equal_step(attack.steps)] * attack.steps if attack.step_size is None else None)
+    if about and objective.inner is not None and taken not in (None, attack.step_sizes()):
+        raise RunError(
+            f"'{directory.path}' was trained with attack steps of {taken[0]:g} eps, and its config.yaml stands for "
+            f"{attack.step_sizes()[0]:g} eps and falling in this version: write attack.step_size {taken[0]:g} there to go on "
+            "with it, or start another --run"
         )
 
 
@@ -124,11 +135,11 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _method_now(directory: RunDirectory) -> dict[str, Any]:
-    """The numbers of the objective that a run's config.yaml stands for."""
-    config = read_yaml(directory.config)
-    method = override({"method": MethodOptions()}, {"method": config.get("method", {})}, f"'{directory.config}'")["method"]
-    return method_numbers(build_objective(str(config.get("objective")), method, strict=False))
+def _stands_for(directory: RunDirectory) -> tuple[Objective, AttackOptions]:
+    """The objective and the attack that a run's config.yaml stands for in this version."""
+    config, defaults = read_yaml(directory.config), {"method": MethodOptions(), "attack": AttackOptions()}
+    options = override(defaults, {name: config.get(name, {}) for name in defaults}, f"'{directory.config}'")
+    return build_objective(str(config.get("objective")), options["method"], strict=False), options["attack"]
 
 
 def _group(default: Any, stored: Mapping[str, Any]) -> Any:

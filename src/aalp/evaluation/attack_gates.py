@@ -23,7 +23,7 @@ from aalp.evaluation.gates import CONVERGED, SILENT
 from aalp.evaluation.journal import AttackedBatch, Journal
 from aalp.evaluation.model_gates import WithGradient
 from aalp.method.losses import cross_entropy, misclassified
-from aalp.method.pgd import perturb
+from aalp.method.pgd import equal_step, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed, seed_global_generators
@@ -56,6 +56,10 @@ class Effort:
     noises: int = 100
     queries: int = 1000
     stand_in_steps: int = 200
+
+    def step_of(self, steps: int) -> float:
+        """The size in units of eps of each of so many steps: equal, as steps that fall converge whatever the loss does."""
+        return equal_step(steps) if self.step_size is None else self.step_size
 
 
 QUICK = Effort()
@@ -157,14 +161,15 @@ class Bench:
 
     def pgd(self, loss: PerImageLoss, steps: int | None = None, paths: list[Path] | None = None) -> AttackFunction:
         """The base PGD on a loss; with `paths` each batch's path is added there."""
-        steps, size = steps or self.effort.steps, self.effort.step_size
+        steps = steps or self.effort.steps
+        size = self.effort.step_of(steps)
 
         def function(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
             generator = torch.Generator(images.device).manual_seed(seed)
             outputs: list[Tensor] = []
             candidates = perturb(
                 *(WithGradient(classifier), images, labels, threat, steps),
-                *(None if size is None else size * threat.eps, loss),
+                *(size * threat.eps, loss),
                 generator=generator,
                 observe=None if paths is None else lambda _images, logits: outputs.append(logits),
             )
@@ -194,7 +199,7 @@ class Bench:
 
     def adaptive(self, standing: Tensor) -> dict[str, Tensor]:
         """Each adaptive attack on the images `standing`: what stands under it alone."""
-        size = self.effort.step_size
+        size = self.effort.step_of(self.effort.adaptive_steps)
         found = {}
         for kind, masked in ADAPTIVE:
             name = f"adaptive {kind}" + (" through the mask" if masked else "")
@@ -208,8 +213,10 @@ class Bench:
                 kind: str = kind,
                 masked: bool = masked,
             ) -> Tensor:
-                step = None if size is None else size * threat.eps
-                return adaptive_attack(kind, masked, classifier, images, labels, threat, self.effort.adaptive_steps, seed, step)
+                step_size = size * threat.eps
+                return adaptive_attack(
+                    kind, masked, classifier, images, labels, threat, self.effort.adaptive_steps, seed, step_size
+                )
 
             found[name] = self.run(name, attack, standing)
         return found

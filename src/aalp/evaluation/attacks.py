@@ -18,7 +18,7 @@ from aalp.errors import ModelError, OptionError, unknown_name
 from aalp.evaluation.autoattack import SEARCHED_ROUGHLY, STANDARD, autoattack_part, exact_part
 from aalp.evaluation.foreign_attacks import OwnAttack, foreign_attack, is_foreign, leaving, own_attack
 from aalp.method.losses import cross_entropy, margin, misclassified
-from aalp.method.pgd import evaluating, perturb
+from aalp.method.pgd import equal_step, evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier, forget
 
@@ -59,7 +59,7 @@ def attack_by_name(name: str, search: Literal["bf16", "float32"] = "float32", ex
     if kind in ("pgd", "cw") and number.isdecimal() and int(number) > 0:
         steps = int(number)
         loss = "cross-entropy" if kind == "pgd" else "margin"
-        return _gradient_attack(name, steps, loss, relative_step=min(1.0, 2.5 / steps), random_start=1.0)
+        return _gradient_attack(name, steps, loss, relative_step=equal_step(steps), random_start=1.0)
     if name in STANDARD:
         if exact_seed is not None:
             by_package: dict[str, float | int | str] = {"by": "pyautoattack", "version": "standard", "search": "float32"}

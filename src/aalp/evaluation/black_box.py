@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aalp.method.losses import margin
-from aalp.method.pgd import perturb
+from aalp.method.pgd import equal_step, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 from aalp.models.small_cnn import SmallCNN
@@ -60,4 +60,4 @@ def train_stand_in(classifier: Classifier, images: Tensor, threat: Threat, seed:
 def transfer(stand_in: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int, steps: int) -> Tensor:
     """PGD on the stand-in's margin: the model itself is not asked."""
     generator = torch.Generator(images.device).manual_seed(seed)
-    return perturb(stand_in, images, labels, threat, steps, loss=margin, generator=generator)
+    return perturb(stand_in, images, labels, threat, steps, equal_step(steps) * threat.eps, margin, generator=generator)

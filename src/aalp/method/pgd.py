@@ -63,7 +63,7 @@ class AttackOptions:
     """Gradient steps, at least 1."""
 
     step_size: float | None = None
-    """Size of a step in units of eps; by default 2.5 / steps, at most 1."""
+    """Size of every step in units of eps; by default steps fall from 2 eps to 2 eps / steps, and one alone is eps."""
 
     random_start: float = 1.0
     """Radius of the random start in units of eps; 0 starts at the clean image."""
@@ -92,9 +92,18 @@ class AttackOptions:
         if not 0 <= self.eps_ramp <= 1:
             raise OptionError(f"attack eps_ramp is {self.eps_ramp}: it has to lie in [0, 1], a share of the training")
 
-    def relative_step(self) -> float:
-        """The size of a step in units of eps."""
-        return self.step_size if self.step_size is not None else min(1.0, 2.5 / self.steps)
+    def step_sizes(self) -> list[float]:
+        """The size of each step in units of eps.
+
+        By default step i (from 0) of K is 2 (1 - i / K): the first ones reach the ball's far side, the last ones settle, and
+        the loss rises further than by equal steps (docs/decisions/0011). Steps that nothing projects back are equal: falling
+        ones would add up to K + 1.
+        """
+        if self.step_size is not None:
+            return [self.step_size] * self.steps
+        if self.steps == 1 or not self.project:
+            return [equal_step(self.steps)] * self.steps
+        return [2.0 * (1.0 - taken / self.steps) for taken in range(self.steps)]
 
     def at(self, progress: float) -> AttackOptions:
         """The attack when `progress` (0 to 1) of the training is done: each number of steps lasts equally long."""
@@ -107,6 +116,11 @@ class AttackOptions:
         """The attack's eps in units of the threat's, in (0, 1]."""
         # A ball of no size has no inside to attack: the first steps get a hundredth.
         return 1.0 if progress >= self.eps_ramp else max(0.01, progress / self.eps_ramp)
+
+
+def equal_step(steps: int) -> float:
+    """The usual size, in units of eps, of `steps` equal steps: 2.5 / steps, at most 1 (Madry et al.); what PGD-20 means."""
+    return min(1.0, 2.5 / steps)
 
 
 def perturb(
@@ -136,7 +150,7 @@ def perturb(
         labels: (N,) integers in 0..C-1, of any integer type.
         threat: the ball, such as `aalp.Linf(8 / 255)`.
         steps: gradient steps.
-        step_size: size of a step in pixel units; by default 2.5 eps / steps, at most eps.
+        step_size: size of every step in pixel units; by default they fall from 2 eps, see `AttackOptions.step_sizes`.
         loss: what is maximised, per image; with None (an objective without adversary) the images come back as they are.
         random_start: radius of the random start in units of eps; 0 starts at the clean image.
         project: keep every step inside the ball; off, only in [0, 1].
@@ -170,17 +184,16 @@ def perturb(
         logits_of = _logits_through(classifier, mask)
         ascend = _with_clean(loss, logits_of, images) if isinstance(loss, AgainstClean) else loss
         adversarial = threat.random_start(images, generator, random_start) if random_start > 0 else images
-        step_length = options.relative_step() * threat.eps
         # Without projection the images leave the ball (N-FGSM), and still are images.
         keep = threat.projection(images) if project else lambda candidates: candidates.clamp(0.0, 1.0)
         adversarial = keep(adversarial)
-        for _ in range(options.steps):
+        for size in options.step_sizes():
             adversarial = adversarial.detach().requires_grad_()
             logits = logits_of(adversarial)
             if observe is not None:
                 observe(adversarial.detach(), logits.detach())
             (gradient,) = torch.autograd.grad(ascend(logits, labels).sum(), adversarial)
-            adversarial = keep(adversarial.detach().add(threat.steepest_step(gradient), alpha=step_length))
+            adversarial = keep(adversarial.detach().add(threat.steepest_step(gradient), alpha=size * threat.eps))
     return adversarial.detach()
 
 

@@ -297,7 +297,7 @@ class _Trainer:
         if self.progress.sums:  # within an epoch; at its end the time is counted already
             self._count_time()
         keep = self.plan.checkpoint.keep
-        about = {name: self.plan.metadata[name] for name in ("data", "method") if name in self.plan.metadata}
+        about = {name: self.plan.metadata[name] for name in ("data", "method", "step_sizes") if name in self.plan.metadata}
         save_state(self.plan.run, self.progress, self.step.weights, self.averager, self.optimizer, keep, about)
         # Saving is not training: its time counts for neither clock.
         self.clock = self.saved_at = time.perf_counter()

@@ -142,7 +142,7 @@ class TrainingStep:
                 labels,
                 threat,
                 attack.steps,
-                attack.relative_step() * threat.eps,
+                None if attack.step_size is None else attack.step_size * threat.eps,
                 self.objective.inner,
                 random_start=attack.random_start,
                 project=attack.project,
