@@ -66,6 +66,12 @@ def told_otherwise(change: Callable[[dict[str, Any]], object]) -> Callable[[Path
     return prepare
 
 
+def of_a_growing_attack(folder: Path) -> None:
+    """Its equal steps were larger at the beginning, so no one step_size makes them again."""
+    config = folder / "done/config.yaml"
+    config.write_text(config.read_text().replace("first_steps: null", "first_steps: 1"))
+
+
 BAD_RUNS: dict[str, Case] = {
     "a missing run": (None, "evaluate other", ("'other' does not exist", "name a run directory")),
     "a run that is a folder": (
@@ -240,6 +246,11 @@ BAD_RUNS: dict[str, Case] = {
         told_otherwise(lambda about: about.pop("step_sizes")),
         "train --resume done",
         ("'done' was trained with attack steps of 1 eps", "2 eps and falling in this version", "write attack.step_size 1"),
+    ),
+    "to resume a growing attack that tells no steps": (
+        both(told_otherwise(lambda about: about.pop("step_sizes")), of_a_growing_attack),
+        "train --resume done",
+        ("'done' was trained with attack steps of 1 eps, and", "2 eps and falling in this version: start another --run"),
     ),
     "a comparison begun with other options": (begun, COMPARE + "--objectives at", ("'run' was begun with another",)),
     "a comparison where something else is": (

@@ -100,8 +100,11 @@ def test_each_step_has_its_size(grey):
     perturb(classifier, images, labels, Linf(0.1), 3, 0.02, **options)
     assert seen == pytest.approx([0.5, 0.52, 0.54])
     seen.clear()
-    turning = lambda logits, _labels: -(logits[:, 1] - 0.5).abs()  # noqa: E731  # uphill is back to the middle
-    perturb(classifier, images + 0.01, labels, Linf(0.1), 4, loss=turning, **options)
+
+    def back_to_the_middle(logits, _labels):
+        return -(logits[:, 1] - 0.5).abs()
+
+    perturb(classifier, images + 0.01, labels, Linf(0.1), 4, loss=back_to_the_middle, **options)
     # From 0.51 by 0.2 (cut to the ball's 0.41), 0.15, 0.1, and 0.05 at last.
     assert seen == pytest.approx([0.51, 0.41, 0.56, 0.46])
 

@@ -113,11 +113,14 @@ def check_same_training(directory: RunDirectory, source: Source) -> None:
         )
     # What tells no steps is from before they fell: they were equal.
     taken = about.get("step_sizes", [equal_step(attack.steps)] * attack.steps if attack.step_size is None else None)
-    if about and objective.inner is not None and taken not in (None, attack.step_sizes()):
+    sizes = attack.step_sizes()
+    if about and objective.inner is not None and taken not in (None, sizes):
+        # One size for all is what they were, unless there were fewer of them at the beginning, and larger ones.
+        equal = attack.first_steps is None and taken == [taken[0]] * attack.steps
+        remedy = f"write attack.step_size {taken[0]} there to go on with it, or " if equal else ""
         raise RunError(
-            f"'{directory.path}' was trained with attack steps of {taken[0]:g} eps, and its config.yaml stands for "
-            f"{attack.step_sizes()[0]:g} eps and falling in this version: write attack.step_size {taken[0]:g} there to go on "
-            "with it, or start another --run"
+            f"'{directory.path}' was trained with attack steps of {taken[0]:g} eps{_falling(taken)}, and its config.yaml "
+            f"stands for {sizes[0]:g} eps{_falling(sizes)} in this version: {remedy}start another --run"
         )
 
 
@@ -129,6 +132,10 @@ def _trained_as(directory: RunDirectory) -> dict[str, Any]:
         except RunError:
             continue
     return {}
+
+
+def _falling(sizes: Sequence[float]) -> str:
+    return " and falling" if sizes[-1] < sizes[0] else ""
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -168,8 +168,7 @@ class Bench:
             generator = torch.Generator(images.device).manual_seed(seed)
             outputs: list[Tensor] = []
             candidates = perturb(
-                *(WithGradient(classifier), images, labels, threat, steps),
-                *(size * threat.eps, loss),
+                *(WithGradient(classifier), images, labels, threat, steps, size * threat.eps, loss),
                 generator=generator,
                 observe=None if paths is None else lambda _images, logits: outputs.append(logits),
             )
