@@ -22,5 +22,11 @@ def normed_classifier():
 
 
 @pytest.fixture
+def grey():
+    """Two images of four pixels in the middle of the range, one of each class."""
+    return torch.full((2, 1, 1, 4), 0.5), torch.tensor([0, 1])
+
+
+@pytest.fixture
 def noise_images():
     return torch.rand(6, 1, 8, 8, generator=seeded(7)), torch.tensor([0, 1, 2, 0, 1, 2])

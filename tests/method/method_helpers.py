@@ -12,6 +12,12 @@ from aalp.method.aalp import AALP
 from aalp.method.objectives import ALP, AT, CLP, MART, OBJECTIVES, TRADES, Standard
 from aalp.models.classifier import Classifier
 
+# Two classes: the loss of label 0 rises along w_1 - w_0 = (1, -2, 4, -2), of label 1 along the opposite; that is 5 long.
+TWO_CLASSES = [[1.0, 1.0, -2.0, 0.5], [2.0, -1.0, 2.0, -1.5]]
+RISE = torch.tensor([1.0, -2.0, 4.0, -2.0])
+# What each of the labels 0, 1 is pushed by, as images.
+DIRECTIONS = torch.stack([RISE, -RISE])[:, None, None, :]
+
 
 def linear_classifier(weight: Sequence[Sequence[float]], bias: Sequence[float] | None = None) -> Classifier:
     """Logits W x + b of the flattened image: its features are the pixels themselves."""

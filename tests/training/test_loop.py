@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aalp.data.augment import Augmentation
-from aalp.errors import DataError, DivergedError, InterruptedRunError, OptionError
+from aalp.errors import DataError, InterruptedRunError, OptionError
 from aalp.method.aalp import AALP
 from aalp.method.guided_dropout import GuidedDropout
 from aalp.method.objectives import AT, OBJECTIVES, Standard
@@ -222,111 +222,6 @@ def test_a_signal_stops_the_run_in_whichever_epoch_it_comes(epoch: int, fit_plan
     assert caught.value.exit_code == 143
     assert len(metrics(plan.run)) == epoch
     assert fit(replace(plan, report=lambda row: None), resume=True).step == 8
-
-
-class Fragile(nn.Module):
-    """A network whose output is not a number from training pass number `breaks_at` on."""
-
-    def __init__(self, breaks_at: int) -> None:
-        super().__init__()
-        self.breaks_at = breaks_at
-        self.passes = 0
-        self.flatten = nn.Flatten()
-        self.norm = nn.BatchNorm1d(64)
-        self.logits = nn.Linear(64, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.passes += self.training
-        features = self.flatten(images)
-        return self.logits(self.norm(features * torch.nan if self.passes > self.breaks_at and self.training else features))
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_the_state_before_it(fit_plan: MakeFit) -> None:
-    plan = fit_plan(classifier=Classifier(Fragile(breaks_at=5)), objective=AT())
-    with pytest.raises(DivergedError) as caught:
-        fit(plan)
-    assert caught.value.exit_code == 1
-    message = str(caught.value)
-    assert "the loss is nan at step 5" in message
-    assert str(plan.run.state(5)) in message
-    assert "--training.lr" in message
-    assert "\n" not in message
-    tensors, about = read_tensors(plan.run.state(5))
-    assert about["progress"]["step"] == 5
-    assert int(tensors["model.network.norm.num_batches_tracked"]) == 5
-    assert all(bool(torch.isfinite(value).all()) for value in tensors.values())
-    assert read_tensors(plan.run.weights("last"))[1]["epoch"] == 1
-
-
-def test_the_terms_of_a_loss_that_is_not_finite_are_named(fit_plan: MakeFit) -> None:
-    plan = fit_plan(classifier=Classifier(Fragile(breaks_at=2)), objective=AALP(dropout=None))
-    with pytest.raises(DivergedError, match=r"at step 2 \(classification nan, pairing nan"):
-        fit(plan)
-
-
-class BrokenGradient(torch.autograd.Function):
-    """The identity, whose gradient is not a number."""
-
-    @staticmethod
-    def forward(_context: Any, values: Tensor) -> Tensor:
-        return values.clone()
-
-    @staticmethod
-    def backward(_context: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0] * torch.nan
-
-
-class FragileBackwards(Fragile):
-    """The same with an output that is finite, and a gradient that is not."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.passes += self.training
-        logits: Tensor = self.logits(self.norm(self.flatten(images)))
-        return BrokenGradient.apply(logits) if self.passes > self.breaks_at and self.training else logits
-
-
-class FragileInstances(Fragile):
-    """The same with statistics of another kind of norm."""
-
-    def __init__(self, breaks_at: int) -> None:
-        super().__init__(breaks_at)
-        self.flatten = nn.Flatten(2)
-        self.norm = nn.InstanceNorm1d(1, track_running_stats=True)
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.passes += self.training
-        features = self.flatten(images)
-        normed = self.norm(features * torch.nan if self.passes > self.breaks_at and self.training else features)
-        return self.logits(normed.flatten(1))
-
-
-@pytest.mark.parametrize("breaks_at", [5, 7])
-def test_a_finite_loss_with_a_broken_gradient_leaves_no_broken_weights(breaks_at: int, fit_plan: MakeFit) -> None:
-    plan = fit_plan(classifier=Classifier(FragileBackwards(breaks_at)), objective=AT())
-    with pytest.raises(DivergedError, match=r"weights are not finite any more after step \d: lower --training\.lr") as caught:
-        fit(plan)
-    newest = plan.run.states()[-1]
-    assert str(newest) in str(caught.value)
-    for path in (*plan.run.states(), *plan.run.path.glob("weights/*.safetensors")):
-        tensors, _ = read_tensors(path)
-        assert all(bool(torch.isfinite(value).all()) for value in tensors.values()), path
-
-
-def test_statistics_of_any_norm_are_put_back_where_a_batch_broke_them(fit_plan: MakeFit) -> None:
-    plan = fit_plan(classifier=Classifier(FragileInstances(breaks_at=5)), objective=Standard())
-    with pytest.raises(DivergedError):
-        fit(plan)
-    tensors, _ = read_tensors(plan.run.state(5))
-    assert bool(torch.isfinite(tensors["model.network.norm.running_var"]).all())
-
-
-def test_weights_that_explode_are_never_the_ones_that_are_kept(fit_plan: MakeFit) -> None:
-    plan = fit_plan(options={"lr": 1e30, "schedule": "step", "epochs": 3}, objective=Standard())
-    with pytest.raises(DivergedError, match=r"lower --training\.lr"):
-        fit(plan)
-    for path in (*plan.run.states(), *plan.run.path.glob("weights/*.safetensors")):
-        tensors, _ = read_tensors(path)
-        assert all(bool(torch.isfinite(value).all()) for value in tensors.values()), path
 
 
 @pytest.mark.parametrize(
