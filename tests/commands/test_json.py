@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aalp.cli import main
+from aalp.cli import VERBS, main
 from aalp.commands import console
 from aalp.commands.console import json_document, print_out
 from aalp.manual.page import RESULTS
@@ -59,6 +59,32 @@ def test_evaluating_analyzing_and_reporting(copied_run: Path, capsys: pytest.Cap
     assert Path(result["path"]).is_file()
 
 
+def test_checking_data_and_exporting(
+    tiny_run: Path, tiny_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = document(capsys, "data", f"npz:{tiny_npz}", "--out", str(tmp_path / "check"))["result"]
+    assert set(RESULTS["data"]) <= set(result)
+    assert result["splits"] == json.loads(Path(result["path"]).read_text())["splits"]
+    assert Path(result["images"]).is_file()
+    assert Path(result["contact_sheet"]).is_file()
+    words = ["export", str(tiny_run), "--to", "safetensors", "--out", str(tmp_path / "exported")]
+    result = document(capsys, *words)["result"]
+    assert set(RESULTS["export"]) <= set(result)
+    assert all((Path(result["path"]) / name).is_file() for name in result["files"])
+
+
+def test_searching(train_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["search", *train_words[1:], "--run", str(tmp_path / "search"), "--space", "{method.pairing_weight: [0.25, 0.5]}"]
+    result = document(capsys, *words, "--trials", "1", "--training.epochs", "1")["result"]
+    assert set(RESULTS["search"]) <= set(result)
+    assert result["best"] == result["trials"][0]
+    assert Path(result["config"]).is_file()
+
+
+def test_every_verb_tells_what_its_document_holds() -> None:
+    assert list(RESULTS) == list(VERBS)
+
+
 @pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("fail", 3), ("inconclusive", 4)])
 def test_auditing_keeps_its_exit_code(
     verdict: str, code: int, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -101,15 +127,13 @@ def test_a_bug_of_ours_still_leaves_a_document(capsys: pytest.CaptureFixture[str
     assert console._document is None
 
 
-def test_a_verb_without_a_document_gives_its_text_and_a_library_that_prints_is_kept_out(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_library_that_prints_is_kept_out(capsys: pytest.CaptureFixture[str]) -> None:
     with json_document("data", "aalp data"):
         print("downloading ...")
-        print_out("3 classes")
-        print_out("7 images")
+        print_out("3 classes", {"classes": 3})
+        print_out("7 images", {"images": 7})
     out, err = capsys.readouterr()
-    assert json.loads(out)["result"] == {"text": ["3 classes", "7 images"]}
+    assert json.loads(out)["result"] == {"classes": 3, "images": 7}
     assert err == "downloading ...\n"
 
 

@@ -51,7 +51,7 @@ class Display:
         if self.is_main:
             print(f"aalp: {' '.join(line.split())}", file=sys.stderr)
 
-    def result(self, text: str, result: Mapping[str, Any] | None = None) -> None:
+    def result(self, text: str, result: Mapping[str, Any]) -> None:
         """A result, on stdout, see `print_out`."""
         if self.is_main:
             print_out(text, result)
@@ -137,18 +137,16 @@ def json_document(verb: str, command: str) -> Iterator[dict[str, Any]]:
             out.flush()
 
 
-def print_out(text: str, result: Mapping[str, Any] | None = None) -> None:
+def print_out(text: str, result: Mapping[str, Any]) -> None:
     """A result, on stdout.
 
     Args:
         text: for people; not shown where --json is given.
-        result: the same for programs, added to what --json prints; without it, --json has the text under `text`.
+        result: the same for programs, added to what --json prints.
     """
     if _document is None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
-    elif result is None:
-        _document["result"].setdefault("text", []).append(text)
     else:
         _document["result"].update(result)
 

@@ -57,8 +57,9 @@ def data(source: str, data_options: DataOptions = DataOptions(), out: Path | Non
     write_atomically(folder / "contact-sheet.png", _sheet(source, loaded.classes, seen))
     write_table(folder / "images.parquet", _columns(seen))
     record = write_record(folder / "check.json", "data", {"command": command_line(), **content})
-    print_out(report(record))
-    print_out(f"\nrecord: {folder / 'check.json'}, {folder / 'images.parquet'}, {folder / 'contact-sheet.png'}")
+    files = {"path": str(folder / "check.json"), "images": str(folder / "images.parquet")}
+    files["contact_sheet"] = str(folder / "contact-sheet.png")
+    print_out(f"{report(record)}\n\nrecord: {', '.join(files.values())}", {**record, **files})
     return EXIT_SPOILED if record["spoiled"] else 0
 
 

@@ -64,7 +64,7 @@ def export(
     )
     folder = out or free_path((path if path.is_dir() else Path()) / "exports", to)
     record = export_model(subject, to, folder, {"weights": str(file), "command": command_line()})
-    print_out(report(record, subject))
+    print_out(report(record, subject), record)
 
 
 def _as_built(loaded: LoadedModel, model: str | None, options: ModelOptions | None) -> dict[str, Any]:

@@ -93,7 +93,7 @@ method.weights.rule: {choices: [uniform, confidence]}}'.
     study = Study(run, dimensions, seed, prune, warmup=training.epochs // 4 + 1)
     work = partial(_trials, study, dict(options), trials)
     side_by_side(jobs, work, source, partial(load_source, data, data_options), Display(quiet))
-    print_out(_finish(study, options, len(source.validation)))
+    print_out(*_finish(study, options, len(source.validation)))
 
 
 def _check_space(options: Mapping[str, Any], space: Mapping[str, Any]) -> None:
@@ -169,8 +169,8 @@ def _folder(study: Study, number: int) -> Path:
     return study.folder / "trials" / f"{number:04d}"
 
 
-def _finish(study: Study, options: Mapping[str, Any], images: int) -> str:
-    """Write the record, and the winner's configuration; both as a text for the screen."""
+def _finish(study: Study, options: Mapping[str, Any], images: int) -> tuple[str, dict[str, Any]]:
+    """Write the record, and the winner's configuration; both as a text for the screen, and as what --json prints."""
     rows = study.rows()
     done = [row for row in rows if row["state"] == "complete"]
     best = max(done, key=lambda row: (row["value"], -row["number"]), default=None)
@@ -198,9 +198,9 @@ def _finish(study: Study, options: Mapping[str, Any], images: int) -> str:
         lines.append(f"{waiting} trials are still under way in other processes: the same command tells their outcome")
     elif best is None:
         lines.append("no trial came to its end: see the reasons, and widen or move the space")
-    record = study.folder / "search.json"
-    write_record(record, "search", content)
-    return "\n\n".join([*lines, f"record: {record}"])
+    path = study.folder / "search.json"
+    record = write_record(path, "search", content)
+    return "\n\n".join([*lines, f"record: {path}"]), {**record, "path": str(path)}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -40,7 +40,7 @@ go to stderr (`--quiet` silences progress there). The exit code is the same as w
 |---|---|
 {results}
 
-A verb that is not in the table puts its text into `result.text`, a list. `--dry-run` gives `config`, `cost` and `device`.
+`--dry-run` gives `config`, `cost` and `device`.
 
 ## Dry runs
 
@@ -68,6 +68,16 @@ coloured where `NO_COLOR` is set. A reader that goes away (`aalp ... | head`) en
 """
 
 RESULTS = {
+    "data": {
+        "classes": "names, in the order of the labels",
+        "splits": "images, sizes and values of each",
+        "unreadable": "images that cannot be read",
+        "duplicates": "`across` splits, `contradictions` of labels, `within` a split, `near`",
+        "spoiled": "whether any of this spoils figures",
+        "path": "the record",
+        "images": "a table with a row an image",
+        "contact_sheet": "",
+    },
     "train": {
         "run": "the run directory",
         "weights": "`best` and `last`",
@@ -95,7 +105,19 @@ RESULTS = {
         "cells": "each run",
         "path": "the record",
     },
+    "search": {
+        "trials": "number, state, value, options of each",
+        "best": "the trial with the highest value, null where none came to its end",
+        "config": "its options as --config takes them",
+        "path": "the record",
+    },
     "report": {"path": "the HTML file", "figures": "the folder, with --figures"},
+    "export": {
+        "format": "",
+        "files": "names in the folder",
+        "loaded_back": "by how much logits and predictions differ",
+        "path": "the folder",
+    },
 }
 """What --json gives for each verb, as far as programs may rely on it."""
 
