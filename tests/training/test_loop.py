@@ -157,6 +157,15 @@ def test_weight_perturbation_begins_where_it_is_told_to(fit_plan: MakeFit) -> No
     assert equal == [True] * 4 + [False] * 4
 
 
+def test_under_weight_perturbation_each_batch_counts_once_in_the_statistics(fit_plan: MakeFit) -> None:
+    counted = []
+    for name, awp in (("off", 0.0), ("on", 0.05)):
+        plan = fit_plan(name, {"epochs": 1, "awp": awp, "awp_start": 0.0}, classifier=Classifier(thin_resnet(3, 1)))
+        fit(plan)
+        counted.append(int(plan.classifier.network.norm.num_batches_tracked))
+    assert counted[0] == counted[1] > 0
+
+
 def test_weight_perturbation_leaves_frozen_weights_alone(
     fit_plan: MakeFit, small_classifier: Callable[..., Classifier]
 ) -> None:

@@ -20,7 +20,7 @@ from aalp.models.classifier import Classifier
 from aalp.models.folding_in_place import folded_norms
 from aalp.training.sharded_weights import Weights
 from aalp.training.sharding import ShardThreat, WholeBatch
-from aalp.training.weight_perturbation import perturbed_weights
+from aalp.training.weight_perturbation import kept_buffers, perturbed_weights
 
 
 class OuterLoss(nn.Module):
@@ -170,9 +170,11 @@ class TrainingStep:
         if self.awp == 0 or progress < self.awp_start:
             return nullcontext()
         parameters = [parameter for parameter in self.classifier.parameters() if parameter.requires_grad]
-        # Past Fabric's wrapper, which takes no gradients but those of its own `backward`.
-        with self.fabric.autocast():
-            total = OuterLoss(self.classifier, self.objective, self.ranks)(*arguments)[0]
-        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        # A batch counts once in BatchNorm's statistics, in the pass that follows: the authors look for the direction on a copy.
+        with kept_buffers(self.classifier):
+            # Past Fabric's wrapper, which takes no gradients but those of its own `backward`.
+            with self.fabric.autocast():
+                total = OuterLoss(self.classifier, self.objective, self.ranks)(*arguments)[0]
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         self.ranks.average([gradient for gradient in gradients if gradient is not None])
         return perturbed_weights(parameters, gradients, self.awp)
