@@ -142,6 +142,17 @@ def test_a_conflict_rate_has_to_be_above_0(rates: list[float], holds: bool, oppo
     assert (claim["number"], claim["holds"], claim["figures"]["opposite"]) == (2, holds, opposite)
 
 
+def test_the_interval_of_a_share_ends_where_shares_do() -> None:
+    sentences = [
+        found([run("alp", seed, conflict=rate) for seed in (0, 1)], "conflict", "alp")["sentence"] for rate in (0.0, 1.0)
+    ]
+    # The step is 0.001: half a step times t, 12.7, is 0.6 points.
+    assert sentences[0].startswith("Not shown:")
+    assert "(0.0 % [0.0 %, 0.6 %], 2 seeds)" in sentences[0]
+    assert sentences[1].startswith("Holds:")
+    assert "(100.0 % [99.4 %, 100.0 %], 2 seeds)" in sentences[1]
+
+
 def test_misclassified_samples_are_measured_by_their_share_of_the_samples() -> None:
     runs = [run("alp", seed, misclassified_share=0.2 + seed / 100, misclassified_rate=0.1) for seed in range(3)]
     claim = found(runs, "misclassified_share", "more than their share")

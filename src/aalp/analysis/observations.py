@@ -278,9 +278,11 @@ def _sentence(claim: Claim, text: str, holds: bool | None, figures: Mapping[str,
     shown = show(claim.figure, figures["first"]["mean"])
     if claim.against:
         shown += f" against {show(claim.figure, figures['second']['mean'])}, difference {show(claim.figure, gap['mean'], '+')}"
-    if gap["low"] is not None:
-        sign = "+" if claim.against else ""
-        shown += f" [{show(claim.figure, gap['low'], sign)}, {show(claim.figure, gap['high'], sign)}]"
+    if gap["low"] is not None and claim.against:
+        shown += f" [{show(claim.figure, gap['low'], '+')}, {show(claim.figure, gap['high'], '+')}]"
+    elif gap["low"] is not None:
+        # A t interval does not know that there is no share below 0 or above 1.
+        shown += f" [{show(claim.figure, max(0.0, gap['low']))}, {show(claim.figure, min(1.0, gap['high']))}]"
     if claim.against and not holds and not figures["opposite"] and (gap["mean"] >= 0 if claim.lower else gap["mean"] <= 0):
         # The claim is told in its own words, which these figures may contradict.
         shown += ": no difference" if gap["mean"] == 0 else ": here it is the other way round"
