@@ -1,0 +1,126 @@
+"""Evaluations of what no evaluation hopes to get: input that is refused, and numbers that are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluation_helpers import FAST, Constant
+from torch import Tensor, nn
+
+from aalp.errors import AalpError, OptionError
+from aalp.evaluation.audit import audit
+from aalp.evaluation.robustness import evaluate
+from aalp.method.threat import L2, Linf
+from aalp.models.classifier import Classifier
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"threat": None}, "threat is missing"),
+        ({"threat": 0.1}, r"threat is 0.1: give one, such as Linf\(8 / 255\)"),
+        ({"labels": None}, "labels are missing"),
+        ({"labels": torch.tensor([0, 4])}, r"label 4: labels have to be 0\.\.3"),
+        ({"labels": torch.tensor([0])}, "2 images and 1 labels"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "one integer an image"),
+        ({"images": torch.full((2, 1, 8, 8), 1.5)}, r"scale them to \[0, 1\]"),
+        ({"images": torch.full((2, 1, 8, 8), math.nan)}, "not finite"),
+        ({"attacks": ["fgsm", "pdg-3"]}, "did you mean 'pgd-20'"),
+        ({"attacks": "fgsm, pdg-3"}, "unknown attack 'pdg-3': did you mean 'pgd-20'"),
+        ({"batch_size": 0}, "batch_size is 0: it has to be at least 1"),
+        ({"images": np.zeros((2, 1, 8, 8))}, "images of type ndarray: give a tensor"),
+        ({"labels": [0, 1]}, "labels of type list: give a tensor"),
+        ({"classifier": nn.Linear(2, 2)}, r"a Linear: wrap the network, aalp\.Classifier"),
+        ({"classifier": nn.DataParallel(Classifier(Constant()))}, r"a DataParallel: give the aalp\.Classifier inside it"),
+        ({"classifier": Classifier(Constant()).bfloat16()}, r"'network.logits.weight' is torch.bfloat16: .* in float32, give"),
+        ({"classifier": Classifier(Constant()).double()}, r"'network.logits.weight' is torch.float64: .*\.float\(\)"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(
+    changes: dict[str, Any], message: str, small_classifier: Callable[..., Classifier]
+) -> None:
+    arguments = {
+        "classifier": small_classifier(),
+        "images": torch.zeros(2, 1, 8, 8),
+        "labels": torch.tensor([0, 1]),
+        "threat": Linf(0.1),
+        "attacks": ["fgsm"],
+    }
+    with pytest.raises(AalpError, match=message):
+        evaluate(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integers_and_attacks_in_one_text_are_taken(kind: torch.dtype, small_classifier) -> None:
+    classifier, generator = small_classifier(), torch.Generator().manual_seed(0)
+    images, labels = torch.rand(6, 1, 8, 8, generator=generator), torch.tensor([0, 1, 2, 3, 0, 1])
+    told = evaluate(classifier, images, labels.to(kind), Linf(0.1), "fgsm, pgd-2")
+    assert torch.equal(told.broken_by, evaluate(classifier, images, labels, Linf(0.1), ["fgsm", "pgd-2"]).broken_by)
+
+
+def test_pixels_that_are_out_of_range_by_rounding_are_evaluated_as_the_nearest_in_it(small_classifier) -> None:
+    # As torchvision's Resize makes them of white float images.
+    classifier, images, labels = small_classifier(), torch.rand(4, 1, 8, 8).round(), torch.arange(4)
+    exact, rounded = (evaluate(classifier, given, labels, Linf(0.1), FAST) for given in (images, images * (1 + 2e-7) - 1e-7))
+    assert rounded.broken_by.equal(exact.broken_by)
+
+
+def test_an_evaluation_under_inference_mode_is_the_same(small_classifier) -> None:
+    classifier, images = small_classifier(), torch.rand(4, 1, 8, 8)
+    labels = classifier(images).argmax(1)  # right, so that there is something to attack
+    attacks = [*FAST, "apgd-ce", "fab-t"]
+    outside = evaluate(classifier, images, labels, Linf(0.02), attacks)
+    with torch.inference_mode():
+        inside = evaluate(classifier, images.clone(), labels.clone(), Linf(0.02), attacks)
+    assert inside.broken_by.equal(outside.broken_by)
+    assert outside.clean_accuracy == 1.0
+
+
+@pytest.mark.parametrize("attacks", [FAST, ["apgd-ce", "apgd-t", "fab-t", "square"]])
+def test_logits_that_are_not_numbers_are_right_for_no_image(attacks: list[str]) -> None:
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    broken = Classifier(Constant())
+    broken.network.logits.bias.data[1] = math.nan  # argmax takes it for the largest
+    evaluation = evaluate(broken, images, torch.tensor([1, 0, 1, 2, 1, 3]), Linf(0.3), attacks)
+    assert evaluation.clean_accuracy == evaluation.robust_accuracy == 0
+    assert evaluation.predictions.tolist() == [-1] * 6
+
+
+class BreaksWhereItIsUnsure(nn.Module):
+    """Not a number at the largest logit where the two largest are near: as argmax sees it, still the prediction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Linear(2, 2)
+        self.logits.weight.data, self.logits.bias.data = torch.eye(2), torch.zeros(2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        light = images.flatten(1).mean(1)
+        logits = torch.stack([0.5 - light, light - 0.5], 1)
+        near = (logits[:, 0] - logits[:, 1]).abs() < 0.3
+        return self.logits(torch.where(near[:, None], logits.detach() * math.nan, logits))
+
+
+def test_an_attack_that_ends_in_logits_that_are_not_numbers_has_broken_the_image() -> None:
+    images = torch.cat([torch.full((2, 1, 8, 8), 0.3), torch.full((2, 1, 8, 8), 0.7)])
+    evaluation = evaluate(
+        Classifier(BreaksWhereItIsUnsure()), images, torch.tensor([0, 0, 1, 1]), Linf(0.1), ["fgsm", "square"]
+    )
+    assert evaluation.clean_accuracy == 1
+    assert [result.accuracy for result in evaluation.results] == [0, 0]
+
+
+def test_square_in_l2_is_refused_on_images_that_are_too_flat_for_it() -> None:
+    images, labels = torch.rand(2, 1, 4, 8), torch.tensor([1, 0])
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(32, 2)))
+    for attacks in ("autoattack", "square"):
+        with pytest.raises(OptionError, match=r"at least 5 rows and these have 4: .*apgd-ce,apgd-t,fab-t"):
+            evaluate(classifier, images, labels, L2(0.5), attacks)
+    with pytest.raises(OptionError, match="at least 5 rows"):
+        audit(classifier, images, labels, L2(0.5))
+    assert evaluate(classifier, images, labels, L2(0.5), "apgd-ce").results
