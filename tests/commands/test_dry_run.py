@@ -30,7 +30,7 @@ def words_for(verb: str, train_words: list[str], run: Path) -> list[str]:
     return [verb, *train_words[1:], "--run", "new", "--evaluation.images", "6", "--dry-run"]
 
 
-@pytest.mark.parametrize("verb", ["train", "compare", "evaluate", "audit"])
+@pytest.mark.parametrize("verb", ["train", "compare", "search", "evaluate", "audit"])
 def test_nothing_is_written_and_the_cost_is_told(
     verb: str,
     train_words: list[str],
@@ -41,7 +41,11 @@ def test_nothing_is_written_and_the_cost_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = files(tiny_run)
-    more = ["--objectives", "at,trades", "--seeds", "0,1,2"] if verb == "compare" else []
+    of_several = {
+        "compare": ["--objectives", "at,trades", "--seeds", "0,1,2"],
+        "search": ["--space", "{training.lr: [0.01, 0.1]}", "--trials", "6"],
+    }
+    more = of_several.get(verb, [])
     assert main([*words_for(verb, train_words, tiny_run), *more]) == 0
     assert (files(tmp_path), files(tiny_run)) == (set(), before)
     out = capsys.readouterr().out
@@ -54,8 +58,13 @@ def test_nothing_is_written_and_the_cost_is_told(
         )
         Path("again.yaml").write_text(out)
         assert to_plain(parsed("train", "--config", "again.yaml"))["training"] == config["training"]
-    if verb == "compare":
+    if verb in of_several:
         assert "6 runs (8 steps of" in out
+    if verb == "search":
+        assert (config["space"], config["trials"]) == ({"training.lr": [0.01, 0.1]}, 6)
+        Path("again.yaml").write_text(out)
+        assert to_plain(parsed("search", "--config", "again.yaml"))["space"] == config["space"]
+    if verb == "compare":
         assert "at most" in out
         assert (config["objectives"], config["seeds"]) == ("at,trades", [0, 1, 2])
         Path("again.yaml").write_text(out)

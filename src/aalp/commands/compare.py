@@ -19,7 +19,7 @@ from aalp.commands.config import (
     split_names,
 )
 from aalp.commands.console import Display, command_line, print_out
-from aalp.commands.dry_run import show
+from aalp.commands.dry_run import show, times
 from aalp.commands.one_run import (
     begin_or_go_on,
     check,
@@ -116,7 +116,7 @@ def compare(
         if dry_run and (left := cells.left(name)):
             display.say(f"probing {name}")
             first = {**options, "seed": numbers[0]}
-            costs.append(_times(run_cost(first, source, classifier, display, strict=False), len(left)))
+            costs.append(times(run_cost(first, source, classifier, display, strict=False), len(left)))
     if dry_run:
         show({"run": run, **_asked(objectives, variants, numbers), **shared}, _sum(costs))
         return
@@ -136,11 +136,6 @@ def compare(
 
 def _asked(objectives: str | list[str], variants: Mapping[str, Any] | None, seeds: list[int]) -> dict[str, Any]:
     return {"objectives": ",".join(split_names(objectives)), "variants": dict(variants or {}), "seeds": seeds}
-
-
-def _times(cost: Mapping[str, Mapping[str, Any]], runs: int) -> dict[str, dict[str, Any]]:
-    """The cost of so many runs like this one, which only their number and the minutes depend on."""
-    return {part: {**found, "minutes": found["minutes"] * runs, "runs": runs} for part, found in cost.items()}
 
 
 def _sum(costs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:

@@ -139,6 +139,11 @@ def attack_passes(name: str, classes: int) -> Passes:
     return known[name] if name in known else (int(name.rpartition("-")[2]), 1)
 
 
+def times(cost: Mapping[str, Mapping[str, Any]], runs: int) -> dict[str, dict[str, Any]]:
+    """The cost of so many runs like this one, which only their number and the minutes depend on."""
+    return {part: {**found, "minutes": found["minutes"] * runs, "runs": runs} for part, found in cost.items()}
+
+
 def show(config: Mapping[str, Any], cost: Mapping[str, Mapping[str, Any]]) -> None:
     """Print both, as YAML with the cost in comments, and as JSON where that is asked for."""
     plain = to_plain(config)

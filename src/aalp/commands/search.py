@@ -11,7 +11,8 @@ from typing import Any
 from aalp.commands.building import build_classifier
 from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions, quoted
 from aalp.commands.console import Display, command_line, print_out
-from aalp.commands.one_run import begin, begin_or_go_on, check, run_options, train_run, write_config
+from aalp.commands.dry_run import show, times
+from aalp.commands.one_run import begin, begin_or_go_on, check, run_cost, run_options, train_run, write_config
 from aalp.commands.opening import check_same_training
 from aalp.commands.search_space import applied, parse_space
 from aalp.commands.side_by_side import alone_at, side_by_side, stop_if_left
@@ -39,6 +40,7 @@ def search(
     objective: str = "aalp",
     seed: int = 0,
     quiet: bool = False,
+    dry_run: bool = False,
     threat: ThreatOptions = ThreatOptions(),
     attack: AttackOptions = AttackOptions(),
     method: MethodOptions = MethodOptions(),
@@ -65,6 +67,8 @@ method.weights.rule: {choices: [uniform, confidence]}}'.
         objective: as for `aalp train`.
         seed: of every trial's training, and of the search.
         quiet: show no progress.
+        dry_run: print the resolved options and what the trials that are left would cost if none is pruned, from a probe of 10 \
+steps with the options as they stand, not as the space varies them; write nothing.
         threat: what the adversary may do.
         attack: the attack used in training.
         method: numbers of the objective.
@@ -84,13 +88,17 @@ method.weights.rule: {choices: [uniform, confidence]}}'.
     source = load_source(data, data_options)
     if len(source.validation) == 0:
         raise DataError(f"'{data}' has no validation images to judge trials by: hold some out with --data_options.validation")
-    build_classifier(options, source)
+    classifier = build_classifier(options, source)
     steps_per_epoch(source.train, training.batch_size)
+    # The first quarter of a one-cycle schedule, where the learning rate still rises, tells little of its end.
+    study = Study(run, dimensions, seed, prune, warmup=training.epochs // 4 + 1)
+    if dry_run:
+        cost = run_cost(options, source, classifier, Display(quiet), strict=False, evaluate=False)
+        show({"run": run, "space": space, "trials": trials, "prune": prune, **options}, times(cost, study.left(trials)))
+        return
     begin_or_go_on(run, {**options, "space": space, "prune": prune})
     for trial in sorted((run / "trials").glob("*")):
         check_same_training(RunDirectory(trial), source)
-    # The first quarter of a one-cycle schedule, where the learning rate still rises, tells little of its end.
-    study = Study(run, dimensions, seed, prune, warmup=training.epochs // 4 + 1)
     work = partial(_trials, study, dict(options), trials)
     side_by_side(jobs, work, source, partial(load_source, data, data_options), Display(quiet))
     print_out(*_finish(study, options, len(source.validation)))

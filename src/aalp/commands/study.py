@@ -121,6 +121,12 @@ class Study:
             trial.handle.set_user_attr("reason", reason)
         trial.handle.study.tell(trial.number, value, state=TrialState[state.upper()])
 
+    def left(self, count: int) -> int:
+        """How many of `count` trials have not come to an end; where nothing was begun, nothing is made."""
+        if not (self.folder / "journal.jsonl").is_file():
+            return count
+        return max(0, count - sum(row["state"] not in ("running", "waiting") for row in self.rows()))
+
     def rows(self) -> list[dict[str, Any]]:
         """Every trial: number, state, value (None until it is complete), values of the options, epochs, seconds, reason."""
         return [

@@ -44,8 +44,8 @@ go to stderr (`--quiet` silences progress there). The exit code is the same as w
 
 ## Dry runs
 
-`--dry-run` prints the resolved options as YAML that `--config` takes (`train`, `compare`), with the cost in comments, and
-writes nothing: steps, minutes and the peak of memory, extrapolated from ten steps of the real training loop and one
+`--dry-run` prints the resolved options as YAML that `--config` takes (`train`, `compare`, `search`), with the cost in comments,
+and writes nothing: steps, minutes and the peak of memory, extrapolated from ten steps of the real training loop and one
 validation, in a temporary folder that is removed. For attacks it times PGD with ten steps on one batch. Of a model that is
 not trained yet every image is taken to withstand every attack: then minutes are an upper bound, and the line says "at most".
 Data is read for it, so a torchvision data set that is not there yet is downloaded.
