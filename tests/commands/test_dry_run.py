@@ -71,6 +71,18 @@ def test_nothing_is_written_and_the_cost_is_told(
         assert to_plain(parsed("compare", "--config", "again.yaml"))["training"] == config["training"]
 
 
+def test_a_search_that_goes_on_costs_the_trials_that_are_left(
+    train_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["search", *train_words[1:], "--run", str(tmp_path / "search"), "--space", "{training.lr: [0.01, 0.1]}"]
+    assert main([*words, "--trials", "1"]) == 0
+    before = files(tmp_path)
+    capsys.readouterr()
+    assert main([*words, "--trials", "4", "--dry-run"]) == 0
+    assert ", 3 runs (" in capsys.readouterr().out
+    assert files(tmp_path) == before
+
+
 def test_as_json(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tiny_run), "--attacks", "fgsm,pgd-5", "--dry-run", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)["result"]

@@ -7,9 +7,11 @@ takes back when the process dies, however it dies: a trial that is under way and
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -122,10 +124,14 @@ class Study:
         trial.handle.study.tell(trial.number, value, state=TrialState[state.upper()])
 
     def left(self, count: int) -> int:
-        """How many of `count` trials have not come to an end; where nothing was begun, nothing is made."""
-        if not (self.folder / "journal.jsonl").is_file():
+        """How many of `count` trials have not come to an end; nothing is written, as `rows` would."""
+        journal = self.folder / "journal.jsonl"
+        if not journal.is_file():
             return count
-        return max(0, count - sum(row["state"] not in ("running", "waiting") for row in self.rows()))
+        with tempfile.TemporaryDirectory() as aside:
+            shutil.copy(journal, aside)
+            ended = [row for row in replace(self, folder=Path(aside)).rows() if row["state"] != "running"]
+        return max(0, count - len(ended))
 
     def rows(self) -> list[dict[str, Any]]:
         """Every trial: number, state, value (None until it is complete), values of the options, epochs, seconds, reason."""
