@@ -39,7 +39,7 @@ from aalp.training.schedule import one_cycle, step_down
 from aalp.training.sharded_weights import Weights
 from aalp.training.state import Progress, load_state, save_state
 from aalp.training.step import OuterLoss, TrainingStep
-from aalp.training.validation import accuracies
+from aalp.training.validation import accuracies, has_collapsed, largest_class
 
 CALMER = "lower --training.lr or set --training.clip 1"
 """What to do about a training that diverged."""
@@ -122,6 +122,7 @@ class _Trainer:
         loader = Loader(plan.train, options.batch_size, self.fabric.device, plan.workers, plan.ranks)
         per_epoch = steps_per_epoch(plan.train, options.batch_size)
         validation = Loader(plan.validation, 500, self.fabric.device, plan.workers)
+        constant = largest_class(plan.validation.labels)
         rows = read_rows(plan.run, self.progress.step // per_epoch)
         plan.classifier.train()
         if self.progress.step == 0:
@@ -145,6 +146,8 @@ class _Trainer:
             self._save()
             if plan.ranks.is_main:
                 plan.report(rows[-1])
+                if has_collapsed(rows, constant):
+                    plan.warn(f"after epoch {epoch + 1} the network gives one answer for all images: start anew, {CALMER}")
             self.fabric.log_dict({k: v for k, v in rows[-1].items() if isinstance(v, float)}, step=epoch + 1)
             if epoch + 1 < options.epochs:
                 self.stop_if_asked(received)

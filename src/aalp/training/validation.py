@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from aalp.data.loaders import Loader
 from aalp.distributed import Ranks
@@ -35,3 +39,24 @@ def accuracies(
     clean, robust = ranks.total(clean, robust)
     count = max(1, len(validation.split))
     return clean / count, robust / count
+
+
+def largest_class(labels: Tensor) -> float:
+    """The share of the most frequent label, in [0, 1]: the accuracy of the best constant answer; 0 without labels."""
+    return max(labels.bincount().tolist(), default=0) / max(1, len(labels))
+
+
+def has_collapsed(rows: Sequence[Mapping[str, Any]], constant: float) -> bool:
+    """Whether the newest epoch left a network that gives one answer for all images, where one before it knew more.
+
+    No attack can break a constant answer, so its accuracies are the same and at most that of the most frequent class. Many
+    trainings begin like that, which does not count; nor does an epoch that follows one of the kind.
+
+    Args:
+        rows: of the metrics, an epoch each, with `validation_clean` and `validation_robust`.
+        constant: see `largest_class`.
+    """
+    *earlier, newest = [(float(row["validation_clean"]), float(row["validation_robust"])) for row in rows]
+    alike = [clean == robust and clean <= constant for clean, robust in (*earlier[-1:], newest)]
+    knew_more = any(clean > 2 * constant for clean, _ in earlier)
+    return constant > 0 and knew_more and alike[-1] and not alike[0]
