@@ -14,9 +14,9 @@ import torch
 import yaml
 
 from aalp.cli import main
+from aalp.commands.beginning import begin_next
 from aalp.commands.console import Display
 from aalp.commands.loading import load
-from aalp.commands.one_run import begin_next
 from aalp.store.checkpoint import read_metadata, read_tensors
 from aalp.store.files import claimed
 from aalp.store.records import read_record
@@ -128,6 +128,7 @@ def test_progress_is_plain_lines_on_stderr_and_nothing_on_request(
     quiet: bool, tmp_path: Path, train_words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [word for word in train_words if word != "--quiet=true"] + ([f"--quiet={quiet}".lower()])
+    words += ["--training.batch_size", "2", "--training.ema", "0"]  # enough steps to learn, else a warning says that it did not
     assert main([*words, "--run", str(tmp_path / "run")]) == 0
     out, err = capsys.readouterr()
     assert out == f"run: {tmp_path / 'run'}\n"
@@ -252,3 +253,27 @@ def test_runs_that_begin_at_the_same_moment_get_a_number_each(tmp_path: Path) ->
         for _ in range(10):
             assert len(set(pool.map(start, range(8)))) == 8
     assert len(list((tmp_path / "runs").iterdir())) == 80
+
+
+@pytest.mark.parametrize(("lr", "told"), [("1e-9", True), ("0.05", False)])
+def test_a_training_that_learned_nothing_says_so(
+    lr: str,
+    told: bool,
+    tmp_path: Path,
+    train_words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "nets_of_one_answer.py").write_text(
+        "from torch import nn\n\n\ndef flat(num_classes, image_shape):\n"
+        "    linear = nn.Linear(image_shape[1] * image_shape[2], num_classes)\n"
+        "    nn.init.zeros_(linear.weight)\n"
+        "    linear.bias.data[0] = 0.1\n"
+        "    return nn.Sequential(nn.Flatten(), linear)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--model", "nets_of_one_answer:flat", "--training.lr", lr, "--run", str(tmp_path / "run")]
+    assert main([*train_words, *words]) == 0
+    error = capsys.readouterr().err
+    assert ("no epoch did better than one answer for all" in error) is told
+    assert ("lower --training.lr or set --training.clip 1" in error) is told

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from aalp.training.weight_perturbation import kept_buffers, perturbed_weights
+from aalp.training.weight_perturbation import perturbed_weights
 
 
 def parameters(*values: list[float] | list[list[float]]) -> list[nn.Parameter]:
@@ -56,18 +56,3 @@ def test_the_gradient_inside_is_that_of_the_moved_weights() -> None:
     assert weight.item() == 3.0
     assert weight.grad is not None
     assert weight.grad.item() == pytest.approx(2 * 4.5)
-
-
-def test_statistics_come_back_exactly_also_after_an_error() -> None:
-    norm = nn.BatchNorm1d(2)
-    before = [buffer.clone() for buffer in norm.buffers()]
-    for error in (None, KeyboardInterrupt):
-        try:
-            with kept_buffers(norm):
-                norm(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
-                assert not torch.equal(norm.running_mean, before[0])
-                if error:
-                    raise error
-        except KeyboardInterrupt:
-            pass
-        assert all(torch.equal(now, then) for now, then in zip(norm.buffers(), before, strict=True))

@@ -10,18 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from aalp.commands.audit import audit_once, audit_verdict
+from aalp.commands.beginning import begin_or_go_on, goes_on, resume_command
 from aalp.commands.building import build_classifier
 from aalp.commands.config import EvaluationOptions, quoted, split_names, to_plain
 from aalp.commands.console import Display
 from aalp.commands.evaluation_record import cheap_verdict
-from aalp.commands.one_run import (
-    begin_or_go_on,
-    describe,
-    evaluate_run,
-    goes_on,
-    resume_command,
-    train_run,
-)
+from aalp.commands.one_run import describe, evaluate_run, train_run
 from aalp.commands.opening import check_same_training
 from aalp.commands.side_by_side import share_out, stop_if_left
 from aalp.commands.yaml_file import read_yaml

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aalp.commands.beginning import begin_or_go_on
 from aalp.commands.building import build_classifier
 from aalp.commands.cells import Cells, outcome, work_on_cells
 from aalp.commands.comparison import markdown, summary, text
@@ -20,14 +21,7 @@ from aalp.commands.config import (
 )
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.dry_run import show, times
-from aalp.commands.one_run import (
-    begin_or_go_on,
-    check,
-    check_evaluation,
-    run_cost,
-    run_options,
-    warn_if_alone,
-)
+from aalp.commands.one_run import check, check_evaluation, run_cost, run_options, warn_if_alone
 from aalp.commands.side_by_side import side_by_side
 from aalp.data.sources import DataOptions, check_columns, load_source
 from aalp.distributed import ALONE, joined

@@ -1,4 +1,4 @@
-"""One run, as `train`, `compare` and `search` make it: its options, its directory, its model, its training and evaluation."""
+"""One run, as `train`, `compare` and `search` make it: its checks, its model, its training and evaluation, its cost."""
 
 from __future__ import annotations
 
@@ -7,42 +7,36 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning_fabric.loggers.logger import Logger
 
 from aalp.commands.config import (
     EvaluationOptions,
     build_objective,
-    kind_of,
     method_numbers,
-    quoted,
-    same_options,
     split_names,
-    to_plain,
 )
 from aalp.commands.console import Display, command_line
 from aalp.commands.dry_run import evaluation_cost, training_cost
 from aalp.commands.evaluate import evaluate_model
 from aalp.commands.loading import load_model
 from aalp.commands.opening import whole_split
-from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import Source
 from aalp.data.split import resident_bytes
 from aalp.distributed import ALONE, Ranks
-from aalp.errors import OptionError, RunError
+from aalp.errors import OptionError
 from aalp.evaluation.attacks import attack_by_name
 from aalp.method.pgd import check_start
-from aalp.models.catalog import architecture, is_own_code
+from aalp.models.catalog import architecture
 from aalp.models.classifier import Classifier
-from aalp.store.files import alone_in, write_atomically
 from aalp.store.records import read_record
-from aalp.store.run import RunDirectory, free_path
+from aalp.store.run import RunDirectory
 from aalp.training.devices import Strategy, resolve_precision
-from aalp.training.loop import fit
+from aalp.training.loop import CALMER, fit
 from aalp.training.options import TrainingOptions
 from aalp.training.plan import Fit
 from aalp.training.state import Progress
 from aalp.training.trackers import check_tracker
+from aalp.training.validation import largest_class
 
 RUN_OPTIONS = (
     "data",
@@ -96,72 +90,6 @@ def check_evaluation(wanted: EvaluationOptions, source: Source) -> None:
         raise OptionError(
             f"exact AutoAttack needs 4 classes and '{source.name}' has {len(source.classes)}: leave out --evaluation.exact"
         )
-
-
-def begin(path: Path, options: Mapping[str, Any]) -> RunDirectory:
-    """A new directory with these options as its config.yaml, which --config accepts.
-
-    Raises:
-        RunError: it exists already, or the disk refuses.
-    """
-    with alone_in(path.parent):
-        return _begin(path, options)
-
-
-def begin_next(folder: Path, stem: str, options: Mapping[str, Any]) -> RunDirectory:
-    """The same at the next free number: STEM-001, STEM-002, ..."""
-    with alone_in(folder):
-        return _begin(free_path(folder, stem), options)
-
-
-def _begin(path: Path, options: Mapping[str, Any]) -> RunDirectory:
-    directory = RunDirectory.create(path)
-    try:
-        write_config(directory.config, options)
-    except RunError:
-        path.rmdir()
-        raise
-    return directory
-
-
-def begin_or_go_on(path: Path, options: Mapping[str, Any]) -> None:
-    """A new directory, or one that was begun with the same options.
-
-    Raises:
-        RunError: it was begun with others, or is something else.
-    """
-    with alone_in(path.parent):
-        if not RunDirectory(path).begun:
-            _begin(path, options)
-            return
-    goes_on(path, options)
-
-
-def goes_on(path: Path, options: Mapping[str, Any]) -> bool:
-    """Whether there is a run directory that was begun with these options.
-
-    Raises:
-        RunError: it was begun with others or is something else, or a link in it leads out of it.
-    """
-    if not RunDirectory(path).begun:
-        return False
-    RunDirectory.open(path)
-    same_options(path, options, "choose another --run, or give the same options as then")
-    # A run has all the options of a comparison, and may have them alike.
-    then, now = (kind_of(config) for config in (read_yaml(RunDirectory(path).config), options))
-    if then != now:
-        raise RunError(f"'{path}' is a {then}, not a {now}: choose another --run")
-    return True
-
-
-def write_config(path: Path, options: Mapping[str, Any]) -> None:
-    """Write options as YAML that --config accepts."""
-    write_atomically(path, yaml.safe_dump(to_plain(options), sort_keys=False, allow_unicode=True).encode())
-
-
-def resume_command(path: Path, options: Mapping[str, Any]) -> str:
-    """The command that goes on with a run."""
-    return f"aalp train --resume {quoted(path)}" + (" --trust-model-code" if is_own_code(options["model"]) else "")
 
 
 def describe(options: Mapping[str, Any], source: Source, path: Path) -> str:
@@ -257,7 +185,14 @@ def train_run(
 
     with display.bar():
         spread = dataclasses.replace(plan, ranks=ranks, loggers=loggers, strategy=strategy)
-        return fit(dataclasses.replace(spread, report=report_epoch), resume=resuming)
+        progress = fit(dataclasses.replace(spread, report=report_epoch), resume=resuming)
+    # A run that knew more before says so in the epoch in which it falls to this, see `has_collapsed`.
+    if 0 < progress.best_robust == progress.best_clean <= largest_class(source.validation.labels):
+        display.warn(
+            f"no epoch did better than one answer for all, right on {progress.best_clean:.1%} of the validation images: "
+            f"train for more --training.epochs, {CALMER}"
+        )
+    return progress
 
 
 def evaluate_run(

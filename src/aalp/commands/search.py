@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aalp.commands.beginning import begin, begin_or_go_on, write_config
 from aalp.commands.building import build_classifier
 from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions, quoted
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.dry_run import show, times
-from aalp.commands.one_run import begin, begin_or_go_on, check, run_cost, run_options, train_run, write_config
+from aalp.commands.one_run import check, run_cost, run_options, train_run
 from aalp.commands.opening import check_same_training
 from aalp.commands.search_space import applied, parse_space
 from aalp.commands.side_by_side import alone_at, side_by_side, stop_if_left

@@ -8,19 +8,17 @@ from typing import Any
 
 import torch
 
+from aalp.commands.beginning import begin, begin_next, resume_command
 from aalp.commands.building import build_classifier
 from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions, same_options, to_plain
 from aalp.commands.console import Display
 from aalp.commands.dry_run import show
 from aalp.commands.evaluation_record import report
 from aalp.commands.one_run import (
-    begin,
-    begin_next,
     check,
     check_evaluation,
     describe,
     evaluate_run,
-    resume_command,
     run_cost,
     run_options,
     train_run,

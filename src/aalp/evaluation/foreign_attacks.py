@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from aalp.errors import AalpError, OptionError, unknown_name
 from aalp.method.threat import Threat
+from aalp.models.buffers import kept_buffers
 from aalp.models.classifier import Classifier
 from aalp.own_code import imported
 from aalp.seeding import seed_global_generators
@@ -216,19 +217,16 @@ def _model_restored(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     taken = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for parameter, _, _ in taken:
         parameter.grad = None  # else `backward` adds to the caller's, in place
     try:
-        yield
+        with kept_buffers(model):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
         for parameter, requires_grad, grad in taken:
             parameter.requires_grad_(requires_grad).grad = grad
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 @contextmanager

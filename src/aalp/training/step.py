@@ -16,11 +16,12 @@ from aalp.method.guided_dropout import GuidedDropout
 from aalp.method.objective_base import Objective
 from aalp.method.pgd import AttackOptions, evaluating, perturb
 from aalp.method.threat import Threat
+from aalp.models.buffers import kept_buffers
 from aalp.models.classifier import Classifier
 from aalp.models.folding_in_place import folded_norms
 from aalp.training.sharded_weights import Weights
 from aalp.training.sharding import ShardThreat, WholeBatch
-from aalp.training.weight_perturbation import kept_buffers, perturbed_weights
+from aalp.training.weight_perturbation import perturbed_weights
 
 
 class OuterLoss(nn.Module):

@@ -11,18 +11,6 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def kept_buffers(module: nn.Module) -> Iterator[None]:
-    """Buffers, such as BatchNorm's statistics, after the block as they were before it."""
-    before = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
-
-
-@contextmanager
 def perturbed_weights(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], gamma: float) -> Iterator[None]:
     """Inside the block, w + gamma * |w| * g / |g| for each weight tensor; after it, w again, exactly.
 
