@@ -9,12 +9,7 @@ from typing import Any
 
 from lightning_fabric.loggers.logger import Logger
 
-from aalp.commands.config import (
-    EvaluationOptions,
-    build_objective,
-    method_numbers,
-    split_names,
-)
+from aalp.commands.config import EvaluationOptions, build_objective, method_numbers, split_names
 from aalp.commands.console import Display, command_line
 from aalp.commands.dry_run import evaluation_cost, training_cost
 from aalp.commands.evaluate import evaluate_model
@@ -36,7 +31,7 @@ from aalp.training.options import TrainingOptions
 from aalp.training.plan import Fit
 from aalp.training.state import Progress
 from aalp.training.trackers import check_tracker
-from aalp.training.validation import largest_class
+from aalp.training.validation import gives_one_answer, largest_class
 
 RUN_OPTIONS = (
     "data",
@@ -187,9 +182,10 @@ def train_run(
         spread = dataclasses.replace(plan, ranks=ranks, loggers=loggers, strategy=strategy)
         progress = fit(dataclasses.replace(spread, report=report_epoch), resume=resuming)
     # A run that knew more before says so in the epoch in which it falls to this, see `has_collapsed`.
-    if 0 < progress.best_robust == progress.best_clean <= largest_class(source.validation.labels):
+    clean, robust = progress.best_clean, progress.best_robust
+    if clean > 0 and gives_one_answer(clean, robust, largest_class(source.validation.labels)):
         display.warn(
-            f"no epoch did better than one answer for all, right on {progress.best_clean:.1%} of the validation images: "
+            f"no epoch did better than one answer for all, right on {clean:.1%} of the validation images: "
             f"train for more --training.epochs, {CALMER}"
         )
     return progress

@@ -46,17 +46,21 @@ def largest_class(labels: Tensor) -> float:
     return max(labels.bincount().tolist(), default=0) / max(1, len(labels))
 
 
+def gives_one_answer(clean: float, robust: float, constant: float) -> bool:
+    """Whether accuracies, in [0, 1], are those of one answer for all images, which no attack can break; see `largest_class`."""
+    return clean == robust and clean <= constant
+
+
 def has_collapsed(rows: Sequence[Mapping[str, Any]], constant: float) -> bool:
     """Whether the newest epoch left a network that gives one answer for all images, where one before it knew more.
 
-    No attack can break a constant answer, so its accuracies are the same and at most that of the most frequent class. Many
-    trainings begin like that, which does not count; nor does an epoch that follows one of the kind.
+    Many trainings begin with one answer, which does not count; nor does an epoch that follows one of the kind.
 
     Args:
         rows: of the metrics, an epoch each, with `validation_clean` and `validation_robust`.
         constant: see `largest_class`.
     """
     *earlier, newest = [(float(row["validation_clean"]), float(row["validation_robust"])) for row in rows]
-    alike = [clean == robust and clean <= constant for clean, robust in (*earlier[-1:], newest)]
+    alike = [gives_one_answer(clean, robust, constant) for clean, robust in (*earlier[-1:], newest)]
     knew_more = any(clean > 2 * constant for clean, _ in earlier)
     return constant > 0 and knew_more and alike[-1] and not alike[0]
