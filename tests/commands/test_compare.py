@@ -319,8 +319,11 @@ def test_a_run_that_diverges_leaves_the_others_to_be_done(
     said = capsys.readouterr()
     assert "a-hot-seed0 diverged: the loss is" in said.err
     assert said.err.splitlines()[-1].startswith("aalp: all is done but a-hot-seed0, which diverged: ")
-    assert (run / "standard-seed0" / "evaluations" / "test.json").is_file()
+    record = json.loads((run / "comparison.json").read_text())
+    assert (list(record["table"]), record["left"]) == (["standard"], ["a-hot-seed0"])
+    assert "1 of 2 runs are missing (a-hot-seed0)" in said.out
     assert main([*words, "--objectives", "standard"]) == 0  # the table without it
+    assert json.loads((run / "comparison.json").read_text())["left"] == []
 
 
 @pytest.mark.parametrize(
@@ -343,15 +346,24 @@ def test_a_signal_in_the_last_epoch_of_a_run_stops_the_comparison(
     train_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show = Display.epoch
+    ended: list[dict[str, float]] = []
+    meanwhile: list[str] = []
 
     def press(self: Display, row: dict[str, float], epochs: int) -> None:
         show(self, row, epochs)
         if row["epoch"] == epochs:
-            signal.raise_signal(signal.SIGTERM)
+            ended.append(row)
+            if len(ended) == 2:  # the second run's end: the first is evaluated, and can be read about meanwhile
+                meanwhile.append((tmp_path / "run" / "comparison.md").read_text())
+                signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Display, "epoch", press)
-    words = ["compare", *train_words[1:], "--run", str(tmp_path / "run"), "--objectives", "at", "--seeds", "0,1"]
+    words = ["compare", *train_words[1:], "--run", str(tmp_path / "run"), "--objectives", "at", "--seeds", "0,1,2"]
     assert main([*words, "--evaluation.attacks", "fgsm"]) == 143
-    assert "continue with `aalp compare" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "at-seed0" / "evaluations").exists()
-    assert not (tmp_path / "run" / "at-seed1").exists()
+    said = capsys.readouterr()
+    assert "continue with `aalp compare" in said.err
+    assert not (tmp_path / "run" / "at-seed1" / "evaluations").exists()
+    assert not (tmp_path / "run" / "at-seed2").exists()
+    for told in (*meanwhile, said.out, (tmp_path / "run" / "comparison.md").read_text()):
+        assert "seed 0 alone" in told
+        assert "2 of 3 runs are missing (at-seed1, at-seed2)" in told

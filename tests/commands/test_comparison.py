@@ -186,6 +186,31 @@ def test_values_stand_under_their_own_seed_in_whatever_order_the_seeds_were_give
     assert rows[2:] == [["at", "0.0", "10.0", "20.0"], ["aalp", "50.0", "60.0", "70.0"]]
 
 
+def test_a_comparison_so_far_is_of_the_runs_that_are_there_and_says_which_are_not() -> None:
+    found = cells({"aalp": [0.60, 0.64, 0.68], "at": [0.50, 0.52]})
+    content = {**summary(found, ["aalp", "at", "mart"]), "split": "test", "left": ["mart-seed0", "at-seed2"]}
+    assert list(content["table"]) == ["aalp", "at"]  # of mart there is nothing to tell
+    assert content["table"]["aalp"]["autoattack"]["mean"] == pytest.approx(0.64)
+    assert content["table"]["at"]["autoattack"] == {
+        "mean": pytest.approx(0.51),
+        "deviation": pytest.approx(math.sqrt(0.0002)),
+        "values": [0.50, 0.52, None],
+    }
+    gap = content["compared"]["differences"]["at"]
+    assert (gap["mean"], gap["seeds"]) == (pytest.approx(0.11), 2)  # 0.10 and 0.12: of the seeds that both have
+    told = text(content)
+    assert "So far 2 of 7 runs are missing (mart-seed0, at-seed2): " in told
+    assert told.split("\n\n")[2].splitlines()[-1].split() == ["at", "50.0", "52.0", "-"]
+
+
+def test_rows_without_a_seed_in_common_are_compared_by_nothing() -> None:
+    found = [cell for cell in cells({"aalp": [0.6, 0.6], "at": [0.5, 0.5]}) if (cell["objective"] == "at") == cell["seed"]]
+    content = {**summary(found, ["aalp", "at"]), "split": "test", "left": ["aalp-seed1", "at-seed0"]}
+    assert content["compared"]["differences"] == {}
+    assert content["table"]["at"]["autoattack"]["values"] == [None, 0.5]
+    assert "minus" not in text(content)
+
+
 def test_rows_whose_audits_fail_are_called_so_beside_their_differences() -> None:
     found = cells({"aalp": [0.60, 0.61], "alp": [0.80, 0.81], "at": [0.50, 0.51]})
     verdicts = {"aalp": ["pass", "fail"], "alp": ["cheap gates fail"] * 2, "at": ["pass", "inconclusive"]}

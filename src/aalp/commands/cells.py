@@ -12,8 +12,9 @@ from typing import Any
 from aalp.commands.audit import audit_once, audit_verdict
 from aalp.commands.beginning import begin_or_go_on, goes_on, resume_command
 from aalp.commands.building import build_classifier
+from aalp.commands.comparison import markdown, summary
 from aalp.commands.config import EvaluationOptions, quoted, split_names, to_plain
-from aalp.commands.console import Display
+from aalp.commands.console import Display, command_line
 from aalp.commands.evaluation_record import cheap_verdict
 from aalp.commands.one_run import describe, evaluate_run, train_run
 from aalp.commands.opening import check_same_training
@@ -22,7 +23,8 @@ from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import Source
 from aalp.distributed import Ranks
 from aalp.errors import InterruptedRunError
-from aalp.store.records import read_record
+from aalp.store.files import write_atomically
+from aalp.store.records import read_record, write_record
 from aalp.store.run import RunDirectory
 from aalp.training.devices import Strategy
 from aalp.training.trackers import tracking
@@ -56,7 +58,11 @@ class Cells:
 
     def left(self, name: str) -> list[int]:
         """The seeds with which a row is not evaluated yet."""
-        return [seed for seed in self.seeds if not _evaluation(self.directory(name, seed), self.rows[name]).is_file()]
+        return [seed for seed in self.seeds if not self.is_evaluated(name, seed)]
+
+    def is_evaluated(self, name: str, seed: int) -> bool:
+        """Whether all is measured of a cell that the table needs."""
+        return _evaluation(self.directory(name, seed), self.rows[name]).is_file()
 
 
 def work_on_cells(cells: Cells, audit: bool, ranks: Ranks, strategy: Strategy, source: Source, display: Display) -> None:
@@ -73,7 +79,10 @@ def work_on_cells(cells: Cells, audit: bool, ranks: Ranks, strategy: Strategy, s
             found.add(cell)
 
     def train_and_evaluate(cell: tuple[str, int]) -> None:
-        _work_on_cell(directories[cell], cells.options(*cell), source, display, ranks, strategy)
+        if not ranks.from_main(partial(cells.is_evaluated, *cell)):
+            _work_on_cell(directories[cell], cells.options(*cell), source, display, ranks, strategy)
+            if ranks.is_main:
+                write_comparison(cells)
 
     def audited(cell: tuple[str, int]) -> None:
         _audited(directories[cell], cells.directory("at", cell[1]), cells.options(*cell), source, display, ranks)
@@ -86,9 +95,7 @@ def work_on_cells(cells: Cells, audit: bool, ranks: Ranks, strategy: Strategy, s
 def _work_on_cell(
     directory: RunDirectory, options: dict[str, Any], source: Source, display: Display, ranks: Ranks, strategy: Strategy
 ) -> None:
-    """Train and evaluate one row with one seed: what is done already stays, what is begun is continued."""
-    if ranks.from_main(_evaluation(directory, options).is_file):
-        return
+    """Train and evaluate one row with one seed: what is begun is continued."""
     display.say(describe(options, source, directory.path))
     classifier = build_classifier(options, source, begun=bool(directory.states()))
     try:
@@ -111,6 +118,21 @@ def _work_on_cell(
 
 def _evaluation(directory: RunDirectory, options: Mapping[str, Any]) -> Path:
     return directory.evaluations / f"{options['evaluation'].split}.json"
+
+
+def write_comparison(cells: Cells) -> dict[str, Any]:
+    """Write the table of all cells that are evaluated as comparison.json and comparison.md; at least one has to be.
+
+    Written anew whenever a cell is done, so that a comparison that takes days can be read before its end.
+    """
+    done = [cell for cell in cells.directories() if cells.is_evaluated(*cell)]
+    found = [outcome(cells, name, seed) for name, seed in done]
+    left = [directory.path.name for cell, directory in cells.directories().items() if cell not in done]
+    split = next(iter(cells.rows.values()))["evaluation"].split
+    content = {"command": command_line(), "split": split, "left": left, **summary(found, list(cells.rows))}
+    record = write_record(cells.run / "comparison.json", "comparison", content)
+    write_atomically(cells.run / "comparison.md", markdown(record).encode())
+    return record
 
 
 def outcome(cells: Cells, name: str, seed: int) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from aalp.commands.beginning import begin_or_go_on
 from aalp.commands.building import build_classifier
-from aalp.commands.cells import Cells, outcome, work_on_cells
-from aalp.commands.comparison import markdown, summary, text
+from aalp.commands.cells import Cells, work_on_cells, write_comparison
+from aalp.commands.comparison import text
 from aalp.commands.config import (
     EvaluationOptions,
     MethodOptions,
@@ -19,18 +19,16 @@ from aalp.commands.config import (
     override,
     split_names,
 )
-from aalp.commands.console import Display, command_line, print_out
+from aalp.commands.console import Display, print_out
 from aalp.commands.dry_run import show, times
 from aalp.commands.one_run import check, check_evaluation, run_cost, run_options, warn_if_alone
 from aalp.commands.side_by_side import side_by_side
 from aalp.data.sources import DataOptions, check_columns, load_source
 from aalp.distributed import ALONE, joined
-from aalp.errors import OptionError, unknown_name
+from aalp.errors import DivergedError, InterruptedRunError, OptionError, unknown_name
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
 from aalp.plain import Plain
-from aalp.store.files import write_atomically
-from aalp.store.records import write_record
 from aalp.training.devices import Strategy
 from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.plan import steps_per_epoch
@@ -116,16 +114,21 @@ def compare(
         return
     ranks.from_main(lambda: begin_or_go_on(run, shared))
     work = partial(work_on_cells, cells, audit, ranks, strategy)
-    side_by_side(jobs, work, source, partial(load_source, data, data_options), display)
+    try:
+        side_by_side(jobs, work, source, partial(load_source, data, data_options), display)
+    except (DivergedError, InterruptedRunError):
+        if ranks.is_main and any(cells.is_evaluated(*cell) for cell in cells.directories()):
+            _tell(cells)
+        raise
     if ranks.is_main:
-        found = [outcome(cells, name, seed) for name, seed in cells.directories()]
-        content = summary(found, list(rows))
-        record = write_record(
-            run / "comparison.json", "comparison", {"command": command_line(), "split": evaluation.split, **content}
-        )
-        write_atomically(run / "comparison.md", markdown(record).encode())
-        files = {"path": str(run / "comparison.json"), "markdown": str(run / "comparison.md")}
-        print_out(f"{text(record)}\n\nrecords: {', '.join(files.values())}", {**record, **files})
+        _tell(cells)
+
+
+def _tell(cells: Cells) -> None:
+    """Write and print the table of what is done."""
+    record = write_comparison(cells)
+    files = {"path": str(cells.run / "comparison.json"), "markdown": str(cells.run / "comparison.md")}
+    print_out(f"{text(record)}\n\nrecords: {', '.join(files.values())}", {**record, **files})
 
 
 def _asked(objectives: str | list[str], variants: Mapping[str, Any] | None, seeds: list[int]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,12 +18,16 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
     Rows of another threat than the reference's stand in the table and are compared with nothing.
 
     Args:
-        cells: one for each objective and seed: `objective`, `seed`, `figures` by name, the number of `images`, the `threat`.
-        names: objectives, in the order of the table.
+        cells: one for each objective and seed, at least one in all: `objective`, `seed`, `figures` by name, the number of
+            `images`, the `threat`. Where some are missing, a mean is over the seeds that its row has, and a difference over
+            those that both have.
+        names: objectives, in the order of the table; those without any cell are left out.
     """
+    there = {cell["objective"] for cell in cells}
+    names = [name for name in names if name in there]
     # Not every objective has every figure (only pairing has a conflict rate).
     columns = list(dict.fromkeys(column for cell in cells for column in cell["figures"]))
-    by_seed = {(cell["objective"], cell["seed"]): cell["figures"] for cell in cells}
+    by_seed = defaultdict(dict, {(cell["objective"], cell["seed"]): cell["figures"] for cell in cells})
     seeds = sorted({cell["seed"] for cell in cells})
     table = {
         name: {column: _spread([by_seed[name, seed].get(column) for seed in seeds]) for column in columns} for name in names
@@ -43,7 +47,7 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
     compared = {
         "reference": reference,
         "figure": judged,
-        "differences": {name: found[judged] for name, found in tests.items()},
+        "differences": {name: found[judged] for name, found in tests.items() if found[judged] is not None},
         "apart": {name: threats[name] for name in names if threats[name] != threats[reference]},
         "tests": sum(
             gap is not None and gap["interval"] is not None and column not in UNSHOWN
@@ -164,6 +168,15 @@ def _distrusted(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def unfinished(record: Mapping[str, Any]) -> list[str]:
+    """One sentence where runs of a comparison are missing: none where all are there."""
+    left = record.get("left", ())  # records from before there was one are of all their runs
+    if not left:
+        return []
+    missing = f"{len(left)} of {len(left) + len(record['cells'])} runs are missing ({', '.join(left)})"
+    return [f"so far {missing}: a mean is over the seeds that its row has, a difference over those that both have"]
+
+
 def rows_apart(record: Mapping[str, Any]) -> list[str]:
     """One sentence for each row under another threat than the reference's."""
     compared = record["compared"]
@@ -176,7 +189,10 @@ def rows_apart(record: Mapping[str, Any]) -> list[str]:
 
 def _values(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     figure = record["compared"]["figure"]
-    rows = [[name, *(f"{v * 100:.1f}" for v in row[figure]["values"])] for name, row in record["table"].items()]
+    rows = [
+        [name, *("-" if value is None else f"{value * 100:.1f}" for value in row[figure]["values"])]
+        for name, row in record["table"].items()
+    ]
     return [f"{figure} by seed", *map(str, record["seeds"])], rows
 
 
@@ -198,7 +214,8 @@ def _title(record: Mapping[str, Any]) -> str:
     over = f"mean +- standard deviation over seeds {seeds}" if len(record["seeds"]) > 1 else f"seed {seeds} alone"
     bounds = " Without AutoAttack, robust is an upper bound." * (record["compared"]["figure"] == "robust")
     images = counted(cell["images"], f"{record['split']} image")
-    return f"Accuracy in percent on {images}{ball}: {over}; n90 in features.{bounds}"
+    so_far = "".join(f" {line[0].upper()}{line[1:]}." for line in unfinished(record))
+    return f"Accuracy in percent on {images}{ball}: {over}; n90 in features.{bounds}{so_far}"
 
 
 def text(record: Mapping[str, Any]) -> str:

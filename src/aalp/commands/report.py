@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aalp.commands.comparison import judged_anew, rows_apart, sentences
+from aalp.commands.comparison import judged_anew, rows_apart, sentences, unfinished
 from aalp.commands.config import check_one_run, quoted
 from aalp.commands.console import command_line, print_out
 from aalp.commands.yaml_file import read_yaml
@@ -40,7 +40,7 @@ def report(runs: list[Path], out: Path | None = None, figures: Path | None = Non
     if figures is not None:
         check_export(figures)
     parts = sections(groups, wilson_interval, _observations(paths), command_line())
-    told = [*sentences(comparison), *rows_apart(comparison)] if comparison else []
+    told = [*unfinished(comparison), *sentences(comparison), *rows_apart(comparison)] if comparison else []
     page = render(groups, parts, wilson_interval, title or _title(groups), told)
     target = out or _free(runs)
     write_atomically(target, page.encode())

@@ -102,7 +102,8 @@ RESULTS = {
     "compare": {
         "table": "means and deviations by objective and figure",
         "compared": "differences with intervals",
-        "cells": "each run",
+        "cells": "each run that is evaluated",
+        "left": "the names of the others",
         "path": "the record",
     },
     "search": {
