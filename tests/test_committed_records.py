@@ -37,6 +37,18 @@ def test_a_comparison_s_page_is_what_its_record_says(path: Path) -> None:
     assert path.with_suffix(".md").read_text() == markdown(record)
 
 
+def test_the_comparison_of_six_seeds_is_of_the_two_that_it_names() -> None:
+    folders = ["cifar10-3-epochs", "cifar10-3-epochs-more"]
+    records = [read_record(RESULTS / folder / "comparison.json", "comparison") for folder in folders]
+    joined = script("joined_comparison.py").joined
+    whole = read_record(RESULTS / "cifar10-3-epochs-six-seeds" / "comparison.json", "comparison")
+    assert whole | joined(records, ["aalp", "alp"]) == whole
+    with pytest.raises(SystemExit, match="other seeds"):  # seed 0 twice
+        joined([records[0], records[0]], ["aalp"])
+    with pytest.raises(SystemExit, match="all have the rows"):
+        joined(records, ["aalp", "at"])
+
+
 def test_the_page_on_the_observations_has_every_sentence_of_its_records_and_no_other() -> None:
     said = [line[2:] for line in (ROOT / "docs" / "observations.md").read_text().splitlines() if line.startswith("- ")]
     records = [
