@@ -1,4 +1,4 @@
-"""A working directory for commands with bad input."""
+"""A working directory for commands with bad input, and a finished comparison."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from bad_input import FACTORIES
+
+from aalp.cli import main
 
 
 @pytest.fixture
@@ -21,3 +23,13 @@ def folder(tmp_path: Path, tiny_npz: Path, tiny_run: Path, monkeypatch: pytest.M
     (tmp_path / "bad_factories.py").write_text(FACTORIES)
     yield tmp_path
     sys.modules.pop("bad_factories", None)
+
+
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory: pytest.TempPathFactory, train_words: list[str]) -> tuple[Path, list[str]]:
+    """A finished comparison of two objectives with two seeds, and its command line; not to be written to."""
+    run = tmp_path_factory.mktemp("compare") / "run"
+    words = ["compare", *train_words[1:], "--run", str(run), "--objectives", "at,aalp", "--seeds", "0,1"]
+    words += ["--evaluation.attacks", "fgsm,pgd-2"]
+    assert main(words) == 0
+    return run, words

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import statistics
 from pathlib import Path
 
@@ -11,20 +10,9 @@ import pytest
 import yaml
 
 from aalp.cli import main
-from aalp.commands.console import Display
 from aalp.method.guided_dropout import GuidedDropout
 
 FIGURES = ("clean", "fgsm", "pgd-2", "robust")
-
-
-@pytest.fixture(scope="module")
-def comparison(tmp_path_factory: pytest.TempPathFactory, train_words: list[str]) -> tuple[Path, list[str]]:
-    """A finished comparison of two objectives with two seeds, and its command line; not to be written to."""
-    run = tmp_path_factory.mktemp("compare") / "run"
-    words = ["compare", *train_words[1:], "--run", str(run), "--objectives", "at,aalp", "--seeds", "0,1"]
-    words += ["--evaluation.attacks", "fgsm,pgd-2"]
-    assert main(words) == 0
-    return run, words
 
 
 def test_every_cell_is_a_run_with_its_record_and_the_comparison_is_written_twice(
@@ -67,75 +55,6 @@ def test_a_cell_is_the_run_that_train_makes(comparison: tuple[Path, list[str]], 
     for which in ("last", "best"):
         ours = run / "aalp-seed0" / "weights" / f"{which}.safetensors"
         assert ours.read_bytes() == (tiny_run / "weights" / f"{which}.safetensors").read_bytes()
-
-
-def test_a_comparison_continues_where_it_stopped_and_does_nothing_twice(
-    comparison: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, words = comparison
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
-    words = [str(copy) if word == str(run) else word for word in words]
-    before = json.loads((copy / "comparison.json").read_text())
-    # One cell lacks its evaluation, one was never begun; the comparison was stopped before its end.
-    for suffix in ("json", "parquet"):
-        (copy / "at-seed1" / "evaluations" / f"test.{suffix}").unlink()
-    shutil.rmtree(copy / "aalp-seed1")
-    (copy / "comparison.json").unlink()
-    times = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
-    trained = {path for path in times if "at-seed1" in path.parts and path.suffix == ".safetensors"}
-
-    assert main(words) == 0
-
-    capsys.readouterr()
-    after = json.loads((copy / "comparison.json").read_text())
-    finished = {path for path in times if path.parent.name.endswith("seed0") or "seed0" in str(path.relative_to(copy))}
-    assert len(finished) >= 12
-    assert {path: path.stat().st_mtime_ns for path in finished | trained} == {path: times[path] for path in finished | trained}
-    for name in ("at", "aalp"):
-        for figure in FIGURES:
-            assert after["table"][name][figure] == before["table"][name][figure]
-
-
-def test_an_interrupted_cell_is_resumed(
-    comparison: tuple[Path, list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    run, words = comparison
-    copy = tmp_path / "run"
-    words = [str(copy) if word == str(run) else word for word in words]
-    words[words.index("at,aalp")] = "at"
-
-    def press(self: Display, step: int, total: int, loss: float) -> None:
-        if step == 3:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Display, "training_step", press)
-        assert main(words) == 130
-    err = capsys.readouterr().err
-    assert "aalp compare" in err  # how to continue the comparison, not one of its cells
-    assert main(words) == 0
-    for seed in (0, 1):
-        weights = Path(f"at-seed{seed}") / "weights" / "last.safetensors"
-        assert (copy / weights).read_bytes() == (run / weights).read_bytes()
-
-
-def test_more_seeds_and_objectives_join_what_is_done(
-    comparison: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, words = comparison
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
-    words = [str(copy) if word == str(run) else word for word in words]
-    words[words.index("at,aalp")] = "at,standard"
-    words[words.index("0,1")] = "1"
-    time = (copy / "at-seed1" / "evaluations" / "test.json").stat().st_mtime_ns
-    assert main(words) == 0
-    assert (copy / "at-seed1" / "evaluations" / "test.json").stat().st_mtime_ns == time
-    out = capsys.readouterr().out
-    assert "standard" in out
-    assert "aalp" not in out.partition("records:")[0]
 
 
 def test_the_table_is_printed_as_it_is_written(comparison: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,23 +228,6 @@ def test_a_row_that_does_not_fit_is_refused_before_any_is_trained(
     assert not (copy / "at-seed0").exists()
 
 
-def test_a_run_that_diverges_leaves_the_others_to_be_done(
-    train_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    words = ["compare", *train_words[1:], "--run", str(run), "--seeds", "0", "--evaluation.attacks", "fgsm"]
-    hot = "{hot: {objective: standard, training: {lr: 1.0e+30, schedule: step, epochs: 3}}}"
-    assert main([*words, "--objectives", "standard", "--variants", hot.replace("hot", "a-hot")]) == 1
-    said = capsys.readouterr()
-    assert "a-hot-seed0 diverged: the loss is" in said.err
-    assert said.err.splitlines()[-1].startswith("aalp: all is done but a-hot-seed0, which diverged: ")
-    record = json.loads((run / "comparison.json").read_text())
-    assert (list(record["table"]), record["left"]) == (["standard"], ["a-hot-seed0"])
-    assert "1 of 2 runs are missing (a-hot-seed0)" in said.out
-    assert main([*words, "--objectives", "standard"]) == 0  # the table without it
-    assert json.loads((run / "comparison.json").read_text())["left"] == []
-
-
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
@@ -340,30 +242,3 @@ def test_an_evaluation_that_cannot_be_is_refused_before_the_training(
     assert main([*verb.split(), *train_words[1:], *more.split(), "--run", str(tmp_path / "run")]) == 2
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_a_signal_in_the_last_epoch_of_a_run_stops_the_comparison(
-    train_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    show = Display.epoch
-    ended: list[dict[str, float]] = []
-    meanwhile: list[str] = []
-
-    def press(self: Display, row: dict[str, float], epochs: int) -> None:
-        show(self, row, epochs)
-        if row["epoch"] == epochs:
-            ended.append(row)
-            if len(ended) == 2:  # the second run's end: the first is evaluated, and can be read about meanwhile
-                meanwhile.append((tmp_path / "run" / "comparison.md").read_text())
-                signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Display, "epoch", press)
-    words = ["compare", *train_words[1:], "--run", str(tmp_path / "run"), "--objectives", "at", "--seeds", "0,1,2"]
-    assert main([*words, "--evaluation.attacks", "fgsm"]) == 143
-    said = capsys.readouterr()
-    assert "continue with `aalp compare" in said.err
-    assert not (tmp_path / "run" / "at-seed1" / "evaluations").exists()
-    assert not (tmp_path / "run" / "at-seed2").exists()
-    for told in (*meanwhile, said.out, (tmp_path / "run" / "comparison.md").read_text()):
-        assert "seed 0 alone" in told
-        assert "2 of 3 runs are missing (at-seed1, at-seed2)" in told
