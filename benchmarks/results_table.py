@@ -23,9 +23,10 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="folders of evaluation records")
     folders = parser.parse_args().folders
     paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
-    records = [read_record(path, "evaluation") for path in paths if json.loads(path.read_text())["kind"] == "evaluation"]
+    evaluations = [path for path in paths if json.loads(path.read_text())["kind"] == "evaluation"]
     header = ["data, eps", "model", "objective", "test images", "clean", "PGD", "C&W", "AutoAttack (95 % interval)", "n90"]
-    print(markdown_table(header, [row(record) for record in records]))
+    rows = [[*row(read_record(path, "evaluation")), f"{path.parent.name}/{path.stem}"] for path in evaluations]
+    print(markdown_table([*header, "record"], rows))
     for path in paths:
         if path.stem == "comparison":
             print(f"\n{path.parent.name}: {markdown(judged_anew(read_record(path, 'comparison')))}")
