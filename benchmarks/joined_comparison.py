@@ -1,7 +1,7 @@
 """Puts rows of several comparisons with other seeds and the same evaluation into one record, to be tested over all seeds.
 
-python benchmarks/joined_comparison.py benchmarks/results/cifar10-six-seeds benchmarks/results/cifar10-3-epochs \
-    benchmarks/results/cifar10-3-epochs-more --rows aalp,alp
+python benchmarks/joined_comparison.py benchmarks/results/cifar10-3-epochs-six-seeds \
+    benchmarks/results/cifar10-3-epochs benchmarks/results/cifar10-3-epochs-more --rows aalp,alp
 
 A difference is taken seed by seed, and both runs of a seed are of one comparison, so of one machine.
 """
