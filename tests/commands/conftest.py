@@ -33,3 +33,11 @@ def comparison(tmp_path_factory: pytest.TempPathFactory, train_words: list[str])
     words += ["--evaluation.attacks", "fgsm,pgd-2"]
     assert main(words) == 0
     return run, words
+
+
+@pytest.fixture
+def copied_comparison(comparison: tuple[Path, list[str]], tmp_path: Path) -> tuple[Path, list[str]]:
+    """The finished comparison once more, to be written to, and its command line."""
+    run, words = comparison
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    return copy, [str(copy) if word == str(run) else word for word in words]

@@ -125,14 +125,13 @@ def test_variants_are_rows_with_their_own_options(variant_words: list[str], tmp_
     assert own["images"] == own["data"]["split_images"] == record["cells"][0]["images"]
 
 
-def test_an_option_newer_than_the_comparison_had_its_default_then(comparison: tuple[Path, list[str]], tmp_path: Path) -> None:
-    run, words = comparison
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
+def test_an_option_newer_than_the_comparison_had_its_default_then(copied_comparison: tuple[Path, list[str]]) -> None:
+    copy, words = copied_comparison
     for config in copy.rglob("config.yaml"):
         options = yaml.safe_load(config.read_text())
         del options["method"]["distance"]
         config.write_text(yaml.safe_dump(options))
-    assert main([str(copy) if word == str(run) else word for word in words]) == 0
+    assert main(words) == 0
 
 
 @pytest.mark.parametrize(("added", "kind"), [({"objective": "at"}, "run"), ({"objective": "at", "space": {}}, "search")])
@@ -164,15 +163,14 @@ def test_a_variant_that_changed_since_its_run_is_refused(
 
 
 def test_data_that_changed_since_the_first_runs_is_refused(
-    comparison: tuple[Path, list[str]], tiny_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied_comparison: tuple[Path, list[str]], tiny_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its seeds would be paired over different images."""
-    run, words = comparison
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    copy, words = copied_comparison
     data = Path(shutil.copy(tiny_npz, tmp_path / "tiny.npz"))
     for config in copy.rglob("config.yaml"):
         config.write_text(config.read_text().replace(str(tiny_npz), str(data)))
-    words = [word.replace(str(run), str(copy)).replace(str(tiny_npz), str(data)) for word in words]
+    words = [word.replace(str(tiny_npz), str(data)) for word in words]
     assert main(words) == 0  # the same images under another name
     arrays = dict(np.load(data))
     np.savez(data, **(arrays | {"x_test": arrays["x_test"][::-1]}))
@@ -208,20 +206,14 @@ def test_variants_that_cannot_work_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def rewritten(words: list[str], run: Path, copy: Path, **changes: str) -> list[str]:
-    """The command line of a comparison in another folder, with other words."""
-    return [changes.get(word, str(copy) if word == str(run) else word) for word in words]
-
-
 def test_a_row_that_does_not_fit_is_refused_before_any_is_trained(
-    comparison: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied_comparison: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, words = comparison
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    copy, words = copied_comparison
     shutil.rmtree(copy / "at-seed0")
     for seed in (0, 1):
         (copy / f"aalp-seed{seed}").rename(copy / f"heavy-seed{seed}")
-    words = rewritten(words, run, copy, **{"at,aalp": "at"})
+    words[words.index("at,aalp")] = "at"
     heavy = "{heavy: {objective: aalp, method: {pairing_weight: 3}}}"
     assert main([*words, "--variants", heavy]) == 2
     assert "was begun with another method" in capsys.readouterr().err

@@ -16,11 +16,9 @@ FIGURES = ("clean", "fgsm", "pgd-2", "robust")
 
 
 def test_a_comparison_continues_where_it_stopped_and_does_nothing_twice(
-    comparison: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied_comparison: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, words = comparison
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
-    words = [str(copy) if word == str(run) else word for word in words]
+    copy, words = copied_comparison
     before = json.loads((copy / "comparison.json").read_text())
     # One cell lacks its evaluation, one was never begun; the comparison was stopped before its end.
     for suffix in ("json", "parquet"):
@@ -69,11 +67,9 @@ def test_an_interrupted_cell_is_resumed(
 
 
 def test_more_seeds_and_objectives_join_what_is_done(
-    comparison: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied_comparison: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, words = comparison
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
-    words = [str(copy) if word == str(run) else word for word in words]
+    copy, words = copied_comparison
     words[words.index("at,aalp")] = "at,standard"
     words[words.index("0,1")] = "1"
     time = (copy / "at-seed1" / "evaluations" / "test.json").stat().st_mtime_ns

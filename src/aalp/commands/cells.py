@@ -64,6 +64,10 @@ class Cells:
         """Whether all is measured of a cell that the table needs."""
         return _evaluation(self.directory(name, seed), self.rows[name]).is_file()
 
+    def evaluated(self) -> list[tuple[str, int]]:
+        """The cells that are evaluated, in the order in which they are worked on."""
+        return [cell for cell in self.directories() if self.is_evaluated(*cell)]
+
 
 def work_on_cells(cells: Cells, audit: bool, ranks: Ranks, strategy: Strategy, source: Source, display: Display) -> None:
     """Train and evaluate all cells together with any other process that is at it, and audit them once all are evaluated."""
@@ -125,7 +129,7 @@ def write_comparison(cells: Cells) -> dict[str, Any]:
 
     Written anew whenever a cell is done, so that a comparison that takes days can be read before its end.
     """
-    done = [cell for cell in cells.directories() if cells.is_evaluated(*cell)]
+    done = cells.evaluated()
     found = [outcome(cells, name, seed) for name, seed in done]
     left = [directory.path.name for cell, directory in cells.directories().items() if cell not in done]
     split = next(iter(cells.rows.values()))["evaluation"].split

@@ -117,7 +117,7 @@ def compare(
     try:
         side_by_side(jobs, work, source, partial(load_source, data, data_options), display)
     except (DivergedError, InterruptedRunError):
-        if ranks.is_main and any(cells.is_evaluated(*cell) for cell in cells.directories()):
+        if ranks.is_main and cells.evaluated():
             _tell(cells)
         raise
     if ranks.is_main:

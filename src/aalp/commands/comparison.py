@@ -174,7 +174,7 @@ def unfinished(record: Mapping[str, Any]) -> list[str]:
     if not left:
         return []
     missing = f"{len(left)} of {len(left) + len(record['cells'])} runs are missing ({', '.join(left)})"
-    return [f"so far {missing}: a mean is over the seeds that its row has, a difference over those that both have"]
+    return [f"So far {missing}: a mean is over the seeds that its row has, a difference over those that both have"]
 
 
 def rows_apart(record: Mapping[str, Any]) -> list[str]:
@@ -214,7 +214,7 @@ def _title(record: Mapping[str, Any]) -> str:
     over = f"mean +- standard deviation over seeds {seeds}" if len(record["seeds"]) > 1 else f"seed {seeds} alone"
     bounds = " Without AutoAttack, robust is an upper bound." * (record["compared"]["figure"] == "robust")
     images = counted(cell["images"], f"{record['split']} image")
-    so_far = "".join(f" {line[0].upper()}{line[1:]}." for line in unfinished(record))
+    so_far = "".join(f" {line}." for line in unfinished(record))
     return f"Accuracy in percent on {images}{ball}: {over}; n90 in features.{bounds}{so_far}"
 
 
