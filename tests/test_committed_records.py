@@ -45,8 +45,17 @@ def test_the_comparison_of_six_seeds_is_of_the_two_that_it_names() -> None:
     assert whole | joined(records, ["aalp", "alp"]) == whole
     with pytest.raises(SystemExit, match="other seeds"):  # seed 0 twice
         joined([records[0], records[0]], ["aalp"])
-    with pytest.raises(SystemExit, match="all have the rows"):
-        joined(records, ["aalp", "at"])
+    with pytest.raises(SystemExit, match="each of the rows aalp, clp"):
+        joined(records, ["aalp", "clp"])
+    rows = [
+        [cell for cell in record["cells"] if cell["objective"] == name]
+        for record, name in zip(records, ("at", "alp"), strict=True)
+    ]
+    told = joined([{**record, "cells": cells} for record, cells in zip(records, rows, strict=True)], ["at", "alp"])
+    assert [(cell["objective"], cell["seed"]) for cell in told["cells"]] == [
+        *(("at", seed) for seed in range(3)),
+        *(("alp", seed) for seed in range(3, 6)),
+    ]
 
 
 def test_the_page_on_the_observations_has_every_sentence_of_its_records_and_no_other() -> None:

@@ -35,6 +35,19 @@ def test_the_statistics_of_three_seeds_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "reference"),
+    [
+        (["at", "aalp"], "aalp"),
+        (["aalp-kl", "at", "aalp"], "aalp-kl"),
+        (["at", "aalp-kl"], "at"),
+        (["aalp", "aalp-kl"], "aalp"),
+    ],
+)
+def test_the_others_are_compared_with_aalp_or_the_variant_of_it_that_stands_first(names: list[str], reference: str) -> None:
+    assert summary(cells({name: [0.6] for name in names}), names)["compared"]["reference"] == reference
+
+
+@pytest.mark.parametrize(
     ("values", "real"),
     [
         ([0.701, 0.700, 0.702], True),

@@ -33,7 +33,7 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
         name: {column: _spread([by_seed[name, seed].get(column) for seed in seeds]) for column in columns} for name in names
     }
     judged = next(figure for figure in ("autoattack", "robust", "clean") if figure in columns)
-    reference = "aalp" if "aalp" in names else names[0]
+    reference = "aalp" if "aalp" in names and not names[0].startswith("aalp") else names[0]
     step = 1 / min(cell["images"] for cell in cells)  # accuracies and n90 are means of whole numbers over the images
     threats = {cell["objective"]: cell.get("threat") for cell in cells}
     tests = {

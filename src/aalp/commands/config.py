@@ -49,7 +49,7 @@ class MethodOptions:
     """Numbers of the objective; each applies to the objectives that have it."""
 
     pairing_weight: float | None = None
-    """lambda, the weight of the pairing term: 0.5 by default for alp and clp; 1 for aalp, once its ramp is over."""
+    """lambda, weight of the pairing term: 0.5 by default for alp and clp; once its ramp is over 1 for aalp, 6 for aalp-kl."""
 
     pairing_ramp: float | None = None
     """Share of the training over which lambda grows from 0 (aalp); 1 by default."""

@@ -74,7 +74,7 @@ def train(
 CIFAR100, SVHN).
         model: small-cnn, thin-resnet, preact-resnet18, wide-resnet28-10, wide-resnet34-10, timm:NAME, torchvision:NAME, \
 hf:FOLDER_OR_NAME, package.module:factory.
-        objective: standard, at, alp, clp, trades, mart, aalp, aalp-no-dropout, aalp-no-weights or aalp-no-schedule.
+        objective: standard, at, alp, clp, trades, mart, aalp, aalp-kl, aalp-no-dropout, aalp-no-weights or aalp-no-schedule.
         seed: of the start weights, the data order and the attacks.
         run: directory to make; by default the next free runs/OBJECTIVE-DATA-NNN.
         resume: a run directory to go on with, with the options it was started with; with --config or --data it is \
