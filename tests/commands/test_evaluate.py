@@ -48,6 +48,7 @@ def test_a_record_has_all_that_is_needed_to_judge_and_repeat_it(
     }
     assert record["weights"] == str(tiny_run / "weights" / "best.safetensors")
     assert record["model"]["objective"] == "aalp"
+    assert (record["model"]["method"]["distance"], record["model"]["method"]["pairing_weight"]) == ("squared", 1.0)
     assert record["model"]["epoch"] in (1, 2)
     assert record["command"].startswith("aalp ")
     assert record["environment"]["versions"]["pyautoattack"]

@@ -31,7 +31,7 @@ class LoadedModel:
     @property
     def about(self) -> dict[str, Any]:
         """What records tell of the model; None where its file does not say it."""
-        return {key: self.metadata.get(key) for key in ("model", "objective", "epoch", "seed", "parameters")}
+        return {key: self.metadata.get(key) for key in ("model", "objective", "method", "epoch", "seed", "parameters")}
 
 
 def load(path: str | Path, weights: str = "best", network: nn.Module | None = None) -> Classifier:
