@@ -64,9 +64,17 @@ def test_every_preset_is_parsed_and_makes_sense(name: str, verb: str) -> None:
     options = parsed(verb, *words)
     check({"objective": "aalp", **options})
     written = yaml.safe_load(presets()[name].read_text())
-    for key, value in written.items():
-        plain = to_plain(options)[key]
+    assert written.keys() - options.keys() <= {"objective" if verb == "compare" else "objectives"}  # each for its own verb
+    for key in written.keys() & options.keys():
+        plain, value = to_plain(options)[key], written[key]
         assert plain == value if not isinstance(value, dict) else plain == {**plain, **value}
+
+
+def test_the_mnist_preset_says_which_aalp_holds_there_and_words_say_otherwise() -> None:
+    assert parsed("train", "--config", "mnist")["objective"] == "aalp-kl"
+    assert parsed("train", "--config", "mnist", "--objective", "at")["objective"] == "at"
+    assert parsed("compare", "--run", "run", "--config", "mnist")["objectives"].split(", ")[0] == "aalp-kl"
+    assert parsed("search", "--run", "run", "--space", "{}", "--config", "mnist")["objective"] == "aalp-kl"
 
 
 def test_training_without_words_is_the_digits_preset() -> None:

@@ -152,21 +152,29 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
             check_attack_trust(run, (config.get("evaluation") or {}).get("attacks", ""), said)
         return ["--config", str(run / "config.yaml"), *words]
     if "--config" not in flags:
-        return words if "--data" in flags else ["--config", str(presets()["digits"]), *words]
+        return words if "--data" in flags else ["--config", _preset(verb, "digits"), *words]
     name = _value_of("--config", words)
     if name in presets():
-        path = str(presets()[name])
+        given = _preset(verb, name)
     elif Path(name).is_file():
         from aalp.commands.yaml_file import check_groups, read_yaml
 
         check_groups(_defaults(verb), read_yaml(Path(name)), f"'{name}'")
-        path = name
+        given = name
     else:
         raise AalpError(unknown_name("preset or file", name, presets()))
     at = next(i for i, word in enumerate(words) if word.partition("=")[0] == "--config")
     rest = words[at + 1 :] if "=" in words[at] else words[at + 2 :]
     # First, so that options override it wherever they stand.
-    return ["--config", path, *words[:at], *rest]
+    return ["--config", given, *words[:at], *rest]
+
+
+def _preset(verb: str, name: str) -> str:
+    """What a preset says to this verb: one is written for all, and only some have an `objective` or `objectives`."""
+    from aalp.commands.yaml_file import read_yaml
+
+    known = _defaults(verb)
+    return json.dumps({key: value for key, value in read_yaml(presets()[name]).items() if key in known})
 
 
 def _defaults(verb: str) -> dict[str, Any]:
