@@ -21,7 +21,8 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
         cells: one for each objective and seed, at least one in all: `objective`, `seed`, `figures` by name, the number of
             `images`, the `threat`. Where some are missing, a mean is over the seeds that its row has, and a difference over
             those that both have.
-        names: objectives, in the order of the table; those without any cell are left out.
+        names: objectives, in the order of the table; those without any cell are left out. The reference is `aalp`, or the
+            first where that is a variant of AALP or there is no `aalp`.
     """
     there = {cell["objective"] for cell in cells}
     names = [name for name in names if name in there]
