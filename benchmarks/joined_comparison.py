@@ -39,7 +39,7 @@ def joined(records: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> dict[st
     Raises:
         SystemExit: a row has the same seed in two of them, a row is in none, or they measured differently.
     """
-    cells = [cell for row in rows for record in records for cell in record["cells"] if cell["objective"] == row]
+    cells = [cell for record in records for cell in record["cells"] if cell["objective"] in rows]
     names = [(cell["objective"], cell["seed"]) for cell in cells]
     if len(set(names)) < len(names) or {*rows} - {name for name, _ in names}:
         raise SystemExit(

@@ -99,9 +99,11 @@ def test_the_same_gap_with_every_seed_is_no_proof_that_nothing_is_chance(at: lis
 def test_a_record_of_an_earlier_version_is_judged_by_the_rules_of_today() -> None:
     found = cells({"aalp": [0.68, 0.70], "at": [0.67, 0.69]}, images=300)
     earlier = {"mean": 0.01, "interval": [0.01, 0.01], "real": True}
-    record = {"cells": found, "split": "test", "compared": {"differences": {"at": earlier}, "real": {"at": ["autoattack"]}}}
+    compared = {"differences": {"at": earlier}, "real": {"at": ["autoattack"]}}
+    record = {"cells": found, "split": "test", "table": {"at": {}, "aalp": {}}, "compared": compared}
     anew = judged_anew(record)
     assert anew["split"] == "test"
+    assert list(anew["table"]) == ["at", "aalp"]  # its rows as they stood, whatever the order of its cells
     assert anew["compared"] == summary(found, ["aalp", "at"])["compared"]
     assert not anew["compared"]["differences"]["at"]["real"]
 

@@ -53,7 +53,7 @@ def comparison(path: Path) -> Path:
     ]
     for cell in cells:
         make_run(path / f"{cell['objective']}-seed{cell['seed']}", cell["objective"], cell["seed"], analysis=False)
-    write_record(path / "comparison.json", "comparison", {"cells": cells})
+    write_record(path / "comparison.json", "comparison", {"cells": cells, "table": {name: {} for name in robust}})
     return path
 
 

@@ -64,8 +64,7 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
 
 def judged_anew(record: Mapping[str, Any]) -> dict[str, Any]:
     """A comparison's record with its statistics from its cells: one of an earlier version is judged by today's rules."""
-    cells = record["cells"]
-    return {**record, **summary(cells, list(dict.fromkeys(cell["objective"] for cell in cells)))}
+    return {**record, **summary(record["cells"], list(record["table"]))}
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:
