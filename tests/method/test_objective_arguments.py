@@ -22,6 +22,7 @@ from aalp.method.objectives import ALP, CLP, MART, OBJECTIVES, TRADES
         (TRADES, {"beta": -1.0}, r"beta is -1\.0: it has to be a finite number of at least 0"),
         (MART, {"beta": float("nan")}, r"beta is nan: it has to be a finite number"),
         (AALP, {"distance": "k1"}, r"unknown pairing distance 'k1': did you mean 'kl'\?"),
+        (AALP, {"adversary": "pair"}, r"unknown adversary 'pair': did you mean 'pairing'\?"),
         (ALP, {"clean_share": 1.5}, r"clean_share is 1\.5: it has to lie in \[0, 1\]"),
         (AALP, {"clean_share": -0.1}, r"clean_share is -0\.1: it has to lie in \[0, 1\]"),
         (AALP, {"final_clean_share": 2.0}, r"final_clean_share is 2\.0: it has to lie in \[0, 1\]"),
@@ -38,7 +39,7 @@ def test_every_named_objective_builds_and_takes_the_numbers_it_lists(name):
     make, numbers = OBJECTIVES[name]
     assert repr(make()) == repr(ALL[name])
     values = {"pairing_weight": 0.25, "clean_share": 0.75, "beta": 2.0, "dropout": GuidedDropout(mass=0.5), "weights": None}
-    values |= {"distance": "kl", "pairing_ramp": 0.5, "final_clean_share": 0.25}
+    values |= {"distance": "kl", "adversary": "pairing", "pairing_ramp": 0.5, "final_clean_share": 0.25}
     built = make(**{number: values[number] for number in numbers})
     for number in numbers:
         assert getattr(built, number) == values[number]

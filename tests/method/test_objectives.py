@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from method_helpers import ADVERSARIAL, ALL, CLEAN, HAND, LABELS, LN3, constant_aalp, pixels, seeded, smooth_classifier
+from method_helpers import (
+    ADVERSARIAL,
+    ALL,
+    CLEAN,
+    HAND,
+    LABELS,
+    LN3,
+    constant_aalp,
+    linear_classifier,
+    pixels,
+    seeded,
+    smooth_classifier,
+)
 
 import aalp
 from aalp.method import losses
@@ -109,6 +121,32 @@ def test_one_sided_pairing_pulls_on_the_adversarial_logits_only():
     objective(HAND, images, adversarial, LABELS).total.backward()
     assert images.grad.abs().sum() == 0
     assert adversarial.grad.abs().sum() > 0
+
+
+def test_an_adversary_against_the_pairing_by_kl_is_trades():
+    attack = {"images": CLEAN, "labels": LABELS, "threat": aalp.Linf(0.2), "steps": 3}
+    of_trades, of_aalp, of_at = (
+        aalp.perturb(HAND, loss=objective.inner, generator=seeded(), **attack)
+        for objective in (TRADES(), AALP(distance="kl", adversary="pairing"), AALP(distance="kl"))
+    )
+    assert of_aalp.equal(of_trades)
+    assert not of_aalp.equal(of_at)
+
+
+@pytest.mark.parametrize(
+    ("adversary", "distance"),
+    [
+        # Class 1 is ahead of class 2 by 3 + 2.2 x_2, so CE's gradient points to (1, 1): logits move by 0.2 (0, 3.2, 1).
+        ("cross-entropy", 0.149867),
+        # 0.2 (1, -1) or its opposite: they move by 0.2 (0, 2.8, 5), the furthest of all corners.
+        ("pairing", 0.437867),
+    ],
+)
+def test_what_the_adversary_moves_by_hand(adversary, distance):
+    classifier = linear_classifier([[0.0, 0.0], [3.0, 0.2], [3.0, -2.0]], [0.0, 3.0, 0.0])
+    images, inner = pixels([0.5, 0.5]), AALP(adversary=adversary).inner
+    attacked = aalp.perturb(classifier, images, torch.tensor([0]), aalp.Linf(0.2), 10, loss=inner, generator=seeded())
+    assert losses.logit_pairing(classifier(images), classifier(attacked)).item() == pytest.approx(distance, abs=2e-6)
 
 
 def test_aalp_mask_by_hand():

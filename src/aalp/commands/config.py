@@ -14,7 +14,7 @@ import torch
 
 from aalp.commands.yaml_file import check_groups, read_yaml
 from aalp.errors import AalpError, OptionError, RunError, unknown_name
-from aalp.method.aalp import Distance
+from aalp.method.aalp import Adversary, Distance
 from aalp.method.guided_dropout import GuidedDropout
 from aalp.method.objective_base import Objective
 from aalp.method.objectives import OBJECTIVES
@@ -62,6 +62,9 @@ class MethodOptions:
 
     distance: Distance | None = None
     """Distance of a pair (aalp): squared between logits (default), one-sided (no gradient through the clean ones), or kl."""
+
+    adversary: Adversary | None = None
+    """What the attack in training maximises (aalp): the cross-entropy (default), or the pairing's distance as for trades."""
 
     beta: float | None = None
     """Weight of the KL term: 6 by default for trades, 5 for mart."""

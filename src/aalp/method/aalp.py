@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from aalp.method.objective_base import (
     conflict,
     shared_cross_entropy,
 )
-from aalp.method.pgd import ImageClassifier, InnerLoss
+from aalp.method.pgd import AgainstClean, ImageClassifier, InnerLoss
 from aalp.method.sample_weights import SampleWeights, classification_boost, sample_weights
 
 Distance = Literal["squared", "one-sided", "kl"]
@@ -35,6 +35,9 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """How far apart the clean and the adversarial logits of a pair are, by name: (N, C), (N, C) -> (N,)."""
 
+Adversary = Literal["cross-entropy", "pairing"]
+"""What the attack in training maximises: CE(z', y), or the distance that the pairing minimises."""
+
 
 @dataclass(frozen=True)
 class AALP(Objective):
@@ -44,7 +47,8 @@ class AALP(Objective):
     boost_i ((1 - s) CE(z', y) + s CE(z, y)) + lambda w_i d(z, z'), d the `distance`: `squared` mean_c (z - z')^2;
     `one-sided` the same with no gradient through the clean logits; `kl` KL(p, p'). While the training progresses s goes
     from `clean_share` to `final_clean_share`, and lambda grows from 0 to `pairing_weight`: the task is learned first,
-    then how to hold it. With both modules None, the squared distance, no ramp and equal shares this is ALP.
+    then how to hold it. The `adversary` maximises CE(z', y), or d as TRADES' does (arXiv 1901.08573). With both modules
+    None, the squared distance, no ramp and equal shares this is ALP.
     """
 
     pairing_weight: float = 1.0
@@ -60,6 +64,7 @@ class AALP(Objective):
     """s at the end, in [0, 1]; in between it changes evenly."""
 
     distance: Distance = "squared"
+    adversary: Adversary = "cross-entropy"
     dropout: GuidedDropout | None = field(default_factory=GuidedDropout)
     weights: SampleWeights | None = field(default_factory=SampleWeights)
 
@@ -69,10 +74,12 @@ class AALP(Objective):
             check_share(name, getattr(self, name))
         if self.distance not in DISTANCES:
             raise OptionError(unknown_name("pairing distance", self.distance, DISTANCES))
+        if self.adversary not in get_args(Adversary):
+            raise OptionError(unknown_name("adversary", self.adversary, get_args(Adversary)))
 
     @property
     def inner(self) -> InnerLoss | None:
-        return losses.cross_entropy
+        return losses.cross_entropy if self.adversary == "cross-entropy" else AgainstClean(DISTANCES[self.distance])
 
     def pairing_weight_at(self, progress: float) -> float:
         """lambda when `progress` (0 to 1) of the training is done."""
