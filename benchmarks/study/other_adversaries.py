@@ -1,13 +1,10 @@
-"""Other adversaries and other weights tried in AALP with its schedule: `aalp` with three more values of `method.distance`.
+"""Other adversaries and other weights tried in AALP with its schedule: `aalp` with two more values of `method.distance`.
 
     python benchmarks/study/other_adversaries.py compare --config benchmarks/study/digits-adversaries.yaml \
         --run runs/digits-adversaries
 
-and so for mnist-adversary.
-
 whole     the adversary maximises all of the loss that its image is in, CE(z', y) + mean_c (z - z')^2, not the cross-entropy
           alone: pairing then sees the pairs that are furthest apart. (With AALP's schedule both terms have the weight t.)
-kl-inner  TRADES' adversary and AALP with KL: what is maximised is what the pairing minimises, KL(p, p').
 gap       each image's pairing weight is what the attack takes from its confidence, p_y(x) - p_y(x') where that is above 0,
           mean 1: pairs with something to give to the adversarial side count most, wrong clean images nothing.
 """
@@ -26,13 +23,10 @@ from aalp.method import losses, pgd
 from aalp.method.objective_base import Batch, LossParts
 from aalp.method.sample_weights import SampleWeights
 
-Distance = Literal["squared", "one-sided", "kl", "whole", "kl-inner", "gap"]
+Distance = Literal["squared", "one-sided", "kl", "whole", "gap"]
 
 WHOLE = pgd.AgainstClean(losses.logit_pairing)
 """Told from every other inner loss by its identity."""
-
-INNER: dict[str, pgd.InnerLoss] = {"whole": WHOLE, "kl-inner": pgd.AgainstClean(losses.kl_divergence)}
-"""What the adversary maximises, by the name of a distance, where it is not the cross-entropy."""
 
 
 def gap_weights(_options: SampleWeights, clean_logits: Tensor, adversarial_logits: Tensor, labels: Tensor) -> Tensor:
@@ -53,7 +47,7 @@ def patch() -> None:
         return loss(self, batch)
 
     def inner(self: method.AALP) -> pgd.InnerLoss:
-        return INNER.get(str(self.distance), losses.cross_entropy)
+        return WHOLE if str(self.distance) == "whole" else losses.cross_entropy
 
     def ascend(inner: pgd.AgainstClean, logits_of: Callable[[Tensor], Tensor], images: Tensor) -> pgd.PerImageLoss:
         distance: pgd.PerImageLoss = with_clean(inner, logits_of, images)
@@ -63,7 +57,7 @@ def patch() -> None:
 
     patched.Distance = Distance  # what the command line takes
     patched.AALP.loss, patched.AALP.inner = chosen, property(inner)
-    patched.DISTANCES |= dict.fromkeys(["whole", "gap"], losses.logit_pairing) | {"kl-inner": losses.kl_divergence}
+    patched.DISTANCES |= dict.fromkeys(["whole", "gap"], losses.logit_pairing)
     attacks._with_clean = ascend
 
 
