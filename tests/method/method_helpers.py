@@ -69,7 +69,7 @@ ALL = {
     "trades": TRADES(),
     "mart": MART(),
     "aalp": AALP(),
-    "aalp-kl": AALP(distance="kl", adversary="pairing", pairing_weight=12.0),
+    "aalp-kl": AALP(distance="kl", pairing_weight=6.0),
     "aalp-no-dropout": AALP(dropout=None),
     "aalp-no-weights": AALP(weights=None),
     "aalp-no-schedule": AALP(pairing_weight=0.5, pairing_ramp=0.0, clean_share=0.5, final_clean_share=0.5),

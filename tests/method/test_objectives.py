@@ -296,13 +296,13 @@ def test_a_mask_never_reaches_evaluation(small_classifier):
         assert not torch.equal(after, before)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, "aalp-kl-against-pairing"])
 def test_the_inner_loss_is_the_documented_one(name):
-    inner = ALL[name].inner
+    inner = (ALL | {"aalp-kl-against-pairing": AALP(distance="kl", adversary="pairing")})[name].inner
     logits, labels = torch.randn(5, 4), torch.arange(5) % 4
     if name in ("standard", "clp"):
         assert inner is None
-    elif name in ("trades", "aalp-kl"):
+    elif name in ("trades", "aalp-kl-against-pairing"):
         # KL(p, p') with the clean logits first.
         clean = torch.randn(5, 4)
         assert isinstance(inner, AgainstClean)

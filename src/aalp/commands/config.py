@@ -49,7 +49,7 @@ class MethodOptions:
     """Numbers of the objective; each applies to the objectives that have it."""
 
     pairing_weight: float | None = None
-    """lambda, weight of the pairing term: 0.5 by default for alp and clp; once its ramp is over 1 for aalp, 12 for aalp-kl."""
+    """lambda, weight of the pairing term: 0.5 by default for alp and clp; once its ramp is over 1 for aalp, 6 for aalp-kl."""
 
     pairing_ramp: float | None = None
     """Share of the training over which lambda grows from 0 (aalp); 1 by default."""
@@ -64,7 +64,7 @@ class MethodOptions:
     """Distance of a pair (aalp): squared between logits (default), one-sided (no gradient through the clean ones), or kl."""
 
     adversary: Adversary | None = None
-    """What the training attack maximises: cross-entropy (aalp's default), or a pair's distance as trades does (aalp-kl's)."""
+    """What the training attack maximises (aalp): the cross-entropy (default), or the pairing's distance as for trades."""
 
     beta: float | None = None
     """Weight of the KL term: 6 by default for trades, 5 for mart."""

@@ -162,8 +162,8 @@ OBJECTIVES: dict[str, tuple[Callable[..., Objective], frozenset[str]]] = {
     "trades": (TRADES, frozenset({"beta"})),
     "mart": (MART, frozenset({"beta"})),
     "aalp": (AALP, AALP_NUMBERS),
-    # Another distance wants another weight, and another adversary.
-    "aalp-kl": (partial(AALP, distance="kl", adversary="pairing", pairing_weight=12.0), AALP_NUMBERS - {"distance"}),
+    # Another distance wants another weight: TRADES' own.
+    "aalp-kl": (partial(AALP, distance="kl", pairing_weight=6.0), AALP_NUMBERS - {"distance"}),
     # The ablations are AALP itself with one part off.
     "aalp-no-dropout": (partial(AALP, dropout=None), AALP_NUMBERS - {"dropout"}),
     "aalp-no-weights": (partial(AALP, weights=None), AALP_NUMBERS - {"weights"}),
