@@ -49,7 +49,7 @@ def test_the_card_tells_figures_verdict_and_limits(subject: Subject) -> None:
     bare = card(subject, "onnx", ["model.onnx"], checked)
     assert "robustness is unknown. `aalp evaluate" in bare
     assert "Not audited for masked gradients" in bare
-    assert "Its numbers: clean_share 1.0, " in bare
+    assert "Its numbers: adversary cross-entropy, clean_share 1.0, " in bare
     assert ", dropout.fraction 0.8, " in bare
     assert "has not come to its end" not in bare
     early = dataclasses.replace(subject, metadata={**subject.metadata, "unfinished": "3 of 9 epochs"})
