@@ -1,12 +1,12 @@
-"""Other adversaries and other weights tried in AALP with its schedule: `aalp` with two more values of `method.distance`.
+"""Another adversary and other weights tried in AALP with its schedule: `aalp` with two more values of `method.distance`.
 
     python benchmarks/study/other_adversaries.py compare --config benchmarks/study/digits-adversaries.yaml \
         --run runs/digits-adversaries
 
-whole     the adversary maximises all of the loss that its image is in, CE(z', y) + mean_c (z - z')^2, not the cross-entropy
-          alone: pairing then sees the pairs that are furthest apart. (With AALP's schedule both terms have the weight t.)
-gap       each image's pairing weight is what the attack takes from its confidence, p_y(x) - p_y(x') where that is above 0,
-          mean 1: pairs with something to give to the adversarial side count most, wrong clean images nothing.
+whole   the adversary maximises all of the loss that its image is in, CE(z', y) + mean_c (z - z')^2, not the cross-entropy
+        alone: pairing then sees the pairs that are furthest apart. (With AALP's schedule both terms have the weight t.)
+gap     each image's pairing weight is what the attack takes from its confidence, p_y(x) - p_y(x') where that is above 0,
+        mean 1: pairs with something to give to the adversarial side count most, wrong clean images nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def gap_weights(_options: SampleWeights, clean_logits: Tensor, adversarial_logit
 
 
 def patch() -> None:
-    """Put them into `aalp`, by the name of a distance."""
+    """Put both into `aalp`, by the name of a distance."""
     patched: Any = method
     attacks: Any = pgd
     loss, ordinary, with_clean = method.AALP.loss, patched.sample_weights, attacks._with_clean

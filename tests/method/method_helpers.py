@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from aalp.method.aalp import AALP
+from aalp.method.objective_base import Objective
 from aalp.method.objectives import ALP, AT, CLP, MART, OBJECTIVES, TRADES, Standard
 from aalp.models.classifier import Classifier
 
@@ -58,6 +60,12 @@ LN3 = math.log(3)
 HAND = linear_classifier([[LN3, 0.0], [0.0, LN3]])
 CLEAN, ADVERSARIAL = pixels([1.0, 0.0], [1.0, 0.0]), pixels([0.0, 0.0], [0.0, 0.0])
 LABELS = torch.tensor([0, 1])
+
+
+def total_for(objective: Objective, label: int, **settings: Any) -> float:
+    """The loss of the first pair, taken for `label`."""
+    return objective(HAND, CLEAN[:1], ADVERSARIAL[:1], torch.tensor([label]), **settings).total.item()
+
 
 constant_aalp = OBJECTIVES["aalp-no-schedule"][0]  # ALP's pairing weight and clean share throughout
 
