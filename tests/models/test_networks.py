@@ -95,6 +95,23 @@ def test_images_too_small_for_the_small_cnn_are_refused(shape):
         SmallCNN(10, shape)
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8)])
+def test_the_small_cnn_pools_before_its_relu_and_is_the_original_to_the_bit(shape):
+    torch.manual_seed(0)
+    network = SmallCNN(10, shape)
+    first, second, third, fourth = (layer for layer in network.convolutions if isinstance(layer, nn.Conv2d))
+    images = torch.rand(3, *shape, requires_grad=True)
+    maps = F.max_pool2d(F.relu(second(F.relu(first(images)))), 2)
+    maps = F.max_pool2d(F.relu(fourth(F.relu(third(maps)))), 2)
+    original, ours = network.logits(network.hidden(maps.flatten(1))), network(images)
+    assert torch.equal(ours, original)
+    wanted = [images, *network.parameters()]
+    for one, other in zip(
+        *(torch.autograd.grad(logits.logsumexp(1).sum(), wanted) for logits in (ours, original)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
 def test_the_small_cnn_features_are_hidden_units():
     network = SmallCNN(7, (1, 8, 8), hidden=12)
     assert network.logits.in_features == 12

@@ -11,7 +11,8 @@ class SmallCNN(nn.Module):
     """Four 3x3 convolutions (32, 32, 64, 64), two poolings, two hidden layers of 200 units, logits.
 
     28x28 images and larger go through unpadded convolutions as in the original; smaller ones are padded,
-    so that a map remains to pool.
+    so that a map remains to pool. Maps are pooled before the ReLU, not after it as there: the largest is the largest either
+    way, gradients are the same to the bit, and the ReLU has a quarter of the work.
 
     Args:
         num_classes: C.
@@ -27,15 +28,15 @@ class SmallCNN(nn.Module):
         padding = 1 if min(height, width) < 28 else 0
         self.convolutions = nn.Sequential(
             nn.Conv2d(channels, 32, 3, padding=padding),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(32, 32, 3, padding=padding),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(inplace=True),
             nn.Conv2d(32, 64, 3, padding=padding),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(64, 64, 3, padding=padding),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(inplace=True),
             nn.Flatten(),
         )
         rows, columns = (_pooled(size, padding) for size in (height, width))
