@@ -14,7 +14,6 @@ import copy
 import statistics
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,13 +27,10 @@ from aalp.commands.tables import text_table
 from aalp.method.losses import cross_entropy
 from aalp.method.pgd import ImageClassifier, evaluating, perturb
 from aalp.method.threat import Linf
-from aalp.models import preact_resnet as preact_resnet_module
+from aalp.models import folding_in_place, preact_resnet
 from aalp.models.folding_in_place import folded_norms
 from aalp.store.records import write_record
 from aalp.training.host_memory import keep_freed_memory
-
-preact_resnet: Any = preact_resnet_module
-"""Of which names are replaced here."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +77,26 @@ def measure(model: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def attacks(bench: Bench) -> dict[str, Work]:
-    def attack(threat: Linf, fold: bool = True, mixed: bool = True, piece: int | None = None, in_place: bool = False) -> Work:
+    def attack(threat: Linf, fold: bool = True, mixed: bool = True, piece: int | None = None) -> Work:
         def work() -> None:
             classifier, count = bench.ours_model, piece or bench.batch
-            before = preact_resnet.F
-            if in_place:
-                preact_resnet.F = SimpleNamespace(relu=partial(F.relu, inplace=True))
+            for images, labels in zip(bench.images.split(count), bench.labels.split(count), strict=True):
+                with (
+                    folded_norms(classifier) if fold else nullcontext(),
+                    bench.fabric.autocast() if mixed else nullcontext(),
+                ):
+                    perturb(classifier, images, labels, threat, bench.steps)
+
+        return work
+
+    def with_other(module: Any, name: str, other: Any) -> Work:
+        def work() -> None:
+            before = getattr(module, name)
+            setattr(module, name, other)
             try:
-                for images, labels in zip(bench.images.split(count), bench.labels.split(count), strict=True):
-                    with (
-                        folded_norms(classifier) if fold else nullcontext(),
-                        bench.fabric.autocast() if mixed else nullcontext(),
-                    ):
-                        perturb(classifier, images, labels, threat, bench.steps)
+                as_it_is()
             finally:
-                preact_resnet.F = before
+                setattr(module, name, before)
 
         return work
 
@@ -131,14 +132,16 @@ def attacks(bench: Bench) -> dict[str, Work]:
             perturb(compiled, bench.images, bench.labels, linf, bench.steps)
 
     linf = Linf(bench.eps)
+    as_it_is = attack(linf)
     works = {
-        "as it is": attack(linf),
+        "as it is": as_it_is,
         "BatchNorm unfolded": attack(linf, fold=False),
         "projection in three passes": attack(InThreePasses(bench.eps)),
         "gradients of the weights as well": with_weight_gradients,
         "float32": attack(linf, mixed=False),
         "pieces of 32 images": attack(linf, piece=32),
-        "ReLU in place": attack(linf, in_place=True),
+        "ReLU in new memory": with_other(preact_resnet, "F", SimpleNamespace(relu=lambda maps, inplace: F.relu(maps))),
+        "BatchNorm before ReLU keeps its scale": with_other(folding_in_place, "foldable_ahead", lambda network: []),
         "torch.compile, BatchNorm unfolded": by_the_compiler,
     }
     works = {name: in_channels_last(work) for name, work in works.items()}

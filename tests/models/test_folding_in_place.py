@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations
 from aalp.method.pgd import perturb
 from aalp.method.threat import Linf
 from aalp.models.classifier import Classifier
-from aalp.models.folding_in_place import check_folding, foldable, folded_norms
-from aalp.models.preact_resnet import thin_resnet
+from aalp.models.folding_in_place import check_folding, foldable, foldable_ahead, folded_norms
+from aalp.models.preact_resnet import PreActBlock, thin_resnet
 
 
 def sequential(bias: bool = True, affine: bool = True) -> nn.Sequential:
@@ -25,7 +25,7 @@ def sequential(bias: bool = True, affine: bool = True) -> nn.Sequential:
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "thin-resnet": (lambda: thin_resnet(5, 3), 4),
+    "thin-resnet": (lambda: thin_resnet(5, 3), 4 + 3),  # of one block's first norm a scale is negative
     "sequential": (sequential, 1),
     "no bias": (lambda: sequential(bias=False), 1),
     "not affine": (lambda: sequential(affine=False), 1),
@@ -105,6 +105,47 @@ def test_a_convolution_and_its_norm_by_hand() -> None:
             # 2 (3 x + 1 - 4) / 4 + 5 = 1.5 x + 3.5
             assert (float(conv.weight), float(conv.bias)) == (1.5, 3.5)
             assert float(network(torch.full((1, 1, 1, 1), 2.0))) == 6.5
+
+
+def test_a_norm_leaves_its_scale_to_the_convolutions_after_the_relu_by_hand() -> None:
+    block = PreActBlock(1, 2, 1).eval()
+    assert block.shortcut is not None
+    with torch.no_grad():
+        for value, parameter in ((2.0, block.norm1.weight), (5.0, block.norm1.bias), (3.0, block.shortcut.weight)):
+            parameter.fill_(value)
+        block.norm1.eps = 0.0
+        block.norm1.running_mean.fill_(4.0)
+        block.norm1.running_var.fill_(16.0)
+        conv1 = block.conv1.weight * block.norm2.weight.view(-1, 1, 1, 1) / (1 + block.norm2.eps) ** 0.5
+        with folded_norms(block) as count:
+            assert count == 2
+            # 2 (x - 4) / 4 + 5 = 0.5 (x + 6)
+            assert torch.equal(block.norm1(torch.full((1, 1, 1, 1), -2.0)), torch.full((1, 1, 1, 1), 4.0))
+            assert torch.equal(block.shortcut.weight, torch.full((2, 1, 1, 1), 1.5))
+            torch.testing.assert_close(block.conv1.weight.detach(), 0.5 * conv1)
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 1e-6])
+def test_a_norm_with_a_scale_that_does_not_come_out_of_a_relu_keeps_it(scale: float) -> None:
+    block = PreActBlock(3, 3, 1).eval()
+    block.norm1.weight.data[1] = scale
+    assert foldable_ahead(block) == []
+    block.norm1.weight.data[1] = 1.0
+    assert len(foldable_ahead(block)) == 1
+
+
+def test_a_norm_whose_convolution_is_looked_at_or_used_elsewhere_keeps_its_scale() -> None:
+    torch.manual_seed(0)
+    looked_at, twice = PreActBlock(3, 3, 1).eval(), nn.Sequential(PreActBlock(3, 3, 1), PreActBlock(3, 3, 1)).eval()
+    looked_at.conv1.register_forward_pre_hook(lambda _module, inputs: inputs)
+    twice[1].conv1 = twice[0].conv1
+    assert foldable_ahead(looked_at) == foldable_ahead(twice) == []
+
+
+def test_bfloat16_maps_stay_bfloat16_behind_a_folded_norm() -> None:
+    block = PreActBlock(3, 3, 1).eval()
+    with folded_norms(block):
+        assert block.norm1(torch.rand(1, 3, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_everything_is_as_it_was_afterwards_also_after_an_error() -> None:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from aalp.models.catalog import build
 from aalp.models.inference_copy import folded, in_bfloat16
@@ -31,7 +35,8 @@ def test_folding_keeps_logits_and_gradients_and_the_network_itself() -> None:
     copy = folded(network, images.detach())
     assert network.training
     assert all(torch.equal(values, before[name]) for name, values in network.state_dict().items())
-    assert (norms(network), norms(copy)) == (9, 5)  # each block's second one follows a convolution; the others a sum
+    # Each block's second one follows a convolution, the first one's ReLU goes into convolutions; the last goes into the head.
+    assert (norms(network), norms(copy)) == (9, 1)
     network.eval()
     ours, theirs = copy(images), network(images)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -56,6 +61,68 @@ def test_a_linear_is_folded_by_hand() -> None:
     copy = folded(nn.Sequential(linear, norm), torch.tensor([[1.0], [2.0]]))
     assert norms(copy) == 0
     assert copy(torch.tensor([[2.0]])).item() == pytest.approx(19.5)
+
+
+class Ahead(nn.Module):
+    """A norm that follows no convolution, a ReLU after it, and what takes that."""
+
+    def __init__(self, relu: Callable[[Tensor], Tensor], after: Callable[[nn.Module, Tensor], Tensor], groups: int = 1) -> None:
+        super().__init__()
+        self.norm, self.relu, self.after = nn.BatchNorm2d(4), relu, after
+        self.one, self.other = nn.Conv2d(4, 4, 3, padding=1, groups=groups), nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.after(self, self.relu(self.norm(images))).flatten(1)
+
+
+def both(network: Any, maps: Tensor) -> Tensor:
+    logits: Tensor = network.one(maps) + network.other(maps)
+    return logits
+
+
+RELUS: dict[str, Callable[[Tensor], Tensor]] = {
+    "module": nn.ReLU(),
+    "function": functional.relu,
+    "torch": torch.relu,
+    "method": lambda maps: maps.relu(),
+    "in place": lambda maps: maps.relu_(),
+}
+
+
+@pytest.mark.parametrize("relu", RELUS)
+def test_a_norm_before_a_relu_leaves_its_scale_to_all_convolutions_after_it(relu: str) -> None:
+    torch.manual_seed(0)
+    network, images = moved(Ahead(RELUS[relu], both)), torch.randn(3, 4, 5, 5)
+    copy = folded(network, images)
+    assert norms(copy) == 0
+    torch.testing.assert_close(copy(images), network.eval()(images))
+
+
+KEEPING: dict[str, nn.Module] = {
+    "another activation": Ahead(functional.gelu, both),
+    "seen before the convolution": Ahead(functional.relu, lambda network, maps: both(network, maps) + maps),
+    "a convolution in groups": Ahead(functional.relu, both, groups=2),
+    "a convolution of other maps, too": Ahead(
+        functional.relu, lambda network, maps: both(network, maps) + network.one(maps * 2)
+    ),
+    "no convolution": Ahead(functional.relu, lambda _network, maps: maps),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_a_norm_whose_scale_would_reach_something_else_is_left(name: str) -> None:
+    torch.manual_seed(0)
+    network, images = moved(KEEPING[name]), torch.randn(3, 4, 5, 5)
+    copy = folded(network, images)
+    assert norms(copy) == 1
+    torch.testing.assert_close(copy(images), network.eval()(images))
+
+
+def test_a_norm_with_a_negative_scale_is_left() -> None:
+    torch.manual_seed(0)
+    network, images = moved(Ahead(functional.relu, both)), torch.randn(3, 4, 5, 5)
+    network.norm.weight.data[2] = -1.0  # type: ignore[union-attr, operator]
+    assert norms(folded(network, images)) == 1
 
 
 class Shared(nn.Module):

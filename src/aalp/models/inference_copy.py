@@ -1,4 +1,4 @@
-"""Frozen copies of a network to search by: BatchNorm folded into the layer before it, weights in a shorter number format.
+"""Frozen copies of a network to search by: BatchNorm folded into its neighbours, weights in a shorter number format.
 
 The pairs are found by tracing, in any network that can be traced. Tracing and comparing the logits takes several
 passes, which an evaluation pays once and a training would pay at every step, since the weights have changed: the
@@ -8,9 +8,11 @@ training attack folds in place instead (`folding_in_place.py`).
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
@@ -19,13 +21,37 @@ from aalp.models.classifier import copied
 TOLERANCE = 1e-4
 """Largest change of a logit, in units of the logits' spread, that counts as rounding."""
 
+LEAST_SCALE = 1e-3
+"""Smallest scale of a BatchNorm, in units of its largest, that is taken out of a ReLU: its shift is divided by it."""
+
+RELUS = (functional.relu, torch.relu, "relu", "relu_")
+"""ReLU as a function or a method of what it takes."""
+
+
+class Shift(nn.Module):
+    """What is left of a BatchNorm whose scale has gone into the convolutions after it.
+
+    Args:
+        by: (C,) what is added to each map.
+    """
+
+    by: Tensor
+
+    def __init__(self, by: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("by", by.view(-1, 1, 1))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps + self.by.to(maps.dtype)
+
 
 @torch.no_grad()
 def folded(network: nn.Module, images: Tensor) -> nn.Module:
-    """A frozen copy in evaluation mode with every BatchNorm that directly follows a convolution or a Linear folded into it.
+    """A frozen copy in evaluation mode with every BatchNorm folded that has a neighbour to be folded into.
 
-    A network that cannot be traced, or whose traced copy gives other logits (one that draws random numbers does), is
-    copied as it is: folding makes passes cheaper and changes nothing else.
+    One that directly follows a convolution or a Linear goes into that; of one that goes through a ReLU into convolutions
+    alone these take the scale. A network that cannot be traced, or whose traced copy gives other logits (one that draws
+    random numbers does), is copied as it is: folding makes passes cheaper and changes nothing else.
 
     Args:
         images: (N, ...) what the network takes, to compare the logits on.
@@ -34,6 +60,8 @@ def folded(network: nn.Module, images: Tensor) -> nn.Module:
     try:
         traced = fx.symbolic_trace(copy.deepcopy(plain))
         _fold(traced)
+        _fold_ahead(traced)
+        traced.requires_grad_(False)
         same = same_logits(traced(images), plain(images))
     except Exception:  # any network is traced here, and its own code may object in any way
         return plain
@@ -75,7 +103,43 @@ def _fold(traced: fx.GraphModule) -> None:
         traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     traced.recompile()
-    traced.requires_grad_(False)
+
+
+def _fold_ahead(traced: fx.GraphModule) -> None:
+    modules, uses = dict(traced.named_modules()), Counter(str(node.target) for node in traced.graph.nodes)
+    for node in traced.graph.nodes:
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(norm) is not nn.BatchNorm2d or uses[node.target] > 1 or len(node.users) != 1:
+            continue
+        (relu,) = node.users
+        if not (isinstance(modules.get(str(relu.target)), nn.ReLU) if relu.op == "call_module" else relu.target in RELUS):
+            continue
+        after = [modules.get(str(user.target)) if user.op == "call_module" else None for user in relu.users]
+        convolutions = [layer for layer in after if type(layer) is nn.Conv2d and layer.groups == 1]
+        taken_out = out_of_relu(norm)
+        if taken_out is None or len(convolutions) < len(after) or any(uses[str(user.target)] > 1 for user in relu.users):
+            continue
+        scale, shift = taken_out
+        for convolution in convolutions:
+            convolution.weight.data *= scale.view(1, -1, 1, 1)
+        traced.set_submodule(str(node.target), Shift(shift))
+
+
+def out_of_relu(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor] | None:
+    """A scale and a shift, each (C,), with relu(norm(x)) = scale relu(x + shift); None where there are none.
+
+    In evaluation mode a BatchNorm is g (x - m) / s + h with s^2 = v + epsilon, and a positive factor comes out of a ReLU.
+    The backward pass of what is left, x + shift, costs nothing.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        return None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach()
+    if not bool(scale.amin() > LEAST_SCALE * scale.amax()):
+        return None
+    shift = -norm.running_mean if norm.bias is None else norm.bias.detach() / scale - norm.running_mean
+    return scale, shift
 
 
 def same_logits(logits: Tensor, others: Tensor) -> bool:
