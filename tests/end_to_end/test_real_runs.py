@@ -30,21 +30,21 @@ def aalp(*words):
 
 def test_digits_trained_by_aalp_stand_up_to_all_of_autoattack(tmp_path):
     done = aalp(
-        *("train", "--config", "digits", "--training.epochs", 25, "--run", tmp_path / "run"),
+        *("train", "--config", "digits", "--training.epochs", 12, "--run", tmp_path / "run"),
         *("--evaluate", "true", "--evaluation.images", 16),
     )
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run/evaluations/test.json").read_text())
     assert [part["name"] for part in record["attacks"][-1]["parts"]] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    # 40 epochs reach 0.98 / 0.74; a broken defence would be near 0, a broken attack near the clean accuracy.
-    assert record["clean"] >= 0.9
-    assert 0.4 <= record["robust"] <= record["clean"]
+    # 12 epochs reach 0.95 / 0.63 of 300 images, of which 16 say little; a broken defence would be near 0.
+    assert record["clean"] >= 0.75
+    assert 0.3 <= record["robust"] <= record["clean"]
     assert "worst case" in done.stdout
     assert (tmp_path / "run/evaluations/test.parquet").is_file()
 
 
 def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_weights(tmp_path):
-    options = ("--config", "digits", "--training.epochs", 3, "--objective", "at")
+    options = ("--config", "digits", "--training.epochs", 3, "--attack.steps", 3, "--objective", "at")
     whole = aalp("train", *options, "--run", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
@@ -77,8 +77,8 @@ def assert_same_tensors(one, other):
 def test_mnist_from_an_npz_file_trains_and_is_attacked(tmp_path):
     done = aalp(
         *("train", "--config", "mnist", "--data", f"npz:{SHARED / 'mnist.npz'}", "--run", tmp_path / "run"),
-        *("--objective", "standard", "--training.epochs", 1, "--training.batch_size", 256, "--data_options.validation", 100),
-        *("--training.ema", 0.9),
+        *("--objective", "standard", "--training.epochs", 1, "--training.batch_size", 64, "--training.ema", 0.9),
+        *("--data_options.images", 12_000, "--data_options.validation", 100),
         *("--evaluate", "true", "--evaluation.images", 32, "--evaluation.attacks", "fgsm,pgd-20"),
     )
     assert done.returncode == 0, done.stderr
