@@ -30,15 +30,15 @@ def aalp(*words):
 
 def test_digits_trained_by_aalp_stand_up_to_all_of_autoattack(tmp_path):
     done = aalp(
-        *("train", "--config", "digits", "--training.epochs", 12, "--run", tmp_path / "run"),
+        *("train", "--config", "digits", "--training.epochs", 25, "--run", tmp_path / "run"),
         *("--evaluate", "true", "--evaluation.images", 16),
     )
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run/evaluations/test.json").read_text())
     assert [part["name"] for part in record["attacks"][-1]["parts"]] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    # 12 epochs reach 0.95 / 0.63 of 300 images, of which 16 say little; a broken defence would be near 0.
-    assert record["clean"] >= 0.75
-    assert 0.3 <= record["robust"] <= record["clean"]
+    # 40 epochs reach 0.98 / 0.74; a broken defence would be near 0, a broken attack near the clean accuracy.
+    assert record["clean"] >= 0.9
+    assert 0.4 <= record["robust"] <= record["clean"]
     assert "worst case" in done.stdout
     assert (tmp_path / "run/evaluations/test.parquet").is_file()
 
