@@ -120,8 +120,9 @@ def test_a_norm_whose_scale_would_reach_something_else_is_left(name: str) -> Non
 
 def test_a_norm_with_a_negative_scale_is_left() -> None:
     torch.manual_seed(0)
-    network, images = moved(Ahead(functional.relu, both)), torch.randn(3, 4, 5, 5)
-    network.norm.weight.data[2] = -1.0  # type: ignore[union-attr, operator]
+    network, images = Ahead(functional.relu, both), torch.randn(3, 4, 5, 5)
+    moved(network)
+    network.norm.weight.data[2] = -1.0
     assert norms(folded(network, images)) == 1
 
 

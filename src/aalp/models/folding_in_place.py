@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from aalp.method.pgd import evaluating
 from aalp.models.classifier import Classifier, copied
-from aalp.models.inference_copy import Shift, out_of_relu, same_logits
+from aalp.models.inference_copy import Shift, out_of_relu, same_logits, scale_of
 
 PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
     "aalp.models.preact_resnet.PreActBlock": (("conv1", "norm2"),),
@@ -42,7 +42,7 @@ FOLDS = "norms_fold"
 
 @contextmanager
 def folded_norms(network: nn.Module) -> Iterator[int]:
-    """Inside the block, known pairs of convolution and BatchNorm run as one convolution, in either order; after it, as before.
+    """Inside the block, known BatchNorms are folded into the convolutions beside them; after it, all is as before.
 
     For a network in evaluation mode whose weights do not change inside the block; the outputs are the same up to
     rounding. The weights themselves, their gradients and the statistics are not touched.
@@ -116,6 +116,8 @@ def foldable_ahead(network: nn.Module) -> list[tuple[nn.BatchNorm2d, list[nn.Con
 
     On a CPU alone: whether every scale is positive is something a GPU would be waited for, in every step.
     """
+    if any(parameter.device.type != "cpu" for parameter in network.parameters()):
+        return []
     uses = _uses(network)
     found = []
     for module in network.modules():
@@ -123,8 +125,7 @@ def foldable_ahead(network: nn.Module) -> list[tuple[nn.BatchNorm2d, list[nn.Con
         norm = getattr(module, norm_name, None)
         convs = [conv for conv in (getattr(module, name) for name in conv_names) if conv is not None]
         if type(norm) is nn.BatchNorm2d and all(type(conv) is nn.Conv2d for conv in convs):
-            on_cpu = convs[0].weight.device.type == "cpu"
-            taken_out = out_of_relu(norm) if on_cpu and all(_is_plain(part, uses) for part in (norm, *convs)) else None
+            taken_out = out_of_relu(norm) if all(_is_plain(part, uses) for part in (norm, *convs)) else None
             if taken_out is not None:
                 found.append((norm, convs, *taken_out))
     return found
@@ -156,10 +157,7 @@ def _candidates(module: nn.Module) -> list[tuple[object, object]]:
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The filters and the bias (C,) that do both: g (w x + b - m) / s + h with s^2 = v + epsilon."""
     assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight
+    scale = scale_of(norm)
     shift = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
     bias = -shift * scale if norm.bias is None else norm.bias - shift * scale
     return conv.weight * scale.view(-1, 1, 1, 1), bias

@@ -79,7 +79,7 @@ def in_bfloat16(network: nn.Module) -> nn.Module:
 
 
 def _fold(traced: fx.GraphModule) -> None:
-    modules = dict(traced.named_modules())
+    modules, uses = dict(traced.named_modules()), _uses(traced)
     for node in list(traced.graph.nodes):
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(norm, _BatchNorm):
@@ -89,7 +89,7 @@ def _fold(traced: fx.GraphModule) -> None:
             continue
         layer = modules[str(before.target)]
         # A layer that runs twice has two outputs, and only one of them goes through this BatchNorm.
-        if sum(other.target == before.target for other in traced.graph.nodes) > 1:
+        if uses[str(before.target)] > 1:
             continue
         if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             fused: nn.Module = fuse_conv_bn_eval(layer, norm)
@@ -106,7 +106,7 @@ def _fold(traced: fx.GraphModule) -> None:
 
 
 def _fold_ahead(traced: fx.GraphModule) -> None:
-    modules, uses = dict(traced.named_modules()), Counter(str(node.target) for node in traced.graph.nodes)
+    modules, uses = dict(traced.named_modules()), _uses(traced)
     for node in traced.graph.nodes:
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
         if type(norm) is not nn.BatchNorm2d or uses[node.target] > 1 or len(node.users) != 1:
@@ -125,17 +125,26 @@ def _fold_ahead(traced: fx.GraphModule) -> None:
         traced.set_submodule(str(node.target), Shift(shift))
 
 
+def _uses(traced: fx.GraphModule) -> Counter[str]:
+    """How often each layer runs, by name."""
+    return Counter(str(node.target) for node in traced.graph.nodes)
+
+
+def scale_of(norm: nn.BatchNorm2d) -> Tensor:
+    """g / s (C,) of a BatchNorm with statistics in evaluation mode, g (x - m) / s + h with s^2 = v + epsilon."""
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    return scale if norm.weight is None else scale * norm.weight.detach()
+
+
 def out_of_relu(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor] | None:
     """A scale and a shift, each (C,), with relu(norm(x)) = scale relu(x + shift); None where there are none.
 
-    In evaluation mode a BatchNorm is g (x - m) / s + h with s^2 = v + epsilon, and a positive factor comes out of a ReLU.
-    The backward pass of what is left, x + shift, costs nothing.
+    A positive factor comes out of a ReLU. The backward pass of what is left, x + shift, costs nothing.
     """
-    if norm.running_mean is None or norm.running_var is None:
+    if norm.running_mean is None:
         return None
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach()
+    scale = scale_of(norm)
     if not bool(scale.amin() > LEAST_SCALE * scale.amax()):
         return None
     shift = -norm.running_mean if norm.bias is None else norm.bias.detach() / scale - norm.running_mean

@@ -22,7 +22,7 @@ class PreActBlock(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes_shape else None
 
     def forward(self, images: Tensor) -> Tensor:
-        # In place what no layer needs for its gradient: fresh memory costs a CPU as much as the sum itself.
+        # In place what no layer needs for its gradient, so that less memory is passed over.
         activated = F.relu(self.norm1(images), inplace=True)
         # As in the original: a shortcut that changes the shape starts from the activated input.
         shortcut = images if self.shortcut is None else self.shortcut(activated)
