@@ -14,7 +14,7 @@ demo: .venv/installed
 
 # Side by side, as each test uses one core; a file's tests stay together, as they share what it prepares.
 test: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

@@ -48,6 +48,12 @@ TINY_TRAINING = (
 Arrays = dict[str, np.ndarray]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, as `--no-loadscope-reorder` keeps them: one that is begun last leaves other cores idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_arrays() -> Callable[..., Arrays]:
     """Makes x_train, y_train, x_test, y_test: noisy 8x8 images in which each class lights another pair of rows."""

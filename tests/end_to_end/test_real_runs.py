@@ -13,6 +13,8 @@ import pytest
 
 from aalp.store.checkpoint import read_tensors
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the real MNIST and CIFAR-10 files are not beside this checkout (../shared/data)"
@@ -44,7 +46,8 @@ def test_digits_trained_by_aalp_stand_up_to_all_of_autoattack(tmp_path):
 
 
 def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_weights(tmp_path):
-    options = ("--config", "digits", "--training.epochs", 3, "--attack.steps", 3, "--objective", "at")
+    options = ("--config", "digits", "--objective", "at", "--attack.steps", 3)
+    options += ("--data_options.images", 400, "--training.epochs", 3)
     whole = aalp("train", *options, "--run", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
