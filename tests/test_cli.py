@@ -51,6 +51,13 @@ def test_what_only_tells_something_loads_next_to_nothing(words: list[str]) -> No
     assert int(modules) < 220, "a fifth of what torch alone would load is too many"
 
 
+def test_a_verb_that_does_not_train_loads_nothing_of_training() -> None:
+    verbs = ", ".join(f"aalp.commands.{verb}" for verb in ("evaluate", "audit", "analyze", "report", "export", "data"))
+    code = f"import sys, {verbs}; print(sorted({{'lightning_fabric', 'torch._dynamo', 'scipy.stats'}} & set(sys.modules)))"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout == "[]\n", "these take seconds to import"
+
+
 def test_bad_input_to_the_module_gives_its_exit_code_and_one_line() -> None:
     process = subprocess.run([sys.executable, "-m", "aalp", "evalute"], capture_output=True, text=True)
     assert (process.returncode, process.stdout) == (2, "")

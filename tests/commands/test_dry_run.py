@@ -12,9 +12,9 @@ import yaml
 from test_cli import parsed
 
 from aalp.cli import main
-from aalp.commands import dry_run
+from aalp.commands import dry_run, training_cost
 from aalp.commands.config import to_plain
-from aalp.commands.dry_run import attack_passes, audit_cost, evaluation_cost, training_cost
+from aalp.commands.dry_run import attack_passes, audit_cost, evaluation_cost
 from aalp.data.split import ResidentSplit
 from aalp.evaluation.attack_gates import QUICK
 from aalp.method.threat import Linf
@@ -150,9 +150,9 @@ def test_steps_and_times_of_training_by_hand(fit_plan: Any, monkeypatch: pytest.
             probe.tick(1, 1, 0.0)
         probe.report({})
 
-    monkeypatch.setattr(dry_run, "fit", fit)
-    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: next(clock))
-    cost = training_cost(plan, done=4)
+    monkeypatch.setattr(training_cost, "fit", fit)
+    monkeypatch.setattr(training_cost.time, "perf_counter", lambda: next(clock))
+    cost = training_cost.training_cost(plan, done=4)
     assert (cost["steps"], cost["validations"]) == (16, 4)
     assert (cost["step_seconds"], cost["validation_seconds"]) == (2.0, 3.0)
     assert cost["minutes"] == pytest.approx((16 * 2 + 4 * 3) / 60)

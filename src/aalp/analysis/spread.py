@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from scipy import stats
+from scipy import special
 
 
 def spread(values: Sequence[float], step: float = 0.0) -> dict[str, float | None]:
@@ -25,7 +25,7 @@ def spread(values: Sequence[float], step: float = 0.0) -> dict[str, float | None
         return {"mean": mean, "deviation": None, "low": None, "high": None}
     deviation = statistics.stdev(values)
     scatter = step / math.sqrt(len(values)) if all_equal(values) else deviation
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * scatter / math.sqrt(len(values))
+    half = float(special.stdtrit(len(values) - 1, 0.975)) * scatter / math.sqrt(len(values))
     return {"mean": mean, "deviation": deviation, "low": mean - half, "high": mean + half}
 
 

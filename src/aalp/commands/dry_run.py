@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,68 +13,16 @@ import yaml
 from aalp.commands.config import device, to_plain
 from aalp.commands.console import print_out
 from aalp.data.split import Split, as_float
-from aalp.errors import InterruptedRunError
 from aalp.evaluation.attack_gates import Effort
 from aalp.evaluation.autoattack import STANDARD
 from aalp.evaluation.foreign_attacks import is_foreign
 from aalp.method.pgd import evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
-from aalp.store.run import RunDirectory
-from aalp.training.loop import fit
-from aalp.training.plan import Fit, steps_per_epoch
 
 PROBE_STEPS = 10
-PROBE_VALIDATION = 500
-"""Validation images in the probe: one batch of the training loop's validation."""
-
 Passes = tuple[int, int]
 """Passes of one image through a network for an attack: forward and backward, and forward alone."""
-
-
-def training_cost(plan: Fit, done: int = 0) -> dict[str, Any]:
-    """What a training run would cost, from ten steps of the real loop and one validation, in a folder that is removed.
-
-    Args:
-        done: steps that a resumed run has behind it.
-    """
-    size, per_epoch = plan.options.batch_size, steps_per_epoch(plan.train, plan.options.batch_size)
-    steps, checked = min(PROBE_STEPS, per_epoch), min(PROBE_VALIDATION, len(plan.validation))
-    times: list[float] = []
-
-    def note(*_: object) -> None:
-        times.append(time.perf_counter())
-
-    # The loop's own options but for the learning rate, so that a schedule pressed into ten steps cannot diverge.
-    options = replace(plan.options, epochs=1, lr=1e-9)
-    with tempfile.TemporaryDirectory() as folder:
-        probe = replace(
-            plan,
-            run=RunDirectory(Path(folder)),
-            train=plan.train.subset(torch.arange(steps * size)),
-            validation=plan.validation.subset(torch.arange(checked)),
-            options=options,
-            tick=note,
-            report=note,
-        )
-        try:
-            fit(probe)
-        except InterruptedRunError as error:  # there is no run to go on with
-            raise KeyboardInterrupt from error
-    laps = [after - before for before, after in pairwise(times)]
-    step = statistics.median(laps[:-1]) if len(laps) > 1 else laps[-1]
-    validation = laps[-1] * len(plan.validation) / max(1, checked)
-    total = per_epoch * plan.options.epochs
-    epochs = plan.options.epochs - done // per_epoch
-    seconds = (total - done) * step + epochs * validation
-    return {
-        "steps": total - done,
-        "step_seconds": step,
-        "validations": epochs,
-        "validation_seconds": validation,
-        "minutes": seconds / 60,
-        **_memory(),
-    }
 
 
 def evaluation_cost(
@@ -109,7 +52,7 @@ def evaluation_cost(
         "minutes": sum(minutes.values()),
         "attacks": minutes,
         "not_estimated": unknown,
-        **_memory(),
+        **memory(),
     }
 
 
@@ -122,7 +65,7 @@ def audit_cost(
     # the transferred one and the unbounded one on two losses.
     backward_passes = 7 * effort.steps + effort.restarts * effort.restart_steps + 7 * effort.adaptive_steps
     seconds = count * right * (backward_passes * gradient + (effort.noises + effort.queries) * forward)
-    return {"images": count, "at_most": True, "minutes": seconds / 60, **_memory()}
+    return {"images": count, "at_most": True, "minutes": seconds / 60, **memory()}
 
 
 def attack_passes(name: str, classes: int) -> Passes:
@@ -198,7 +141,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _memory() -> dict[str, float]:
+def memory() -> dict[str, float]:
     """The most memory used so far: of the device, or of this process where there is none."""
     if torch.cuda.is_available():
         return {"memory_gigabytes": torch.cuda.max_memory_allocated() / 1e9}

@@ -11,10 +11,11 @@ from lightning_fabric.loggers.logger import Logger
 
 from aalp.commands.config import EvaluationOptions, build_objective, method_numbers, split_names
 from aalp.commands.console import Display, command_line
-from aalp.commands.dry_run import evaluation_cost, training_cost
+from aalp.commands.dry_run import evaluation_cost
 from aalp.commands.evaluate import evaluate_model
 from aalp.commands.loading import load_model
 from aalp.commands.opening import whole_split
+from aalp.commands.training_cost import training_cost
 from aalp.data.sources import Source
 from aalp.data.split import resident_bytes
 from aalp.distributed import ALONE, Ranks
