@@ -126,6 +126,36 @@ def test_a_norm_with_a_negative_scale_is_left() -> None:
     assert norms(folded(network, images)) == 1
 
 
+class _Passing(torch.autograd.Function):
+    @staticmethod
+    def forward(_context: object, values: Tensor) -> Tensor:
+        return values.sign()
+
+    @staticmethod
+    def backward(_context: object, *slopes: Tensor) -> Tensor:
+        return slopes[0]
+
+
+def test_a_network_whose_traced_copy_has_another_gradient_is_copied_as_it_is() -> None:
+    """Straight through a sign: traced, the logits are the same, and no gradient is left."""
+
+    class Binary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return _Passing.apply(self.norm(self.conv(images))).mean((2, 3))
+
+    torch.manual_seed(0)
+    network, images = moved(Binary()), torch.randn(3, 1, 5, 5, requires_grad=True)
+    copy = folded(network, images.detach())
+    assert norms(copy) == 1
+    (one,), (other,) = (torch.autograd.grad(logits[:, 0].sum(), images) for logits in (copy(images), network.eval()(images)))
+    torch.testing.assert_close(one, other)
+    assert one.abs().amax() > 0
+
+
 class Shared(nn.Module):
     """One convolution, used with and without BatchNorm."""
 

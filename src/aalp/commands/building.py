@@ -16,7 +16,7 @@ from aalp.data.split import as_float, channel_statistics
 from aalp.errors import ModelError
 from aalp.evaluation.attacks import reaches_images
 from aalp.models.catalog import ModelOptions, build
-from aalp.models.classifier import Classifier
+from aalp.models.classifier import Classifier, laid_out
 from aalp.models.folding_in_place import check_folding
 from aalp.models.published import Tell
 from aalp.seeding import derive_seed, seed_global_generators
@@ -47,7 +47,7 @@ def build_classifier(
     if wanted.init_from is not None:
         start_from(classifier, wanted.init_from, wanted.mean is None, source.classes, tell)
     if wanted.channels_last:
-        classifier.to(memory_format=torch.channels_last)
+        laid_out(classifier, source.image_shape)
     verify_on(classifier, source.train, options["model"])
     _check_trainable(classifier, options["model"], source)
     return classifier

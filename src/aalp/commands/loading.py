@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from aalp.commands.yaml_file import read_yaml
 from aalp.data.split import Split, as_float
 from aalp.errors import AalpError, ModelError, OptionError, RunError
 from aalp.models.catalog import ModelOptions, build, is_own_code
-from aalp.models.classifier import Classifier, with_own_buffers
+from aalp.models.classifier import Classifier, laid_out, with_own_buffers
 from aalp.store.checkpoint import read_foreign_tensors, read_tensors, state_for
 from aalp.store.run import RunDirectory
 
@@ -58,7 +58,7 @@ def load(path: str | Path, weights: str = "best", network: nn.Module | None = No
     tensors, metadata = read_tensors(file)
     classifier = with_own_buffers(Classifier(network, head=_architecture(file, metadata).get("head")), tensors)
     load_weights(classifier, tensors, str(file))
-    return ready(classifier)
+    return ready(classifier, metadata.get("image_shape", ()))
 
 
 def load_model(path: Path, model: str | None = None, options: ModelOptions | None = None) -> LoadedModel:
@@ -103,7 +103,7 @@ def load_model(path: Path, model: str | None = None, options: ModelOptions | Non
         _check_size(path, name, make, tensors)
     classifier = make()
     load_weights(classifier, tensors, str(path))
-    return LoadedModel(ready(classifier), metadata)
+    return LoadedModel(ready(classifier, image_shape), metadata)
 
 
 def _architecture(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -139,16 +139,15 @@ def _check_size(path: Path, name: str, make: Callable[[], Classifier], tensors: 
         raise ModelError(f"the weights in '{path}' do not fit the model: '{name}' has {wanted:,} and the file {held:,} numbers")
 
 
-def load_foreign(path: Path, classifier: Classifier) -> LoadedModel:
+def load_foreign(path: Path, classifier: Classifier, image_shape: Sequence[int]) -> LoadedModel:
     """Weights that another program wrote (safetensors, or a state dict of tensors only) in a classifier built by name."""
     load_weights(classifier, read_foreign_tensors(path), str(path))
-    return LoadedModel(ready(classifier), {})
+    return LoadedModel(ready(classifier, image_shape), {})
 
 
-def ready(classifier: Classifier) -> Classifier:
-    """In evaluation mode, frozen, and in the layout in which convolutions are fastest (the logits are the same)."""
-    classifier.eval().requires_grad_(False)
-    return classifier.to(memory_format=torch.channels_last)
+def ready(classifier: Classifier, image_shape: Sequence[int]) -> Classifier:
+    """In evaluation mode, frozen, and in the layout in which it is fastest."""
+    return laid_out(classifier.eval().requires_grad_(False), image_shape)
 
 
 def load_weights(classifier: Classifier, tensors: dict[str, Tensor], what: str) -> None:

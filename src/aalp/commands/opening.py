@@ -212,9 +212,9 @@ def stored_model(
         keep_head=named is not None,
     )
     if named is None:
-        return load_foreign(file, classifier)
+        return load_foreign(file, classifier, source.image_shape)
     about = {"model": named, "parameters": sum(parameter.numel() for parameter in classifier.parameters())}
-    return LoadedModel(ready(classifier), about | {"architecture": architecture(classifier, options)})
+    return LoadedModel(ready(classifier, source.image_shape), about | {"architecture": architecture(classifier, options)})
 
 
 def stored_options(config: Mapping[str, Any]) -> ModelOptions | None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aalp.evaluation.views import Logits, Views
+from aalp.evaluation.views import Views
 from aalp.method.losses import misclassified
 from aalp.method.threat import Threat
+from aalp.models.inference_copy import Logits
 
 STEPS = 100
 MOMENTUM = 0.75

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,11 +10,8 @@ from torch import Tensor, nn
 
 from aalp.method.losses import misclassified
 from aalp.method.precision import multiplies_bfloat16
-from aalp.models.classifier import Classifier
-from aalp.models.inference_copy import folded, in_bfloat16
-
-Logits = Callable[[Tensor], Tensor]
-"""Images (N, ...) in [0, 1] -> float32 logits (N, C)."""
+from aalp.models.classifier import Classifier, copied
+from aalp.models.inference_copy import Logits, alike, folded, in_bfloat16
 
 SearchPrecision = Literal["auto", "bf16", "float32"]
 
@@ -60,46 +56,73 @@ def search_precision(wanted: SearchPrecision, classifier: Classifier, images: Te
 
 @torch.no_grad()
 def views(classifier: Classifier, images: Tensor, precision: Literal["bf16", "float32"]) -> Views:
-    """The views of a classifier.
+    """The views of a classifier; one that no copy is `alike`, as of a subclass with a `forward` of its own, is searched itself.
 
     Args:
         images: (N, ...) some that it takes, to try them on.
         precision: of the rough view.
     """
     some = images[:32]
-    network = folded(classifier.network, classifier.normalise(some)).to(memory_format=torch.channels_last)
+    cheap = _Copy(classifier, some)
+    if not alike(cheap, classifier, some):
+        return Views(classifier, classifier, classifier, False)
+    rough = cheap.rough(some) if precision == "bf16" else None
+    return Views(classifier, cheap, rough or cheap, rough is not None)
 
-    def steady(images: Tensor) -> Tensor:
-        logits: Tensor = network(classifier.normalise(_laid_out(images)))
+
+class _Copy:
+    """A frozen copy of a classifier's network behind its normalisation; called, it gives the logits of images.
+
+    Args:
+        some: (N, ...) images that it takes, to try it on.
+    """
+
+    def __init__(self, classifier: Classifier, some: Tensor) -> None:
+        self.classifier = classifier
+        self.layout = _fastest_layout(classifier, some)
+        self.network = self._folded(some)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(self._laid_out(images))
         return logits
 
-    rough = _rough(classifier, some, network, steady(some)) if precision == "bf16" else None
-    return Views(classifier, steady, rough or steady, rough is not None)
+    def rough(self, some: Tensor) -> Logits | None:
+        """The same in bfloat16: the weights cast once, else autocast, else (far off, or not finite) none."""
+        short, reference = in_bfloat16(self._folded(some)), self(some)
+
+        def cast(images: Tensor) -> Tensor:
+            logits: Tensor = short(self._laid_out(images).to(torch.bfloat16))
+            return logits.float()
+
+        def autocast(images: Tensor) -> Tensor:
+            with torch.autocast(images.device.type, torch.bfloat16):
+                return self(images).float()
+
+        spread = float((reference.amax() - reference.amin()).clamp_min(1e-12))
+        for view in (cast, autocast):
+            try:
+                error = float((view(some) - reference).abs().amax())
+            except (RuntimeError, TypeError):  # a layer that wants the number format it was written for
+                continue
+            if error <= ROUGH * spread:  # not so where it is not a number
+                return view
+        return None
+
+    def _folded(self, some: Tensor) -> nn.Module:
+        return folded(self.classifier.network, self.classifier.normalise(some)).to(memory_format=self.layout)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return self.classifier.normalise(images.contiguous(memory_format=self.layout))
 
 
-def _rough(classifier: Classifier, some: Tensor, network: nn.Module, reference: Tensor) -> Logits | None:
-    """The bfloat16 view: the weights cast once, else autocast, else (far off, or not finite) none."""
-    short = in_bfloat16(folded(classifier.network, classifier.normalise(some)).to(memory_format=torch.channels_last))
-
-    def cast(images: Tensor) -> Tensor:
-        logits: Tensor = short(classifier.normalise(_laid_out(images)).to(torch.bfloat16))
-        return logits.float()
-
-    def autocast(images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16):
-            logits: Tensor = network(classifier.normalise(_laid_out(images)))
-        return logits.float()
-
-    spread = float((reference.amax() - reference.amin()).clamp_min(1e-12))
-    for view in (cast, autocast):
-        try:
-            error = float((view(some) - reference).abs().amax())
-        except (RuntimeError, TypeError):  # a layer that wants the number format it was written for
-            continue
-        if error <= ROUGH * spread:  # not so where it is not a number
-            return view
-    return None
-
-
-def _laid_out(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
+def _fastest_layout(classifier: Classifier, some: Tensor) -> torch.memory_format:
+    """Channels last, which convolutions prefer, where the network runs so: `maps.view(len(maps), -1)` does not."""
+    if some.dim() != 4:
+        return torch.contiguous_format
+    pixels = classifier.normalise(some)
+    network = copied(classifier.network, pixels).eval().to(memory_format=torch.channels_last)
+    try:
+        network(pixels.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last

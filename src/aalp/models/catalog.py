@@ -65,7 +65,7 @@ for other classes is replaced."""
     """Further arguments by name for the factory, or for timm's or torchvision's model: --model_options.arguments.width 2."""
 
     channels_last: bool = True
-    """Lay image tensors out as channels last, which convolutions prefer."""
+    """Lay image tensors out as channels last, which convolutions prefer, where the network runs so."""
 
 
 def build(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,8 +19,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from aalp.models.classifier import copied
 
+Logits = Callable[[Tensor], Tensor]
+"""Images (N, ...) -> logits (N, C)."""
+
 TOLERANCE = 1e-4
 """Largest change of a logit, in units of the logits' spread, that counts as rounding."""
+
+KINKS = 0.05
+"""Largest change of the gradients, as a share of their norm, that counts as rounding: it turns a ReLU or two the other way."""
 
 LEAST_SCALE = 1e-3
 """Smallest scale of a BatchNorm, in units of its largest, that is taken out of a ReLU: its shift is divided by it."""
@@ -50,11 +57,12 @@ def folded(network: nn.Module, images: Tensor) -> nn.Module:
     """A frozen copy in evaluation mode with every BatchNorm folded that has a neighbour to be folded into.
 
     One that directly follows a convolution or a Linear goes into that; of one that goes through a ReLU into convolutions
-    alone these take the scale. A network that cannot be traced, or whose traced copy gives other logits (one that draws
-    random numbers does), is copied as it is: folding makes passes cheaper and changes nothing else.
+    alone these take the scale. A network that cannot be traced, or whose traced copy is not `alike` (as of one that draws
+    random numbers, or has a backward pass of its own), is copied as it is: folding makes passes cheaper and changes
+    nothing else.
 
     Args:
-        images: (N, ...) what the network takes, to compare the logits on.
+        images: (N, ...) what the network takes, to compare the two on.
     """
     plain = copied(network, images).requires_grad_(False).eval()
     try:
@@ -62,10 +70,9 @@ def folded(network: nn.Module, images: Tensor) -> nn.Module:
         _fold(traced)
         _fold_ahead(traced)
         traced.requires_grad_(False)
-        same = same_logits(traced(images), plain(images))
+        return traced if alike(traced, plain, images) else plain
     except Exception:  # any network is traced here, and its own code may object in any way
         return plain
-    return traced if same else plain
 
 
 def in_bfloat16(network: nn.Module) -> nn.Module:
@@ -149,6 +156,28 @@ def out_of_relu(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor] | None:
         return None
     shift = -norm.running_mean if norm.bias is None else norm.bias.detach() / scale - norm.running_mean
     return scale, shift
+
+
+def alike(one: Logits, other: Logits, images: Tensor) -> bool:
+    """Whether a search by one is as good as one by the other: at images (N, ...) logits and gradients are the same to rounding.
+
+    Tracing loses what a `torch.autograd.Function` has for a backward pass, and every `no_grad`: the logits stay, and the
+    gradient of a straight-through estimator is gone. An attack would find nothing there, and report robustness.
+    """
+    (logits, slope), (others, wanted) = _with_slope(one, images), _with_slope(other, images)
+    return same_logits(logits, others) and float((slope - wanted).norm()) <= KINKS * float(wanted.norm())
+
+
+@torch.enable_grad()
+def _with_slope(view: Logits, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, C), and the gradient (N, ...) of their sum by fixed random weights; zeros where there is none."""
+    leaf = images.detach().clone().requires_grad_()
+    logits = view(leaf)
+    if not logits.requires_grad:
+        return logits, torch.zeros_like(images)
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+    (slope,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True, materialize_grads=True)
+    return logits.detach(), slope
 
 
 def same_logits(logits: Tensor, others: Tensor) -> bool:
