@@ -116,6 +116,16 @@ def test_the_figures_of_a_record_agree_with_each_other_and_with_the_network(copi
     assert record["gallery"]["labels"][:4] == [0, 1, 2, 0]
 
 
+def test_breaks_of_weights_that_are_no_more_are_not_told(copied: Path) -> None:
+    run = copied / "alp-seed0"
+    evaluation = run / "evaluations" / "test.json"
+    early = json.loads(evaluation.read_text())
+    early["model"]["epoch"] += 5
+    evaluation.write_text(json.dumps(early))
+    assert main(["analyze", str(run), "--images", "6", "--quiet"]) == 0
+    assert (record_of(run)["attacks"], record_of(run)["attacks_from"]) == ([], None)
+
+
 def test_a_run_is_attacked_again_only_if_something_changed(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = copied / "alp-seed0"
     words = ["analyze", str(run), "--images", "6"]

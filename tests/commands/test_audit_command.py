@@ -21,7 +21,9 @@ from aalp.evaluation.attack_gates import Effort
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
 from aalp.evaluation.gates import GATES
 from aalp.method.threat import L2
+from aalp.store.checkpoint import write_tensors
 from aalp.store.records import write_record
+from aalp.store.run import RunDirectory
 
 SMALL = Effort(steps=3, restarts=1, restart_steps=2, adaptive_steps=2, noises=2, queries=3, stand_in_steps=2)
 
@@ -139,6 +141,27 @@ def test_the_command_that_is_told_makes_the_evaluation_that_was_missing(tiny_npz
         drop_under_autoattack(tmp_path, "best", threat, source)
     evaluated("best-002", options, options["split"])
     assert drop_under_autoattack(tmp_path, "best", threat, source) == DropUnderAutoAttack(0.5, 0.4, 10)
+
+
+def test_an_evaluation_from_before_training_went_on_decides_no_gap(tiny_npz: Path, tmp_path: Path) -> None:
+    """Of a run, and so of a reference: its newest record may be of weights that are no more."""
+    source, threat = load_source(f"npz:{tiny_npz}"), L2(0.5)
+    (tmp_path / "config.yaml").write_text("data: digits\n")
+    weights = RunDirectory(tmp_path).weights("last")
+    content = {"threat": {"norm": "L2", "eps": 0.5}, "data": {"digest": source.digest, "split": "test"}}
+    content |= {"weights": str(weights), "images": 10, "model": {"epoch": 3}}
+    content |= {"attacks": [{"name": "pgd-20", "accuracy": 0.5}, {"name": "autoattack", "accuracy": 0.4}]}
+    write_record(tmp_path / "evaluations" / "last-001.json", "evaluation", content)
+
+    def found() -> DropUnderAutoAttack:
+        return drop_under_autoattack(tmp_path, "last", threat, source)
+
+    assert found() == DropUnderAutoAttack(0.5, 0.4, 10)  # without the weights nothing tells against it
+    write_tensors(weights, {}, {"epoch": 3})
+    assert found() == DropUnderAutoAttack(0.5, 0.4, 10)
+    write_tensors(weights, {}, {"epoch": 9})
+    with pytest.raises(RunError, match="has no evaluation of its last weights"):
+        found()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from aalp.evaluation.outcome import Evaluation
 from aalp.evaluation.robustness import wilson_interval
 from aalp.method.threat import Threat
 from aalp.report.figures import counted
+from aalp.report.telling import of_other_epochs
+from aalp.store.checkpoint import read_metadata
 from aalp.store.records import read_record, same_threat
 from aalp.store.run import RunDirectory
 
@@ -129,19 +131,28 @@ def cheap_verdict(evaluation: Mapping[str, Any]) -> str | None:
     return CHEAP_GATES_FAIL if any(gate["passed"] is False for gate in gates) else CHEAP_GATES_PASS
 
 
+def is_of_present_weights(record: Mapping[str, Any], run: RunDirectory) -> bool:
+    """Whether an evaluation is of weights that the run still has: training that goes on writes others under the same name."""
+    try:
+        about = read_metadata(run.weights(Path(record["weights"]).stem))
+    except RunError:  # weights that are gone tell against nothing
+        return True
+    return not of_other_epochs(record, {"model": about})
+
+
 def drop_under_autoattack(path: Path, weights: str, threat: Threat, source: Source) -> DropUnderAutoAttack:
     """What the run's newest evaluation of these weights on test images says of pgd-20 and AutoAttack under this threat.
 
     Raises:
         RunError: there is no such evaluation.
     """
-    folder, wanted = RunDirectory.open(path).evaluations, {"norm": threat.norm, "eps": threat.eps}
-    for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+    run, wanted = RunDirectory.open(path), {"norm": threat.norm, "eps": threat.eps}
+    for file in sorted(run.evaluations.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
         record = read_record(file, "evaluation")
         accuracy = {attack["name"]: attack["accuracy"] for attack in record["attacks"]}
         same = Path(record["weights"]).stem == weights and same_threat(record["threat"], wanted)
         same = same and record["data"]["digest"] == source.digest and record["data"].get("split") == "test"
-        if same and {"pgd-20", "autoattack"} <= accuracy.keys():
+        if same and {"pgd-20", "autoattack"} <= accuracy.keys() and is_of_present_weights(record, run):
             return DropUnderAutoAttack(accuracy["pgd-20"], accuracy["autoattack"], record["images"])
     # Neither the threat nor the data has to be the run's own.
     command = f"aalp evaluate {quoted(path)} --weights {weights} --norm {threat.norm.lower()} --eps {threat.eps!r}"

@@ -15,6 +15,7 @@ from aalp.analysis.pairs import ATTACK
 from aalp.analysis.robustness_curves import attack_overlap
 from aalp.commands.config import ThreatOptions, device
 from aalp.commands.console import Display, command_line
+from aalp.commands.evaluation_record import is_of_present_weights
 from aalp.commands.loading import load_model, verify_on, weights_file
 from aalp.commands.opening import sample_positions, stored_options, stored_source
 from aalp.data.sources import Source
@@ -103,12 +104,16 @@ def _trained_threat(path: Path, config: Mapping[str, Any]) -> Threat:
 
 
 def _evaluation(run: RunDirectory, weights: str, norm: str, eps: float, data: str | None) -> Path | None:
-    """The newest evaluation that attacked the data's test images at this threat, of these weights if there is one."""
+    """The newest evaluation that attacked the data's test images at this threat, of these weights if there is one.
+
+    None of weights that are no more: beside the analysis of those that are, its breaks would be another model's.
+    """
     found = []
     for path in run.evaluations.glob("*.json"):
         record = read_record(path, "evaluation")
         of_test_images = record["data"]["split"] == "test" and data in (None, record["data"]["name"])
-        if record["attacks"] and record["threat"] == {"norm": norm, "eps": eps} and of_test_images:
+        fits = record["attacks"] and record["threat"] == {"norm": norm, "eps": eps} and of_test_images
+        if fits and is_of_present_weights(record, run):
             found.append((Path(record["weights"]).stem == weights, record["created"], path.name, path))
     return max(found)[3] if found else None
 

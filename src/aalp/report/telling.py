@@ -66,11 +66,11 @@ def age(record: Mapping[str, Any]) -> tuple[str, str]:
 def outdated(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a record is of weights that are no more: the newest of the records on a file of that name is of another epoch."""
     newest = max((other for other in records if Path(other["weights"]).name == Path(record["weights"]).name), key=age)
-    return _of_other_epochs(record, newest)
+    return of_other_epochs(record, newest)
 
 
-def _of_other_epochs(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Training that went on between them wrote other weights under the same name."""
+def of_other_epochs(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether training that went on between them wrote other weights under the same name."""
     epochs = {(one.get("model") or {}).get("epoch") for one in (record, other)} - {None}
     return len(epochs) > 1
 
@@ -79,7 +79,7 @@ def same_subject(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two records are of the same weights, data and threat."""
     return (
         Path(record["weights"]).name == Path(other["weights"]).name
-        and not _of_other_epochs(record, other)
+        and not of_other_epochs(record, other)
         and _same_data(record["data"], other["data"])
         and same_threat(record["threat"], other["threat"])
     )
