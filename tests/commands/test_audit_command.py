@@ -236,3 +236,16 @@ def test_compare_audits_each_cell_once_and_shows_the_verdicts(
     # What an audit found stays in the table of a later comparison that does not ask for it.
     assert main(words) == 0
     assert json.loads((run / "comparison.json").read_text())["audits"] == comparison["audits"]
+
+
+@pytest.mark.parametrize(("split", "compares"), [("test", True), ("validation", False)])
+def test_compare_audits_beside_the_at_row_where_both_were_evaluated_on_test_images(
+    split: str, compares: bool, tmp_path: Path, train_words: list[str]
+) -> None:
+    """Figures of validation images are of others than the audit's: the gate is not run, and the comparison comes to its end."""
+    words = ["compare", *train_words[1:], "--run", str(tmp_path / "run"), "--objectives", "at", "--seeds", "0", "--audit"]
+    words += ["--evaluation.attacks", "pgd-20,autoattack", "--evaluation.images", "4", "--training.epochs", "1"]
+    assert main([*words, "--evaluation.split", split]) == 0
+    record = json.loads((tmp_path / "run" / "at-seed0" / "audits" / "test-001.json").read_text())
+    assert (record["reference"] is not None) is compares
+    assert record["gates"][-1]["detail"].startswith("not run: it needs a reference") is not compares

@@ -170,8 +170,9 @@ def _audited(
 ) -> None:
     """Audit a cell, with the `at` cell of its seed, if there is one of the same threat, as the reference."""
     evaluation: EvaluationOptions = options["evaluation"]
+    # An audit is of test images: what was evaluated on others has no gap that it could take.
     comparable = {"pgd-20", "autoattack"} <= set(split_names(evaluation.attacks)) and at.evaluations.is_dir()
-    comparable = comparable and read_yaml(at.config).get("threat") == to_plain(options)["threat"]
+    comparable = comparable and evaluation.split == "test" and read_yaml(at.config).get("threat") == to_plain(options)["threat"]
     audit_once(directory, at.path if comparable else None, options, source, display, ranks)
 
 
