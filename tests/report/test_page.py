@@ -136,6 +136,27 @@ def test_a_lead_of_several_seeds_over_overlapping_seeds_is_not_called_one(tmp_pa
     assert "overlap" not in " ".join(lead(groups_of(*aalp, *far)))
 
 
+def test_a_lead_of_or_over_one_run_among_models_of_several_seeds_is_not_called_one(tmp_path):
+    """By the one run's interval (15 points to either side here), not by its figure alone, which nothing would overlap."""
+
+    def runs(name: str, *robust: float) -> list:
+        return [make_run(tmp_path / f"{name}-seed{at}", name, at, value, analysis=False) for at, value in enumerate(robust)]
+
+    one, two, far = runs("alp", 0.5), runs("at", 0.475, 0.45), runs("standard", 0.1, 0.125)
+    words = " ".join(lead(groups_of(*one, *two, *far)))
+    assert "that of alp, 50.0" in words
+    assert "It does not stand clear of at, by the seeds' figures and one seed's interval:" in words
+    assert "One training seed of alp: how much another seed would change is not measured" in words
+    ahead = runs("aalp", 0.6, 0.625)
+    assert "It does not stand clear of alp, by the seeds' figures" in " ".join(lead(groups_of(*one, *ahead, *far)))
+    clear = " ".join(lead(groups_of(*one, *far)))
+    assert "clear" not in clear
+    assert "One training seed of alp:" in clear
+    # The interval is told where only models of one run are level.
+    other = runs("clp", 0.475)
+    assert "Its interval overlaps that of clp:" in " ".join(lead(groups_of(*one, *other, *far)))
+
+
 def test_breaks_of_another_evaluation_than_the_headline_s_are_called_so(tmp_path):
     path = make_run(tmp_path / "run")
     file = path / "analyses/best-001/analysis.json"

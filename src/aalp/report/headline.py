@@ -200,8 +200,9 @@ def _comparison(groups: Sequence[Group]) -> list[str]:
         doubt = ", which fails gates of the audit" if any(map(fails_gates, _group(groups, best).runs)) else ""
         lines[0] += f" The highest robust accuracy measured is that of {best}, {percent(means[best])}{doubt}."
         lines += _overlaps(groups, best)
-    if all(len(group.runs) == 1 for group in groups):
-        lines.append("One training seed each: how much another seed would change is not measured (aalp compare does).")
+    if alone := [group.name for group in groups if len(group.runs) == 1]:
+        which = "each" if len(alone) == len(groups) else f"of {listed(alone)}"
+        lines.append(f"One training seed {which}: how much another seed would change is not measured (aalp compare does).")
     return lines
 
 
@@ -217,19 +218,27 @@ def fails_gates(run: Run) -> bool:
 
 
 def _overlaps(groups: Sequence[Group], best: str) -> list[str]:
-    """Which other models the best one does not stand clear of: by their intervals, of several seeds by the seeds' figures."""
-    single = all(len(group.runs) == 1 for group in groups)
+    """Which other models the best one does not stand clear of: by the seeds' figures, of one seed by its interval."""
     ends: dict[str, tuple[float, float]] = {}
+    single = set()
     for group in groups:
         records = [run.evaluation for run in group.runs if run.evaluation]
-        values = [value for record in records for value in (record["intervals"]["robust"] if single else [record["robust"]])]
+        values = [record["robust"] for record in records]
+        if len(records) == 1:  # a point that nothing could overlap
+            single.add(group.name)
+            values = records[0]["intervals"]["robust"]
         if values:
             ends[group.name] = min(values), max(values)
     level = [name for name, (_, high) in ends.items() if name != best and high >= ends[best][0]]
     if not level:
         return []
     those = "that" if len(level) == 1 else "those"
-    if single:
+    if len({name in single for name in (best, *level)}) > 1:
+        return [
+            f"It does not stand clear of {listed(level)}, by the seeds' figures and one seed's interval: whether it is higher "
+            "by more than chance, aalp compare with several seeds of each tells."
+        ]
+    if best in single:
         return [f"Its interval overlaps {those} of {listed(level)}: by these intervals they are not shown to differ."]
     return [f"Its seeds overlap {those} of {listed(level)}: whether a mean is higher by more than chance, aalp compare tells."]
 
