@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import torch
 
 from aalp.cli import main
 from aalp.commands.loading import load
+from aalp.errors import ModelError
 from aalp.export.export import export_model
+from aalp.export.source import source
 from aalp.export.subject import Subject
 from aalp.models.catalog import ModelOptions, architecture, build
 from aalp.store.checkpoint import read_metadata, read_tensors, write_tensors
@@ -91,6 +95,40 @@ def test_one_s_own_factory_gets_the_run_s_arguments_and_not_those_of_a_changed_w
     assert "evil" not in (tmp_path / "robustbench" / "model.py").read_text()
     told = read_metadata(tmp_path / "safetensors" / "model.safetensors")["architecture"]
     assert told == {"head": "fc", "arguments": {"width": 6}}
+
+
+EVIL = "drop_rate=(open('evil', 'w').write(''), 0.0)[1], drop_path_rate"
+
+
+@pytest.mark.parametrize("name", ["hf-folder", "robustbench"])
+def test_names_of_arguments_in_a_stranger_s_weights_never_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subject = subject_of("timm:test_vit", tmp_path)
+    # timm leaves out what is None, so that a model of any such name builds.
+    metadata = {**subject.metadata, "kind": "weights", "architecture": {"arguments": {"depth": 1, "patch_size": 8, EVIL: None}}}
+    write_tensors(tmp_path / "theirs.safetensors", subject.classifier.state_dict(), metadata)
+    assert main(["export", "theirs.safetensors", "--to", name, "--out", "out"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "takes none of such a name: leave it out" in line
+    assert not (tmp_path / "evil").exists()
+
+
+def test_what_is_written_into_a_program_is_plain_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for model, arguments in (("timm:test_vit", {EVIL: None}), ("torchvision:resnet18", {EVIL: 1, "x": "', evil(), '"})):
+        subject = subject_of(model, tmp_path)
+        told = dataclasses.replace(subject, metadata={**subject.metadata, "architecture": {"arguments": arguments}})
+        inside: dict[str, Any] = {}
+        exec(source(told), inside)
+        with contextlib.suppress(ModelError):
+            inside["Model"]()
+        assert not (tmp_path / "evil").exists()
+        for value in (float("nan"), float("-inf"), Path("evil")):
+            odd = {**subject.metadata, "architecture": {"arguments": {"drop_rate": None, "x": [value]}}}
+            with pytest.raises(ModelError, match="no Python code holds: use --to safetensors"):
+                source(dataclasses.replace(subject, metadata=odd))
 
 
 def test_two_folders_of_one_name_are_loaded_in_one_process(tmp_path: Path, modules_of_transformers: None) -> None:

@@ -180,6 +180,8 @@ def test_weights_that_take_another_normalisation_are_the_same_function_when_they
         ("timm:test_vit.nonsense", {}, r"unknown timm model 'test_vit\.nonsense': did you mean 'test_vit\.r160_in1k'\?"),
         ("timm:test_vit", {"arguments": {"checkpoint_path": "evil.pt"}}, "has checkpoint_path: .* --init-from"),
         ("timm:test_vit", {"arguments": {"pretrained_cfg_overlay": {"file": "evil.pt"}}}, "has pretrained_cfg_overlay"),
+        ("timm:test_vit", {"arguments": {"a=print(1), b": None}}, "has 'a=print.1., b', and .* none of such a name"),
+        ("torchvision:resnet18", {"arguments": {"lambda": 1}}, "has 'lambda', and .* none of such a name"),
         ("torchvision:resnet18", {"arguments": {"weights": "DEFAULT"}}, "has weights"),
         ("torchvision:resnet18", {"arguments": {"no_such": 1}}, "does not build .*no_such"),
         ("small-cnn", {"arguments": {"hidden": 3}}, "'small-cnn' takes no arguments"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from typing import Any
 
 import torch
 
+from aalp.errors import ModelError
 from aalp.export.subject import Subject
 from aalp.models import preact_resnet, small_cnn
 from aalp.models.catalog import BUILT_IN
@@ -34,7 +36,7 @@ class Model(Classifier):
     """Images (N, {channels}, {height}, {width}) in [0, 1] to logits (N, {classes}), the normalisation inside."""
 
     def __init__(self) -> None:
-        built = build({model!r}, {classes}, {shape}, stored={architecture!r})
+        built = build({model!r}, {classes}, {shape}, stored={architecture})
         super().__init__(built.network, [0.0] * {statistics} or None, [1.0] * {statistics} or None, built.head_name)
 '''
 
@@ -64,7 +66,7 @@ def source(subject: Subject) -> str:
         "statistics": subject.classifier.mean.numel(),
         "model": subject.model,
         "shape": (channels, height, width),
-        "architecture": subject.architecture,
+        "architecture": _literal(subject.architecture),
     }
     doc = f'"""{_plain(subject.model)}, as aalp exported it. `Model().load_state_dict(...)` takes its weights."""'
     head = f"{doc}\n\nfrom __future__ import annotations\n\n"
@@ -98,8 +100,8 @@ def _call(subject: Subject) -> str:
     """The expression that builds the network."""
     channels, classes = subject.image_shape[0], len(subject.classes)
     if subject.model.startswith("timm:"):
-        arguments = "".join(f", {name}={value!r}" for name, value in timm_arguments(subject).items())
-        return f"timm.create_model({_timm_name(subject)!r}, pretrained=False, num_classes={classes}{arguments})"
+        arguments = _literal(timm_arguments(subject))
+        return f"timm.create_model({_timm_name(subject)!r}, pretrained=False, num_classes={classes}, **{arguments})"
     return {
         "small-cnn": f"SmallCNN({classes}, {subject.image_shape})",
         "thin-resnet": f"thin_resnet({classes}, {channels})",
@@ -107,6 +109,20 @@ def _call(subject: Subject) -> str:
         "wide-resnet28-10": f"wide_resnet({classes}, {channels}, 28, 10)",
         "wide-resnet34-10": f"wide_resnet({classes}, {channels}, 34, 10)",
     }[subject.model]
+
+
+def _literal(value: Any) -> str:
+    """A plain value as Python writes it: names and values may be a stranger's, and must not become code.
+
+    Raises:
+        ModelError: it is no such value, or has a number in it that is infinite or none.
+    """
+    text = repr(value)
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ModelError(f"the model is built with {text[:200]}, which no Python code holds: use --to safetensors") from error
+    return text
 
 
 def _definition(model: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import keyword
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,12 +40,15 @@ OURS_TO_SAY = {"num_classes", "in_chans", "img_size", "weights", "progress", "ch
 
 
 def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that are not the architecture's own.
+    """Refuse arguments that are not the architecture's own, and names that no argument has.
 
     Raises:
         ModelError: naming the first of them.
     """
     for key in arguments:
+        # A stranger's weights file may have code there, in the hope that it is written into a program.
+        if not key.isidentifier() or keyword.iskeyword(key):
+            raise ModelError(f"model_options arguments has {key!r}, and '{name}' takes none of such a name: leave it out")
         if key in OURS_TO_SAY or (key.startswith("pretrained") and not key.startswith("pretrained_window_size")):
             raise ModelError(
                 f"model_options arguments has {key}: '{name}' takes the architecture's own arguments there; "
