@@ -69,6 +69,18 @@ def test_the_card_tells_figures_verdict_and_limits(subject: Subject) -> None:
     assert "of another threat" not in whole
 
 
+def test_text_of_a_stranger_s_file_makes_no_lines_of_its_own_in_the_card(subject: Subject) -> None:
+    evil = "a\n# robust\n|b"
+    about = {**subject.metadata, "seed": evil, "epoch": evil, "objective": evil, "threat": {"norm": evil, "eps": 0.1}}
+    threat, gate = {"norm": evil, "eps": 0.1}, {"name": evil, "passed": False, "detail": evil}
+    measured = {**EVALUATION, "threat": threat, "created": evil, "command": evil, "data": {**EVALUATION["data"], "split": evil}}
+    audited = {**AUDIT, "verdict": evil, "created": evil, "threat": threat, "gates": [gate]}
+    checked = compare(subject, subject.classifier, 1e-5)
+    for changes in ({"audit": audited}, {"audit": None, "evaluation": {**measured, "gates": [gate]}}):
+        told = dataclasses.replace(subject, metadata=about, **{"evaluation": measured, **changes})
+        assert "\n# robust" not in card(told, "onnx", ["model.onnx"], checked)
+
+
 def test_figures_of_another_norm_are_called_so(subject: Subject) -> None:
     other = dataclasses.replace(subject, evaluation={**EVALUATION, "threat": {"norm": "L2", "eps": 0.1}})
     assert "of another threat than the training's" in card(other, "onnx", [], compare(subject, subject.classifier, 1e-5))

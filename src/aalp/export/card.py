@@ -57,10 +57,10 @@ def _what(subject: Subject, name: str) -> str:
     data = about.get("data") or {}
     parameters = f"{about['parameters']:,} parameters, " if "parameters" in about else ""
     which = f" ({subject.which})" if subject.which else ""
-    trained = f"objective {_line(about.get('objective', 'unknown'))} and seed {about.get('seed', 'unknown')}"
+    trained = f"objective {_line(about.get('objective', 'unknown'))} and seed {_line(about.get('seed', 'unknown'))}"
     return (
         f"An image classifier ({_line(subject.model)}, {parameters}{len(subject.classes)} classes), trained with the {trained} "
-        f"on {_line(data.get('name', 'unknown'))}; weights of epoch {about.get('epoch', 'unknown')}{which}. "
+        f"on {_line(data.get('name', 'unknown'))}; weights of epoch {_line(about.get('epoch', 'unknown'))}{which}. "
         f"{_method(subject)}Threat model of the training: {_threat(subject)}. Exported by aalp as {name}."
     )
 
@@ -76,7 +76,7 @@ def _threat(subject: Subject) -> str:
     threat = subject.metadata.get("threat") or {}
     if "eps" not in threat:
         return "unknown"
-    norm = NORMS.get(str(threat.get("norm")), str(threat.get("norm")))
+    norm = NORMS.get(str(threat.get("norm")), _line(threat.get("norm")))
     return f"{norm} ball of radius eps = {fraction(float(threat['eps']))} around images in [0, 1]"
 
 
@@ -166,11 +166,11 @@ def _figures(subject: Subject) -> str:
         lines.append(f"| {_line(title)} | {accuracy:.1%} | {between} |")
     whole = data.get("split_images", data.get("test_images"))
     attacked = "" if record["attacks"] else "Nothing was attacked: this model's robustness is unknown. "
-    measured = f"attack seed {record['seed']}; measured {record['created'][:10]} with `{_line(record['command'])}`"
-    where = f"{record['images']} of {whole} {data.get('split', 'test')} images of {_line(data['name'])}"
+    measured = f"attack seed {record['seed']}; measured {_line(record['created'][:10])} with `{_line(record['command'])}`"
+    where = f"{record['images']} of {whole} {_line(data.get('split', 'test'))} images of {_line(data['name'])}"
     return "\n".join(lines) + (
-        f"\n\n{attacked}On {where}, {threat['norm']} eps {fraction(threat['eps'])}, float32, {measured}. Intervals are over "
-        "images, and say nothing about other training seeds."
+        f"\n\n{attacked}On {where}, {_line(threat['norm'])} eps {fraction(threat['eps'])}, float32, {measured}. Intervals are "
+        "over images, and say nothing about other training seeds."
     )
 
 
@@ -185,7 +185,7 @@ def _audit(subject: Subject) -> str:
     record = subject.audit
     if record is None:
         cheap = (subject.evaluation or {}).get("gates") or []
-        failed = [gate["name"] for gate in cheap if gate["passed"] is False]
+        failed = [_line(gate["name"]) for gate in cheap if gate["passed"] is False]
         seen = ""
         if cheap:
             seen = f" The evaluation's {len(cheap)} cheap gates " + (f"failed: {', '.join(failed)}." if failed else "passed.")
@@ -193,16 +193,16 @@ def _audit(subject: Subject) -> str:
             f"Not audited for masked gradients.{seen} `aalp audit {subject.typed}` does it: "
             "a robust accuracy that no audit vouches for may be an artefact of attacks that fail."
         )
-    words = VERDICTS.get(record["verdict"], record["verdict"])
+    words = VERDICTS.get(record["verdict"], _line(record["verdict"]))
     lines = [
         f"{words[0].upper()}{words[1:]}. {record['images']} images of {_line(record['data']['name'])}, "
-        f"{record['threat']['norm']} eps {fraction(record['threat']['eps'])}{', thorough' if record.get('thorough') else ''}; "
-        f"{record['created'][:10]}."
+        f"{_line(record['threat']['norm'])} eps {fraction(record['threat']['eps'])}"
+        f"{', thorough' if record.get('thorough') else ''}; {_line(record['created'][:10])}."
     ]
     for gate in record["gates"]:
         if gate["passed"] is not True:
             what = "failed" if gate["passed"] is False else "not decided"
-            lines.append(f"- {what}: {gate['name']} ({_line(gate['detail'])})")
+            lines.append(f"- {what}: {_line(gate['name'])} ({_line(gate['detail'])})")
     return "\n".join(lines)
 
 
