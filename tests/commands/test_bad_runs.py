@@ -237,6 +237,11 @@ BAD_RUNS: dict[str, Case] = {
         "train --resume done",
         ("'done' was trained on other images than 'npz:changed.npz' has now", "put those back"),
     ),
+    "to resume when its validation images have changed": (
+        told_otherwise(lambda about: about["data"].update(validation_digest="0" * 64)),
+        "train --resume done",
+        ("'done' was trained with other validation images than 'npz:", "put those back"),
+    ),
     "to resume when a default has changed": (
         told_otherwise(lambda about: about["method"].update(pairing_weight=0.25)),
         "train --resume done",

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+from aalp.cli import main
+from aalp.commands import evaluate as evaluate_command
 from aalp.commands.loading import LoadedModel
+from aalp.commands.opening import check_same_training
 from aalp.commands.resuming import journal_of
-from aalp.data.sources import Source, load_source
+from aalp.data.sources import DataOptions, Source, load_source
+from aalp.errors import RunError
 from aalp.models.classifier import Classifier
+from aalp.store.checkpoint import read_tensors, write_tensors
+from aalp.store.run import RunDirectory
 
 
 def network(middle: nn.Module) -> Classifier:
@@ -36,3 +44,32 @@ def test_the_journal_knows_weights_code_and_settings() -> None:
     moved = network(nn.ReLU())
     moved.linear.bias.data[3] += 1e-6  # far below what an answer in a few digits shows
     assert folder_of(moved, source, {"seed": 0}) != first
+
+
+def test_the_journal_of_validation_images_knows_which_were_held_out(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    def noted(*about: Any) -> Any:
+        names.append(journal_of(*about).folder.name)
+        return journal_of(*about)
+
+    monkeypatch.setattr(evaluate_command, "journal_of", noted)
+    for split in ("validation", "test"):
+        for seed in ("0", "1", "0"):
+            words = ["--split", split, "--attacks", "clean", "--data_options.split_seed", seed, "--quiet"]
+            assert main(["evaluate", str(copied_run), *words]) == 0
+    assert names[0] == names[2] != names[1]
+    assert len(set(names[3:])) == 1  # the test images of an npz are the same ones
+
+
+def test_a_run_goes_on_with_its_own_validation_images_alone(copied_run: Path, tiny_npz: Path) -> None:
+    run, source = RunDirectory(copied_run), load_source(f"npz:{tiny_npz}")
+    check_same_training(run, source)
+    other = load_source(f"npz:{tiny_npz}", DataOptions(split_seed=1))
+    with pytest.raises(RunError, match="with other validation images than"):
+        check_same_training(run, other)
+    for state in run.states():  # as runs were once, which told nothing of them
+        tensors, about = read_tensors(state)
+        del about["data"]["validation_digest"], about["checksum"], about["format"]
+        write_tensors(state, tensors, about)
+    check_same_training(run, other)

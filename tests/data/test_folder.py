@@ -119,6 +119,26 @@ def test_the_digest_of_a_folder_does_not_depend_on_where_it_lies_and_sees_what_i
 
 
 @pytest.mark.parametrize("limit", [4.0, 0.0])
+def test_validation_images_have_a_digest_of_their_own(
+    limit: float, image_folder: Path, write_images: Callable[..., Path]
+) -> None:
+    def digests(seed: int = 0) -> tuple[str, str]:
+        found = load_source(f"folder:{image_folder}", DataOptions(memory_limit=limit, split_seed=seed))
+        return found.digest, found.validation_digest
+
+    held_out = digests()
+    assert held_out == digests()
+    assert digests(seed=1)[0] == held_out[0]
+    assert digests(seed=1)[1] != held_out[1]
+    for tone, name in ((0, "cat"), (180, "dog")):
+        write_images(image_folder / "val" / name, 3, tone=tone)
+    own = digests()
+    write_images(image_folder / "val" / "cat", 4, tone=9)
+    assert own[0] == digests()[0] == held_out[0]
+    assert len({held_out[1], own[1], digests()[1]}) == 3
+
+
+@pytest.mark.parametrize("limit", [4.0, 0.0])
 def test_the_digest_tells_images_that_are_stretched_from_images_that_are_cropped(
     limit: float, tmp_path: Path, write_images: Callable[..., Path]
 ) -> None:

@@ -201,7 +201,8 @@ def evaluate_model(
     foreign = {name: dict(attack_by_name(name).settings) for name in attacks if is_foreign(name)}
     if foreign:  # another version of somebody's attack is another attack
         settings["foreign"] = foreign
-    journal = journal_of(record_path.parent, loaded, source, [split_name, indices.tolist()], settings)
+    which = [split_name, indices.tolist()] + [source.validation_digest] * (split_name == "validation")
+    journal = journal_of(record_path.parent, loaded, source, which, settings)
     # Float32 images in contiguous layout: what the attacks' own packages expect.
     with display.bar(), stopping(about["command"]):
         evaluation = run_evaluation(

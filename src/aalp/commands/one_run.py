@@ -127,7 +127,7 @@ def training_plan(
         "classes": list(source.classes),
         "image_shape": list(source.image_shape),
         "threat": {"norm": options["threat"].norm, "eps": threat.eps},
-        "data": {"name": source.name, "digest": source.digest},
+        "data": {"name": source.name, "digest": source.digest, "validation_digest": source.validation_digest},
         "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
         "architecture": architecture(classifier, options["model_options"]),
     }

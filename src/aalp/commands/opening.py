@@ -99,9 +99,11 @@ def check_same_training(directory: RunDirectory, source: Source) -> None:
     """
     about = _trained_as(directory)
     data, then = (_mapping(about.get(name)) for name in ("data", "method"))
-    if data.get("digest") not in (None, source.digest):
-        other = f"'{directory.path}' was trained on other images than '{source.name}' has now"
-        raise RunError(f"{other}: put those back (or the version of Pillow that decoded them), or start another --run")
+    # Runs that are older tell nothing of their validation images.
+    for key, what in (("digest", "on other"), ("validation_digest", "with other validation")):
+        if data.get(key) not in (None, getattr(source, key)):
+            other = f"'{directory.path}' was trained {what} images than '{source.name}' has now"
+            raise RunError(f"{other}: put those back (or the version of Pillow that decoded them), or start another --run")
     objective, attack = _stands_for(directory)
     now = flat(method_numbers(objective))
     # A number that is newer than the run had its default then.

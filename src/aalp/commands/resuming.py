@@ -28,7 +28,7 @@ def journal_of(folder: Path, loaded: LoadedModel, source: Source, *about: Any) -
     """The journal in a folder of this attack and of no other: whatever can change a verdict is in its name.
 
     Args:
-        about: the images' positions and all settings, as JSON can hold them.
+        about: the images' positions and all settings, as JSON can hold them; of validation images their digest, too.
     """
     digest = hashlib.sha256()
     machine = [device().type, multiplies_bfloat16(device()), versions()]

@@ -6,9 +6,9 @@ decoded once to uint8; larger collections of images stay on disk and are read ba
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from aalp.data import hugging_face
 from aalp.data.arrays import open_npz, resized, with_channels
 from aalp.data.csv_file import open_csv
+from aalp.data.digest import digest_of
 from aalp.data.folder import Opened, open_folder
 from aalp.data.images import Layout, Resizing
 from aalp.data.paths import shown
@@ -95,7 +96,7 @@ class Source:
         name: as the user gave it.
         train, validation, test: the splits; validation is held out of the source's training images.
         classes: class names, in label order.
-        digest: sha256 over shapes, labels and pixels (resident) or paths, sizes and labels (on disk) of train and test.
+        digest: of the images that are trained on or held out, and of the test images, see `digest_of`.
     """
 
     name: str
@@ -109,6 +110,11 @@ class Source:
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         return self.train.image_shape
+
+    @cached_property
+    def validation_digest(self) -> str:
+        """Of the validation images: `digest` tells neither which are held out nor what a source has of its own."""
+        return digest_of(self.validation)
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,7 @@ def load_source(name: str, options: DataOptions | None = None) -> Source:
             raise OptionError(f"data validation is {count}: '{name}' has only {len(loaded.train)} training images")
         held, kept = held_out(loaded.train.labels, count, order)
         train, validation = (loaded.train.subset(rows.sort().values) for rows in (kept, held))
-    return Source(name, train, validation, loaded.test, loaded.classes, _digest(loaded))
+    return Source(name, train, validation, loaded.test, loaded.classes, digest_of(loaded.train, loaded.test))
 
 
 def _changed(loaded: Loaded, change: Callable[[Split], Split]) -> Loaded:
@@ -285,17 +291,3 @@ READERS: dict[str, Callable[[str, DataOptions], Loaded]] = {
     "torchvision": _read_torchvision,
 }
 """Readers by the word before the colon: (what follows it, options) -> splits."""
-
-
-def _digest(loaded: Loaded) -> str:
-    digest = hashlib.sha256()
-    for split in (loaded.train, loaded.test):
-        digest.update(repr((len(split), split.image_shape)).encode())
-        digest.update(split.labels.numpy().tobytes())
-        if isinstance(split, ResidentSplit):
-            digest.update(split.pixels.contiguous().numpy().tobytes())
-        elif isinstance(split, StoredSplit):
-            digest.update(split.fingerprint())
-            if split.decoding.resizing == "crop":  # the same files, other images; what is stretched keeps its digest
-                digest.update(b"crop")
-    return digest.hexdigest()
