@@ -114,6 +114,25 @@ def test_photographs_are_turned_as_viewers_turn_them(orientation: int, kind: str
     assert abs(small - decode(tmp_path / "wanted.png", "wanted", Decoding((3, 8, 16), "crop"))).max() <= 12
 
 
+@pytest.mark.parametrize("kind", ["L", "I;16", "RGBA", "RGB"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_uncompressed_tiff_is_turned_whatever_its_pixels_are(orientation: int, kind: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    colours = COLOURS[..., :1].repeat(4, axis=2) if kind == "RGBA" else COLOURS
+    pixels = {"L": COLOURS[..., 0], "I;16": COLOURS[..., 0].astype(np.uint16) * 257}.get(kind, colours)
+    Image.fromarray(pixels).save(tmp_path / "0.tif", exif=exif)
+    shown = pixels >> 8 if kind == "I;16" else pixels
+    flipped = shown.swapaxes(0, 1)
+    wanted = [
+        *(shown, shown[:, ::-1], np.rot90(shown, 2), shown[::-1]),
+        *(flipped, np.rot90(shown, -1), np.rot90(flipped, 2), np.rot90(shown)),
+    ][orientation - 1]
+    first = decoding_like(tmp_path / "0.tif", "0", Layout())
+    decoded = decode(tmp_path / "0.tif", "0", first)
+    assert np.array_equal(decoded, wanted[None] if wanted.ndim == 2 else wanted[..., :3].transpose(2, 0, 1))
+
+
 def blobs_with(image: Image.Image, exif: Image.Exif) -> Image.Image:
     turned = image.copy()
     turned.getexif().update(exif)

@@ -96,6 +96,9 @@ def open_image(file: Path | bytes, name: str) -> Image.Image:
         image = Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=FORMATS)
     except Exception as error:  # Pillow raises many kinds, a decompression bomb among them
         raise unreadable(name, error) from error
+    if image.format == "TIFF":
+        # Pillow maps a file of a name into memory in the size that a turned TIFF has once it is turned: that garbles it.
+        image.filename = ""
     width, height = image.size
     if width * height > MOST_PIXELS:
         image.close()
