@@ -77,13 +77,20 @@ def reorder_head(head: Head, order: Sequence[int]) -> None:
 def class_order(own: Sequence[str] | None, wanted: Sequence[str]) -> list[int] | None:
     """Where each wanted class stands among a model's own; None where their names say nothing on it.
 
-    Upper and lower case, blanks, - and _ make no difference: `Great white shark` is `great_white_shark`.
+    Upper and lower case, blanks, - and _ make no difference, `Great white shark` is `great_white_shark`, unless they are
+    all that tells classes apart, as `A` and `a` in EMNIST.
     """
     if own is None or len(own) != len(wanted):
         return None
-    places = {_plain(name): place for place, name in enumerate(own)}
-    order = [places.get(_plain(name), -1) for name in wanted]
-    return order if sorted(order) == list(range(len(wanted))) else None
+    everything = list(range(len(wanted)))
+    if list(map(str, own)) == list(map(str, wanted)):  # two classes of one name, too: ImageNet has two cranes
+        return everything
+    for form in (str, _plain):
+        places = {form(name): place for place, name in enumerate(own)}
+        order = [places.get(form(name), -1) for name in wanted]
+        if sorted(order) == everything:
+            return order
+    return None
 
 
 def _plain(name: str) -> str:
