@@ -13,9 +13,11 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from aalp.cli import main
+from aalp.commands import run_analysis
 from aalp.commands.loading import load
 from aalp.data.sources import load_source
 from aalp.method.threat import Linf
+from aalp.store.run import free_path
 
 TABLES = ("attacks", "confusion", "contributions", "eps_curve", "images", "per_class", "top_k", "training")
 
@@ -148,6 +150,23 @@ def test_a_run_is_attacked_again_only_if_something_changed(copied: Path, capsys:
     # Nor are the first statements overwritten by those on other settings.
     assert json.loads((run / "observations.json").read_text())["images"] == 6
     assert json.loads((run / "observations-001.json").read_text())["images"] == 9
+
+
+def test_an_analysis_that_another_process_wrote_meanwhile_is_left_as_it_is(
+    copied_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = copied_run / "analyses" / "best-001" / "analysis.json"
+
+    def taken_at_once(*words: Any) -> Path:
+        path = free_path(*words)
+        path.mkdir(parents=True)
+        theirs.write_text("another's")
+        return path
+
+    monkeypatch.setattr(run_analysis, "free_path", taken_at_once)
+    assert main(["analyze", str(copied_run), "--images", "6", "--quiet"]) == 0
+    assert theirs.read_text() == "another's"
+    assert record_of(copied_run, 2)["images"] == 6
 
 
 def test_runs_from_anywhere_stand_side_by_side(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

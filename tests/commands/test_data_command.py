@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from aalp.cli import main
+from aalp.commands import data as data_command
+from aalp.data.check import look
 from aalp.store.records import read_record, read_table
 
 
@@ -61,6 +65,28 @@ def test_near_duplicates_that_nobody_could_look_for_are_not_said_to_be_none(
     main([*words, str(tmp_path / "some")])
     assert "nearly the same in two splits (34 images are too small to tell): none" in capfd.readouterr().out
     assert read_record(tmp_path / "some" / "check.json", "data")["duplicates"]["too_small_for_near"] == 34
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_left_as_it_is(
+    animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def meanwhile(*words: Any) -> Any:
+        for folder in (Path("data-checks/animals-001"), Path("mine")):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "check.json").write_text("another's")
+        return look(*words)
+
+    monkeypatch.setattr(data_command, "look", meanwhile)
+    assert main(["data", "folder:animals", "--quiet"]) == 0
+    assert read_record(Path("data-checks/animals-002/check.json"), "data")["classes"] == ["cat", "dog"]
+    shutil.rmtree("mine")
+    capfd.readouterr()
+    assert main(["data", "folder:animals", "--quiet", "--out", "mine"]) == 2
+    assert capfd.readouterr() == ("", "aalp: 'mine' exists by now: choose another --out\n")
+    for folder in (Path("data-checks/animals-001"), Path("mine")):
+        assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("check.json", "another's")]
 
 
 def test_data_that_spoil_figures_are_named_and_exit_with_3(

@@ -18,7 +18,7 @@ from aalp.data.sources import DataOptions, check_columns, open_source
 from aalp.errors import RunError
 from aalp.store.files import write_atomically
 from aalp.store.records import write_record, write_table
-from aalp.store.run import free_path
+from aalp.store.run import free_path, still_free
 
 EXIT_SPOILED = 3
 """There are unreadable images, or ones that spoil figures: in two splits, or with two labels."""
@@ -54,11 +54,15 @@ def data(source: str, data_options: DataOptions = DataOptions(), out: Path | Non
         seen = look(loaded, EACH, display.attack)
     found = duplicates(seen)
     content = _content(source, loaded.classes, seen, found)
-    write_atomically(folder / "contact-sheet.png", _sheet(source, loaded.classes, seen))
-    write_table(folder / "images.parquet", _columns(seen))
-    record = write_record(folder / "check.json", "data", {"command": command_line(), **content})
-    files = {"path": str(folder / "check.json"), "images": str(folder / "images.parquet")}
-    files["contact_sheet"] = str(folder / "contact-sheet.png")
+    # The look may take long, and another process may have looked meanwhile.
+    with still_free(folder) as place:
+        if out is not None and place != out:
+            raise RunError(f"'{out}' exists by now: choose another --out")
+        write_atomically(place / "contact-sheet.png", _sheet(source, loaded.classes, seen))
+        write_table(place / "images.parquet", _columns(seen))
+        record = write_record(place / "check.json", "data", {"command": command_line(), **content})
+    files = {"path": str(place / "check.json"), "images": str(place / "images.parquet")}
+    files["contact_sheet"] = str(place / "contact-sheet.png")
     print_out(f"{report(record)}\n\nrecord: {', '.join(files.values())}", {**record, **files})
     return EXIT_SPOILED if record["spoiled"] else 0
 

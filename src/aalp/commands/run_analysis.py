@@ -24,7 +24,7 @@ from aalp.method.threat import Threat
 from aalp.report.figures import counted
 from aalp.store.checkpoint import write_tensors
 from aalp.store.records import read_record, read_table, write_csv, write_record, write_table
-from aalp.store.run import RunDirectory, free_path
+from aalp.store.run import RunDirectory, free_path, still_free
 
 BATCH_SIZE = 250
 SEED = 0
@@ -92,7 +92,8 @@ def analysis_of(
         "settings": settings,
         "seconds": time.perf_counter() - started,
     }
-    return _write(free_path(run.analyses, weights), content, analysis, indices.tolist())
+    with still_free(free_path(run.analyses, weights)) as folder:
+        return _write(folder, content, analysis, indices.tolist())
 
 
 def _trained_threat(path: Path, config: Mapping[str, Any]) -> Threat:
