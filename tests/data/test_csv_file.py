@@ -39,6 +39,18 @@ def test_rows_become_images_with_classes_in_alphabetical_order_split_by_class(pi
     assert ((images > 128) == (labels == 0)).all()
 
 
+@pytest.mark.parametrize("limit", [4.0, 0.0])
+def test_absolute_and_relative_paths_may_stand_together(limit: float, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pictures)
+    mixed = [row if at % 2 else f"{pictures}/{row}" for at, row in enumerate(listed())]
+    one, other = (
+        load_source(f"csv:{write(Path(), rows, name)}", DataOptions(memory_limit=limit, validation=0))
+        for name, rows in (("mixed.csv", mixed), ("relative.csv", listed()))
+    )
+    assert one.digest == other.digest
+    assert torch.equal(one.train.read(torch.arange(len(one.train))), other.train.read(torch.arange(len(other.train))))
+
+
 def test_whole_numbers_are_classes_in_their_order(pictures: Path) -> None:
     source = load_source(f"csv:{write(pictures, listed(('10', '9')))}", DataOptions(validation=0))
     assert source.classes == ("9", "10")

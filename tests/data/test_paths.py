@@ -21,6 +21,7 @@ NAMES = ["/data/a/cat/1.png", "/data/a/cat/22.png", "/data/a/dög/é.png", "/dat
         ["/1.png", "/b/2.png"],
         ["1.png", "b/2.png"],
         ["a/1.png"],
+        ["a/1.png", "/a/2.png", "3.png"],
         [os.fsdecode(b"/data/\xff.png"), "/data/b"],
     ],
 )

@@ -27,7 +27,10 @@ class Paths(Sequence[Path]):
 
     def __init__(self, paths: Sequence[Path]) -> None:
         names = [os.fsencode(path) for path in paths]
-        common = os.path.commonpath([os.path.dirname(name) for name in names]) if names else b""
+        try:
+            common = os.path.commonpath([os.path.dirname(name) for name in names]) if names else b""
+        except ValueError:  # absolute and relative ones have no folder in common
+            common = b""
         self.folder = common + b"/" if common and not common.endswith(b"/") else common
         short = [name[len(self.folder) :] for name in names]
         self.ends = np.cumsum([0, *map(len, short)], dtype=np.int64)
