@@ -177,6 +177,6 @@ def _audited(
 
 
 def _last_metric(directory: RunDirectory, column: str) -> float | None:
-    with directory.metrics.open(newline="") as file:
+    with directory.metrics.open(newline="", encoding="utf-8") as file:
         value = list(csv.DictReader(file))[-1].get(column)
     return float(value) if value else None

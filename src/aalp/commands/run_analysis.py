@@ -123,7 +123,7 @@ def _training(run: RunDirectory) -> list[dict[str, float]]:
     if not run.metrics.is_file():
         return []
     try:
-        with run.metrics.open(newline="") as file:
+        with run.metrics.open(newline="", encoding="utf-8") as file:
             return training_rows(list(csv.DictReader(file)))
     except (OSError, ValueError, csv.Error) as error:
         raise RunError(f"'{run.metrics}' is not a readable training log: {error}; restore it or move it away") from error

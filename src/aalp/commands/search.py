@@ -168,7 +168,7 @@ def _epochs_done(directory: RunDirectory) -> list[tuple[int, float]]:
     if not directory.metrics.is_file():
         return []
     try:
-        with directory.metrics.open(newline="") as file:
+        with directory.metrics.open(newline="", encoding="utf-8") as file:
             return [(int(row["epoch"]), float(row["validation_robust"])) for row in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RunError(f"'{directory.metrics}' is not a readable table: {error}; remove that trial's folder") from error

@@ -22,7 +22,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RunError: the file cannot be read or is not one.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         _count(content, YAML_VALUES)
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         # ValueError: text that is not UTF-8, dates and numbers that are none.

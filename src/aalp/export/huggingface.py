@@ -124,8 +124,8 @@ def _write_own(subject: Subject, folder: Path) -> None:
         "rescale_factor": 1 / 255,
         "do_normalize": False,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
     tensors = {f"model.{name}": value.contiguous().clone() for name, value in subject.classifier.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -147,8 +147,8 @@ def _write_code(network: str, folder: Path) -> str:
     """
     digest = hashlib.sha256((network + MODELING).encode()).hexdigest()[:12]
     names = f"aalp_network_{digest}", f"modeling_aalp_{digest}"
-    (folder / f"{names[0]}.py").write_text(network)
-    (folder / f"{names[1]}.py").write_text(MODELING.replace("{network}", names[0]))
+    (folder / f"{names[0]}.py").write_text(network, encoding="utf-8")
+    (folder / f"{names[1]}.py").write_text(MODELING.replace("{network}", names[0]), encoding="utf-8")
     return names[1]
 
 

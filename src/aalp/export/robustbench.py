@@ -31,7 +31,7 @@ ARCHITECTURES = {
 
 def write_robustbench(subject: Subject, folder: Path) -> None:
     """model.py, model.pt (tensors only), and model_info/DATASET/THREAT/NAME.json, which is where RobustBench keeps it."""
-    (folder / MODULE).write_text(source(subject))
+    (folder / MODULE).write_text(source(subject), encoding="utf-8")
     # As its zoo keeps them; tensors only, so that weights_only=True reads it.
     tensors = {name: tensor.contiguous() for name, tensor in subject.classifier.state_dict().items()}
     torch.save(state_for(subject.classifier, tensors), folder / WEIGHTS)
@@ -39,7 +39,8 @@ def write_robustbench(subject: Subject, folder: Path) -> None:
     threat = subject.metadata.get("threat") or {}
     place = folder / "model_info" / info["dataset"] / {"linf": "Linf", "l2": "L2"}.get(str(threat.get("norm")), "Linf")
     place.mkdir(parents=True)
-    (place / f"{entry_name(subject)}.json").write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
+    (place / f"{entry_name(subject)}.json").write_text(text, encoding="utf-8")
 
 
 def load_robustbench(subject: Subject, folder: Path) -> Predict:

@@ -181,7 +181,7 @@ def _normalisation(transformers: Any, name: str, place: str) -> Normalisation | 
     file = transformers.utils.cached_file(place, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     if file is None:
         return None
-    content = json.loads(Path(file).read_text())
+    content = json.loads(Path(file).read_text(encoding="utf-8"))
     if content.get("include_top"):  # EfficientNet's divides twice
         raise ModelError(f"the image processor of '{name}' does more than one normalisation: give --model_options.mean and std")
     mean, std = (content.get(key) for key in ("image_mean", "image_std"))

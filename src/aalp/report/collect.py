@@ -121,7 +121,7 @@ def read_run(path: Path, config: Mapping[str, Any]) -> Run:
     return Run(
         path=path,
         config=config,
-        config_text=directory.config.read_text(errors="replace"),
+        config_text=directory.config.read_text(encoding="utf-8", errors="replace"),
         metrics=_metrics(directory.metrics),
         evaluations=evaluations,
         audits=audits,
@@ -187,7 +187,7 @@ def _metrics(path: Path) -> dict[str, list[float | None]]:
     if not path.is_file():
         return {}
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         columns = list(rows[0]) if rows else []
         return {name: [_number(row[name]) for row in rows] for name in columns}

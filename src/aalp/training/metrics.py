@@ -21,7 +21,7 @@ def read_rows(run: RunDirectory, epochs: int) -> list[dict[str, Any]]:
     if epochs == 0 or not run.metrics.is_file():
         return []
     try:
-        with run.metrics.open(newline="") as file:
+        with run.metrics.open(newline="", encoding="utf-8") as file:
             rows = [dict(row) for row in csv.DictReader(file)][:epochs]
     except (OSError, ValueError, csv.Error) as error:
         raise RunError(f"'{run.metrics}' is not a readable table: {error}; move it away to go on without it") from error
