@@ -156,6 +156,20 @@ def test_a_timm_model_loads_in_transformers_without_code_and_other_models_with(m
     assert ("trust_remote_code" in (tmp_path / "hf" / "README.md").read_text()) == bool(code)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_the_image_processor_takes_images_of_any_number_of_channels(
+    channels: int, tmp_path: Path, modules_of_transformers: None
+) -> None:
+    from transformers import AutoImageProcessor
+
+    classifier = build("small-cnn", 2, (channels, 9, 9)).eval().requires_grad_(False)
+    metadata = {"model": "small-cnn", "classes": ["a", "b"], "image_shape": (channels, 9, 9)}
+    export_model(Subject(classifier, metadata, "run"), "hf-folder", tmp_path / "hf", {})  # compares the logits itself
+    images = torch.randint(0, 256, (2, channels, 9, 9), dtype=torch.uint8)
+    found = AutoImageProcessor.from_pretrained(tmp_path / "hf")(images, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found, images / 255)
+
+
 @pytest.mark.parametrize("resizing", ["stretch", "crop"])
 @pytest.mark.parametrize("model", ["timm:test_resnet", "small-cnn"])
 def test_the_image_processor_resizes_as_the_training_did(
