@@ -36,6 +36,16 @@ BAD_DATA: dict[str, Case] = {
         ("int64", "uint8", "[0, 1]"),
     ),
     "pixels without images": (arrays_with(x_train=lambda x: x.reshape(len(x), -1)), ON_CHANGED, ("(72, 64)", "height")),
+    "one number in place of images": (
+        arrays_with(x_test=lambda x: x.flatten()[0]),
+        ON_CHANGED,
+        ("'changed.npz' test has a single number as images", "one entry an image"),
+    ),
+    "one number in place of labels": (
+        arrays_with(y_test=lambda y: y[0]),
+        ON_CHANGED,
+        ("'changed.npz' test has a single number as labels", "one entry an image"),
+    ),
     "pixels with an alpha channel": (
         arrays_with(x_train=lambda x: np.repeat(x[..., None], 4, 3)),
         ON_CHANGED,

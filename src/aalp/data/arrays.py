@@ -26,6 +26,9 @@ def check_images(images: Tensor, labels: Tensor, num_classes: int, what: str) ->
     Raises:
         DataError: naming the first thing that is wrong.
     """
+    for name, given in (("images", images), ("labels", labels)):
+        if given.dim() == 0:
+            raise DataError(f"{what} has a single number as {name}: give an array with one entry an image")
     if len(images) != len(labels):
         raise DataError(f"{what} has {len(images)} images and {len(labels)} labels: there has to be one label an image")
     if len(images) == 0:
