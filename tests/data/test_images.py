@@ -77,6 +77,19 @@ def test_a_large_jpeg_that_is_made_small_looks_the_same_as_its_png(tmp_path: Pat
     assert abs(jpeg - png).max() <= 6
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_palette_with_an_opacity_for_each_colour_is_read_without_a_warning(channels: int, tmp_path: Path) -> None:
+    colours = COLOURS[0]
+    palette = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    palette.putpalette(colours.tobytes())
+    palette.save(tmp_path / "0.png", transparency=bytes([0, 50, 100, 150, 200, 255]))
+    palette.convert("RGB").save(tmp_path / "plain.png")
+    with Image.open(tmp_path / "0.png") as image:
+        assert isinstance(image.info["transparency"], bytes)
+    found, plain = (decode(tmp_path / name, name, Decoding((channels, 2, 3), None)) for name in ("0.png", "plain.png"))
+    assert np.array_equal(found, plain)  # a warning would be an error here
+
+
 @pytest.mark.parametrize("white", [65535, 4095, 1000])
 def test_a_pgm_of_more_than_8_bits_is_scaled_by_what_it_calls_white(white: int, tmp_path: Path) -> None:
     pixels = np.linspace(0, white, 48).round().reshape(8, 6)

@@ -142,8 +142,13 @@ def decode(file: Path | bytes, name: str, decoding: Decoding) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as viewers show it: a camera that is held sideways stores the pixels lying, and says so beside them."""
+    """The image as viewers show it: a camera that is held sideways stores the pixels lying, and says so beside them.
+
+    Transparency that stands beside the pixels is dropped.
+    """
     image.load()
+    # Pillow would warn of dropping it, where a palette has an opacity for each colour.
+    image.info.pop("transparency", None)
     turn = TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 
