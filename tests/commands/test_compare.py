@@ -125,6 +125,15 @@ def test_variants_are_rows_with_their_own_options(variant_words: list[str], tmp_
     assert own["images"] == own["data"]["split_images"] == record["cells"][0]["images"]
 
 
+def test_the_comparison_s_numbers_are_for_the_variants_that_have_them(variant_words: list[str], tmp_path: Path) -> None:
+    config = tmp_path / "study.yaml"
+    shared = "method: {dropout: {fraction: 0.4}}\n"
+    config.write_text(shared + config.read_text() + "  strong: {objective: trades, method: {beta: 3}}\n")
+    assert main(variant_words) == 0
+    strong = yaml.safe_load((tmp_path / "run" / "strong-seed0" / "config.yaml").read_text())
+    assert strong["method"]["beta"] == 3.0
+
+
 def test_an_option_newer_than_the_comparison_had_its_default_then(copied_comparison: tuple[Path, list[str]]) -> None:
     copy, words = copied_comparison
     for config in copy.rglob("config.yaml"):
@@ -193,6 +202,7 @@ def test_data_that_changed_since_the_first_runs_is_refused(
         ("x: {objective: at, training: {epoch: 2}}", "epoch"),
         ("x: {objective: at, training: {epochs: many}}", "many"),
         ("x: {objective: at, method: {beta: 2}}", "does not apply"),
+        ("x: {objective: at, method: {dropout: {mass: 0.4}}}", "method dropout does not apply"),
     ],
 )
 def test_variants_that_cannot_work_are_refused_before_anything_is_written(

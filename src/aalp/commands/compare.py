@@ -170,7 +170,10 @@ def _rows(names: Sequence[str], variants: Mapping[str, Any], shared: Mapping[str
             {key: shared[key] for key in VARIED}, {k: v for k, v in changes.items() if k != "objective"}, name
         )
         rows[name] = {**shared, **overridden, "objective": str(changes["objective"])}
-        check(rows[name], strict="method" in changes)
+        check(rows[name], strict=False)
+        # What the comparison gives to all is for those that have it; what a variant gives itself has to apply to it.
+        own = override({"method": MethodOptions()}, {"method": changes.get("method", {})}, name)
+        check({**rows[name], **own})
     if not rows:
         raise OptionError("objectives is empty: name at least one")
     return rows
