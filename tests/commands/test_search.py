@@ -126,6 +126,24 @@ def test_a_stopped_trial_is_gone_on_with_and_the_search_ends_as_undisturbed(
     assert outcomes(run) == outcomes(finished)
 
 
+def test_a_trial_killed_before_it_had_its_options_is_begun_anew(
+    finished: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, options: Any) -> None:
+        path.mkdir(parents=True)
+        raise InterruptedRunError(9, "nothing")
+
+    run = Path(shutil.copytree(finished, tmp_path / "killed"))
+    (run / "trials" / ".DS_Store").write_bytes(b"of a file manager")
+    with monkeypatch.context() as patch:
+        patch.setattr(searching, "begin", killed)
+        assert main([*words, "--run", str(run), "--trials", "4"]) == 137
+    assert not any((run / "trials" / "0003").iterdir())
+    assert main([*words, "--run", str(run), "--trials", "4"]) == 0
+    assert outcomes(run)[:3] == outcomes(finished)
+    assert outcomes(run)[3][2] == "complete"
+
+
 def test_a_trial_that_fails_is_told_and_the_others_go_on(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,8 +98,10 @@ steps with the options as they stand, not as the space varies them; write nothin
         show({"run": run, "space": space, "trials": trials, "prune": prune, **options}, times(cost, study.left(trials)))
         return
     begin_or_go_on(run, {**options, "space": space, "prune": prune})
-    for trial in sorted((run / "trials").glob("*")):
-        check_same_training(RunDirectory(trial), source)
+    # A trial whose process died before it had written its options is begun anew.
+    for trial in map(RunDirectory, sorted((run / "trials").glob("*"))):
+        if trial.begun:
+            check_same_training(trial, source)
     work = partial(_trials, study, dict(options), trials)
     side_by_side(jobs, work, source, partial(load_source, data, data_options), Display(quiet))
     print_out(*_finish(study, options, len(source.validation)))
