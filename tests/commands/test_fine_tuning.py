@@ -125,6 +125,19 @@ def test_a_run_starts_from_weights_resumes_without_them_and_evaluates(
     assert main(["evaluate", str(run), "--attacks", "fgsm", "--quiet"]) == 0
 
 
+def test_a_run_that_took_over_one_number_for_all_channels_is_resumed_with_it(image_folder, train_words, tmp_path) -> None:
+    run, start = tmp_path / "run", Classifier(SmallCNN(2, (3, 8, 8)), mean=[0.25], std=[0.5])
+    save_file(start.state_dict(), tmp_path / "start.safetensors")
+    words = [word.replace(train_words[2], f"folder:{image_folder}") for word in train_words]
+    assert main([*words, "--run", str(run), "--init-from", str(tmp_path / "start.safetensors")]) == 0
+    undisturbed = (run / "weights" / "last.safetensors").read_bytes()
+    (run / "weights" / "last.safetensors").unlink()
+    sorted(run.glob("states/*"))[-1].unlink()  # as if it had been killed in its second epoch
+    assert main(["train", "--resume", str(run), "--quiet"]) == 0
+    assert (run / "weights" / "last.safetensors").read_bytes() == undisturbed
+    assert load(run).mean.tolist() == [0.25]
+
+
 def test_a_run_killed_before_its_first_state_still_starts_from_the_weights(fresh, train_words, tmp_path) -> None:
     run, start = tmp_path / "run", fresh()
     save_file(start.state_dict(), tmp_path / "start.safetensors")

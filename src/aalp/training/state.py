@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aalp.errors import RunError
+from aalp.models.classifier import Classifier, with_own_buffers
 from aalp.store.checkpoint import read_tensors, state_for, write_tensors
 from aalp.store.run import RunDirectory
 from aalp.training.averaging import Averager
@@ -82,6 +83,8 @@ def load_state(
 ) -> tuple[Progress, dict[str, Tensor]]:
     """Bring a model and its average, both whole, to the newest saved state.
 
+    Buffers may be other tensors afterwards: the average has to be told with `follow`.
+
     Args:
         warn: called with one line for each state that is damaged and therefore passed over.
 
@@ -96,8 +99,11 @@ def load_state(
         return Progress(), {}
     tensors, progress = _read_state(state)
     try:
-        classifier.load_state_dict(state_for(classifier, _under("model.", tensors)))
-        averager.shadow.load_state_dict(state_for(averager.shadow, _under("average.", tensors)))
+        for module, prefix in ((classifier, "model."), (averager.shadow, "average.")):
+            named = _under(prefix, tensors)
+            if isinstance(module, Classifier):  # start weights may have come with a normalisation of other channels
+                with_own_buffers(module, named)
+            module.load_state_dict(state_for(module, named))
         momenta = _under("momentum.", tensors)
         for name, parameter in classifier.named_parameters():
             if name in momenta:
