@@ -4,11 +4,11 @@ import csv
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aalp.data.augment import Augmentation
 from aalp.errors import DataError, InterruptedRunError, OptionError
@@ -20,7 +20,7 @@ from aalp.models.classifier import Classifier
 from aalp.models.preact_resnet import thin_resnet
 from aalp.store.checkpoint import read_tensors
 from aalp.store.run import RunDirectory
-from aalp.training import loop
+from aalp.training import loop, validation
 from aalp.training.loop import fit
 from aalp.training.options import TrainingOptions
 from aalp.training.plan import Fit
@@ -144,6 +144,41 @@ def test_every_option_of_training_has_an_effect(precision: str, options: dict[st
         weights.append(final(plan))
     assert not same(*weights)
     assert all(bool(torch.isfinite(value).all()) for value in weights[1].values())
+
+
+class Listening(nn.Sequential):
+    """A network that keeps the seeds of the generator from which it would draw; its copies share the list."""
+
+    seeds: ClassVar[set[int]] = set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seeds.add(torch.initial_seed())
+        logits: Tensor = super().forward(images)
+        return logits
+
+
+def test_a_network_s_own_random_numbers_are_not_those_of_augmentation_and_attack(
+    fit_plan: MakeFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image whose flip and whose dropped path are decided by the same number has both or neither."""
+    ours: set[int] = set()
+    augment, perturb = loop.augment, validation.perturb
+
+    def augmented(images: Tensor, kind: Augmentation, generator: torch.Generator, *rest: Any) -> Tensor:
+        ours.add(generator.initial_seed())
+        return augment(images, kind, generator, *rest)
+
+    def perturbed(*arguments: Any, generator: torch.Generator, **options: Any) -> Tensor:
+        ours.add(generator.initial_seed())
+        return perturb(*arguments, generator=generator, **options)
+
+    monkeypatch.setattr(loop, "augment", augmented)
+    monkeypatch.setattr(validation, "perturb", perturbed)
+    plan = fit_plan(classifier=Classifier(Listening(nn.Flatten(), nn.Linear(64, 3))))
+    Listening.seeds.clear()
+    fit(plan)
+    assert len(ours) == len(Listening.seeds) == 8 + 1  # of the steps, and of the one batch of validation
+    assert not Listening.seeds & ours
 
 
 def test_weight_perturbation_begins_where_it_is_told_to(fit_plan: MakeFit) -> None:

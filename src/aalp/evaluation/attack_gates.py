@@ -135,8 +135,8 @@ class Bench:
             started = time.perf_counter()
             seed = derive_seed("audit", start or name, self.seed, number)
             if self.journal or self.ranks.size > 1:
-                # A network that draws random numbers must draw the same ones whatever was done before.
-                seed_global_generators(seed)
+                # A network that draws random numbers must draw the same ones whatever was done before, not the attack's.
+                seed_global_generators(derive_seed("network", seed))
             batch = self.images[chunk], self.labels[chunk]
             _, fooled = run_attack(attack, self.classifier, *batch, threat or self.threat, seed)
             measures = {} if paths is None else paths.pop().by_image()

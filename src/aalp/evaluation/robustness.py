@@ -231,8 +231,8 @@ class _Run:
         images, labels = read_rows(self.split, rows, self.device)
         seed = derive_seed("attack", attack.name, self.seed, number)
         if self.journal or self.ranks.size > 1:
-            # A network that draws random numbers must draw the same ones whatever was done before.
-            seed_global_generators(seed)
+            # A network that draws random numbers must draw the same ones whatever was done before, not the attack's.
+            seed_global_generators(derive_seed("network", seed))
         left: dict[str, Tensor] = {}
         note = partial(left.__setitem__, OUTSIDE)
         adversarial, fooled = run_attack(attack, self.classifier, images, labels, self.threat, seed, note)

@@ -190,8 +190,9 @@ class _Trainer:
             group["lr"] = options.lr * factor
         seed = derive_seed("step", plan.seed, progress.step)
         generator = torch.Generator(self.fabric.device).manual_seed(seed)
-        # For random layers inside the network; each rank has other images, and draws other numbers.
-        seed_global_generators(derive_seed("rank", seed, plan.ranks.rank) if plan.ranks.rank else seed)
+        # For random layers inside the network: never the numbers that decide a flip or a random start, which would couple
+        # the two. Each rank has other images, and draws others.
+        seed_global_generators(derive_seed("rank", seed, plan.ranks.rank))
         images = augment(images, options.augment, generator, plan.ranks.shard(len(labels)))
         attack = self._attack(share)
         before = [statistic.clone() for statistic in norm_buffers(plan.classifier)]

@@ -28,7 +28,7 @@ def accuracies(
     for number, (images, labels) in zip(numbers, validation.batches(start=ranks.rank, every=ranks.size), strict=False):
         batch_seed = derive_seed("validation", seed, number)
         generator = torch.Generator(fabric.device).manual_seed(batch_seed)
-        seed_global_generators(batch_seed)
+        seed_global_generators(derive_seed("network", batch_seed))
         with evaluating(classifier), folded_norms(classifier), fabric.autocast():
             adversarial = perturb(classifier, images, labels, threat, steps, generator=generator)
             with torch.no_grad():
