@@ -52,6 +52,16 @@ def test_statistics_are_averaged_and_counters_are_copied() -> None:
     assert int(averager.shadow.num_batches_tracked) == int(module.num_batches_tracked) == 1
 
 
+def test_what_no_step_moves_is_copied_where_it_is_infinite_too() -> None:
+    module = one_weight(1.0)
+    module.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    averager = Averager(module, decay=0.9)
+    nn.init.constant_(module.weight, 2.0)
+    averager.update(0)
+    assert averager.shadow.mask.tolist() == [[0.0, -torch.inf], [0.0, 0.0]]
+    assert averager.moving == [module.weight]
+
+
 def test_the_average_is_a_frozen_copy_in_evaluation_mode() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
     averager = Averager(module, decay=0.9)

@@ -108,6 +108,28 @@ def test_a_finite_loss_with_a_broken_gradient_leaves_no_broken_weights(breaks_at
         assert all(bool(torch.isfinite(value).all()) for value in tensors.values()), path
 
 
+class Masked(nn.Module):
+    """A network with an additive mask of an attention, of 0 and -inf, among its buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((8, 8), -torch.inf).triu(1))
+        self.rows, self.logits = nn.Linear(8, 8), nn.Linear(64, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.flatten(1, 2)
+        attention = (self.rows(rows) @ rows.mT + self.mask).softmax(-1)
+        return self.logits((attention @ rows).flatten(1))
+
+
+def test_infinities_that_a_network_keeps_are_no_divergence(fit_plan: MakeFit) -> None:
+    plan = fit_plan(classifier=Classifier(Masked()), objective=AT())
+    mask = plan.classifier.network.mask.clone()
+    fit(plan)
+    assert torch.equal(read_tensors(plan.run.weights("last"))[0]["network.mask"], mask)
+    assert fit(plan, resume=True).step == 8
+
+
 def test_statistics_of_any_norm_are_put_back_where_a_batch_broke_them(fit_plan: MakeFit) -> None:
     plan = fit_plan(classifier=Classifier(FragileInstances(breaks_at=5)), objective=Standard())
     with pytest.raises(DivergedError):

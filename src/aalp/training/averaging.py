@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from aalp.training.devices import batch_statistics
 from aalp.training.sharded_weights import Weights
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -17,7 +18,8 @@ class Averager:
     """Keeps a shadow of a module: shadow = d * shadow + (1 - d) * weights, d = min(decay, (1 + t) / (10 + t)) at step t.
 
     The growing decay lets the average forget the random start early on (as in SEAT, arXiv 2203.09678). BatchNorm
-    statistics are averaged like weights; integer buffers are copied.
+    statistics are averaged like weights. All else is copied: counters, and what a network keeps as it is, where a mean
+    of infinities, as in an attention mask, would be none.
 
     Args:
         module: the module to follow.
@@ -26,6 +28,7 @@ class Averager:
     Attributes:
         shadow: the averaged module.
         weights: its parameters, as they lie on the ranks.
+        moving: the module's trained weights and BatchNorm statistics, as they lie on the ranks, of which the average is.
     """
 
     def __init__(self, module: Module, decay: float) -> None:
@@ -37,8 +40,11 @@ class Averager:
         """Go on with the module's and the shadow's parameters as they now lie, shared out alike or not at all."""
         self.weights = average
         pairs = list(zip(weights.values(), average.values(), strict=True))
-        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        statistics = {id(buffer) for buffer in batch_statistics(weights.module)}
+        is_moving = [source.requires_grad or id(source) in statistics for source, _ in pairs]
+        self._averaged = [pair for pair, moves in zip(pairs, is_moving, strict=True) if moves]
+        self._copied = [pair for pair, moves in zip(pairs, is_moving, strict=True) if not moves]
+        self.moving = [source for source, _ in self._averaged]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

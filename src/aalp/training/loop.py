@@ -229,7 +229,7 @@ class _Trainer:
 
     def _refuse_broken_weights(self) -> None:
         """Raise a DivergedError where weights are not finite, as gradients of a finite loss may have made them. Together."""
-        weights = [value for value in self.step.weights.values() if value.is_floating_point() and value.numel()]
+        weights = [value for value in self.averager.moving if value.numel()]
         # Fetched once an epoch or state, as a step fetches its numbers.
         (largest,) = get_total_norm([value.detach() for value in weights], math.inf).view(1).tolist()
         broken = not math.isfinite(largest)
