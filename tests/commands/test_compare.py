@@ -195,6 +195,8 @@ def test_data_that_changed_since_the_first_runs_is_refused(
     [
         ("a b: {objective: at}", "needs a name of its own"),
         ("at: {objective: at}", "needs a name of its own"),
+        ("1: {objective: at}", "variant '1' needs a name of its own"),
+        ("yes: {objective: at}", "variant 'True' needs a name of its own"),
         ("x: {method: {beta: 2}}", "has no objective"),
         ("x: 3", "variants"),
         ("x: {objective: aalq}", "did you mean"),

@@ -159,7 +159,8 @@ def _rows(names: Sequence[str], variants: Mapping[str, Any], shared: Mapping[str
     for options in rows.values():
         check(options, strict=False)
     for name, changes in variants.items():
-        if name in rows or not re.fullmatch(r"[\w.+-]+", name):
+        # YAML reads a bare 1 or yes as no text.
+        if not isinstance(name, str) or name in rows or not re.fullmatch(r"[\w.+-]+", name):
             raise OptionError(f"variant '{name}' needs a name of its own, of letters, digits and . _ + -")
         if not isinstance(changes, Mapping) or "objective" not in changes:
             raise OptionError(f"variant '{name}' has no objective: write `{name}: {{objective: aalp, ...}}`")
