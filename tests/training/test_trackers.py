@@ -112,14 +112,49 @@ def mlflow_run(uri: str, run: Path) -> Any:
     return found
 
 
-def test_an_error_is_marked_in_the_store_that_the_user_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = (tmp_path / "mlruns").as_uri()  # the older store of plain files, which MLflow wants to be asked for
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where MLflow keeps entries: the older store of plain files, which it wants to be asked for; and a folder `run`."""
+    uri = (tmp_path / "mlruns").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     (tmp_path / "run").mkdir()
+    return uri
+
+
+def test_an_error_is_marked_in_the_store_that_the_user_names(store: str, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), tracking(RunDirectory(tmp_path / "run"), "mlflow", {"seed": 1}):
         raise ZeroDivisionError
     assert mlflow_run(store, tmp_path / "run").info.status == "FAILED"
+
+
+def test_an_entry_keeps_the_options_that_it_was_made_with(store: str, tmp_path: Path) -> None:
+    """MLflow takes no other value for a parameter that it has."""
+    for keep in (2, 3):  # as where a run is resumed within its first epoch
+        with tracking(RunDirectory(tmp_path / "run"), "mlflow", {"checkpoint": {"keep": keep}}) as loggers:
+            loggers[0].log_metrics({"loss": 1.0 / keep}, keep)
+    run = mlflow_run(store, tmp_path / "run")
+    assert run.data.params == {"checkpoint.keep": "2"}
+    assert run.data.metrics == {"loss": 1 / 3}
+
+
+def test_a_refusal_of_mlflow_is_told_in_one_line_and_hides_no_other_error(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    def refuses(*arguments: Any, **options: Any) -> None:
+        raise MlflowException("the server is full\nand says so at length")
+
+    for name in ("log_metric", "set_terminated"):
+        monkeypatch.setattr(MlflowClient, name, refuses)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(AalpError) as caught, tracking(run, "mlflow", {"seed": 1}) as loggers:
+        loggers[0].log_metrics({"loss": 1.0}, 1)
+    assert str(caught.value) == "mlflow refuses: the server is full; look after MLFLOW_TRACKING_URI, then go on with the run"
+    with pytest.raises(ZeroDivisionError), tracking(run, "mlflow", {"seed": 1}) as loggers:
+        raise ZeroDivisionError
 
 
 def test_a_missing_tracker_is_named_with_its_extra_before_anything_is_written(

@@ -86,7 +86,11 @@ class WandbTracker(Logger):
 
 
 def _quietly(method: Callable[..., None]) -> Callable[..., None]:
-    """Without a tracker's warnings and notes on its own internals, and with everybody's logging as it was before."""
+    """Without MLflow's warnings and notes on its own internals, with everybody's logging as it was before.
+
+    Raises (when it runs):
+        AalpError: MLflow refuses, in one line.
+    """
 
     @functools.wraps(method)
     def quiet(*args: Any, **kwargs: Any) -> None:
@@ -97,6 +101,13 @@ def _quietly(method: Callable[..., None]) -> Callable[..., None]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 method(*args, **kwargs)
+        except Exception as error:
+            from mlflow.exceptions import MlflowException
+
+            if not isinstance(error, MlflowException):
+                raise
+            reason = str(error).splitlines()[0]
+            raise AalpError(f"mlflow refuses: {reason}; look after MLFLOW_TRACKING_URI, then go on with the run") from error
         finally:
             logging.disable(disabled)
             root.setLevel(level)

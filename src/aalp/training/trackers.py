@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,12 +37,13 @@ def tracking(
     """
     loggers = _open(run, tracker) if ranks.is_main else []
     try:
-        if not run.metrics.is_file():
-            for logger in loggers:
+        for logger in loggers:
+            if _is_new(run, logger):
                 logger.log_hyperparams(flat(options))
         yield loggers
     except BaseException:
-        _close(loggers, "failed")
+        with suppress(AalpError):  # what went wrong first is what is told
+            _close(loggers, "failed")
         raise
     _close(loggers, "success")
 
@@ -107,6 +108,11 @@ def _open(run: RunDirectory, tracker: TrackerName | None) -> list[Logger]:
     from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
     return [TensorBoardLogger(root_dir=run.path, name="tensorboard", version="")]
+
+
+def _is_new(run: RunDirectory, logger: Logger) -> bool:
+    """Whether a logger's entry has no options yet: a service says which entry it goes on with, TensorBoard has files alone."""
+    return logger.version is None or (logger.version == "" and not run.metrics.is_file())
 
 
 def _close(loggers: Sequence[Logger], status: str) -> None:
