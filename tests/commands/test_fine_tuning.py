@@ -15,7 +15,7 @@ from aalp.commands.loading import load
 from aalp.errors import ModelError, RunError
 from aalp.models.classifier import Classifier
 from aalp.models.small_cnn import SmallCNN
-from aalp.store.checkpoint import write_tensors
+from aalp.store.checkpoint import read_tensors, write_tensors
 
 CLASSES = ("0", "1", "2")
 
@@ -123,6 +123,15 @@ def test_a_run_starts_from_weights_resumes_without_them_and_evaluates(
     weights.unlink()
     assert main(["train", "--resume", str(run), "--quiet"]) == 0
     assert main(["evaluate", str(run), "--attacks", "fgsm", "--quiet"]) == 0
+
+
+def test_a_training_state_gives_the_weights_that_it_would_go_on_with(tiny_run, fresh) -> None:
+    state = sorted(tiny_run.glob("states/*"))[-1]
+    classifier = fresh(mean=[0.1], std=[0.9])
+    start_from(classifier, state, True, CLASSES, lambda line: None)
+    tensors, _ = read_tensors(state)
+    for name, value in classifier.state_dict().items():
+        torch.testing.assert_close(value, tensors[f"model.{name}"])
 
 
 def test_a_run_that_took_over_one_number_for_all_channels_is_resumed_with_it(image_folder, train_words, tmp_path) -> None:

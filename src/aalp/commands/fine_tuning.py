@@ -13,7 +13,7 @@ from aalp.errors import ModelError
 from aalp.models.catalog import order_classes
 from aalp.models.classifier import Classifier
 from aalp.models.published import Tell
-from aalp.store.checkpoint import is_ours, read_foreign_tensors, read_tensors, state_for
+from aalp.store.checkpoint import is_ours, read_foreign_tensors, read_tensors, state_for, under
 
 
 def start_from(classifier: Classifier, path: Path, keep_normalisation: bool, classes: Sequence[str], tell: Tell) -> None:
@@ -21,6 +21,7 @@ def start_from(classifier: Classifier, path: Path, keep_normalisation: bool, cla
 
     Args:
         path: a run directory (its best weights), a safetensors file, or a state dict of tensors; nothing in it is executed.
+            Of a training state of ours, such as the one before a training diverged, the weights themselves, not their average.
         keep_normalisation: take mean and deviation of a file of ours as well, which its weights were trained with.
         classes: of the data; the head of a file of ours that names the same ones is put in their order.
         tell: called with a line on what was taken and what was not.
@@ -35,6 +36,8 @@ def start_from(classifier: Classifier, path: Path, keep_normalisation: bool, cla
         tensors, metadata = read_tensors(file)
         if metadata.get("kind") == "weights" and isinstance(metadata.get("classes"), list):
             own_classes = [str(name) for name in metadata["classes"]]
+        if metadata.get("kind") == "state":
+            tensors = under("model.", tensors)
     target, named = own_names(classifier, tensors)
     if target is classifier:
         normalisation: dict[str, Tensor] = {name: named.pop(name) for name in ("mean", "std") if name in named}

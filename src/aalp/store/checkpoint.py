@@ -113,6 +113,11 @@ def state_for(module: nn.Module, tensors: Mapping[str, Tensor]) -> OrderedDict[s
     return state
 
 
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def _open(path: Path) -> tuple[bytes, dict[str, str]]:
     """A safetensors file's bytes and the text metadata of its header."""
     if not path.is_file():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from aalp.errors import RunError
 from aalp.models.classifier import Classifier, with_own_buffers
-from aalp.store.checkpoint import read_tensors, state_for, write_tensors
+from aalp.store.checkpoint import read_tensors, state_for, under, write_tensors
 from aalp.store.run import RunDirectory
 from aalp.training.averaging import Averager
 from aalp.training.sharded_weights import Weights
@@ -100,11 +100,11 @@ def load_state(
     tensors, progress = _read_state(state)
     try:
         for module, prefix in ((classifier, "model."), (averager.shadow, "average.")):
-            named = _under(prefix, tensors)
+            named = under(prefix, tensors)
             if isinstance(module, Classifier):  # start weights may have come with a normalisation of other channels
                 with_own_buffers(module, named)
             module.load_state_dict(state_for(module, named))
-        momenta = _under("momentum.", tensors)
+        momenta = under("momentum.", tensors)
         for name, parameter in classifier.named_parameters():
             if name in momenta:
                 momenta[name] = momenta[name].view_as(parameter)
@@ -154,7 +154,3 @@ def _progress(saved: Mapping[str, Any]) -> Progress:
     if not all(type(number) is int and number >= 0 for number in whole) or not all(map(math.isfinite, numbers)):
         raise ValueError(f"with the numbers {saved}")
     return progress
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
