@@ -71,7 +71,7 @@ def measure(run: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[: arguments.images]
     images, labels = as_float(split.read(chosen)).to(device), split.labels[chosen].to(device)
     with full_precision(), torch.no_grad():
-        search = search_precision(arguments.search, classifier, images[:32])
+        search = search_precision(arguments.search, classifier, images[:32], Linf(arguments.eps))
         right = classifier(images).argmax(1) == labels
         runs = [
             once(classifier, plain, images, labels, right, arguments.eps, seed, search) for seed in range(arguments.repeats)

@@ -175,7 +175,7 @@ def test_the_standard_ensemble_breaks_a_standard_net_and_not_a_robust_one(
 def test_targets_together_have_the_verdicts_of_targets_one_by_one() -> None:
     classifier = small_net()
     images, labels = right(classifier, 12)
-    seen = views(classifier, images, "float32")
+    seen = views(classifier, images)
     one, all_ = (classifier(fab_targeted(seen, images, labels, Linf(0.05), capacity)).argmax(1) for capacity in (1, 64))
     assert torch.equal(one != labels, all_ != labels)
     assert 1 <= int((one != labels).sum()) <= 11
@@ -186,7 +186,7 @@ def test_what_only_the_rough_view_misclassifies_stays_in_the_search(attack: Call
     """Here the rough view calls everything wrong: no success may come of that, and none may be lost by it."""
     classifier = small_net()
     images, labels = right(classifier, 12)
-    honest = views(classifier, images, "float32")
+    honest = views(classifier, images)
 
     def lying(images: Tensor) -> Tensor:
         logits = classifier(images)
@@ -204,8 +204,8 @@ def test_what_only_the_rough_view_misclassifies_stays_in_the_search(attack: Call
 def test_a_search_in_bf16_breaks_what_float32_breaks(part: str) -> None:
     classifier = small_net()
     images, labels = right(classifier, 30)
-    assert search_precision("bf16", classifier, images) == "bf16"
-    assert search_precision("float32", classifier, images) == "float32"
+    assert search_precision("bf16", classifier, images, Linf(0.05)) == "bf16"
+    assert search_precision("float32", classifier, images, Linf(0.05)) == "float32"
     fooled = {}
     for search in ("bf16", "float32"):
         attack = attack_by_name(part, search)
@@ -230,14 +230,33 @@ def test_a_model_that_bf16_does_not_carry_is_searched_in_float32() -> None:
 
     classifier = Classifier(Offset()).eval()
     images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert search_precision("bf16", classifier, images) == "float32"
+    assert search_precision("bf16", classifier, images, Linf(0.05)) == "float32"
+
+
+def test_a_ball_that_vanishes_in_bf16_is_searched_in_float32() -> None:
+    """Bright images of little contrast: bfloat16 has steps of 1/256 between 0.5 and 1."""
+    network = small_net().network
+    network[1].weight.data *= 16
+    network[1].bias.data -= 0.9 * network[1].weight.data.sum(1)
+    images = 0.9 + torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)) / 16
+    classifier = Classifier(network).eval()
+    assert [search_precision("bf16", classifier, images, Linf(eps)) for eps in (0.05, 0.001)] == ["bf16", "float32"]
+
+    class Stretch(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (images - 0.9) * 16
+
+    # Where the contrast is raised before the first product, by the classifier or under autocast, nothing vanishes.
+    inner = small_net().network
+    for stretched in (Classifier(inner, mean=[0.9], std=[1 / 16]), Classifier(nn.Sequential(Stretch(), inner))):
+        assert search_precision("bf16", stretched.eval(), images, Linf(0.001)) == "bf16"
 
 
 def test_square_passes_over_what_it_knows_and_reaches_the_same_images() -> None:
     """A network of 64 pixels has few single-pixel changes: most of the queries at that size need no pass."""
     classifier = small_net()
     images, labels = right(classifier, 3)
-    seen, asked = views(classifier, images, "float32"), 0
+    seen, asked = views(classifier, images), 0
 
     def counted(images: Tensor) -> Tensor:
         nonlocal asked

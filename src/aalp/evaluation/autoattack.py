@@ -50,7 +50,8 @@ def autoattack_part(part: str, queries: int = 5000, search: Literal["bf16", "flo
     def function(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         if part == "square" and threat.norm != "Linf":
             return _package_square(classifier, images, labels, threat, seed, queries)
-        return _search(part, views(classifier, images, precision), images, labels, threat, seed, queries)
+        seen = views(classifier, images, threat if precision == "bf16" else None)
+        return _search(part, seen, images, labels, threat, seed, queries)
 
     return function
 

@@ -100,7 +100,7 @@ def evaluate(
         check_square(threat, split.image_shape)
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():
-        searched_in = ranks.from_main(lambda: _searched_in(search, classifier, split, wanted))
+        searched_in = ranks.from_main(lambda: _searched_in(search, classifier, split, threat, wanted))
         by_name = partial(attack_by_name, search=searched_in, exact_seed=seed if exact else None)
         single = {
             name: by_name(name) if isinstance(name, str) else attack_by_function(name)
@@ -120,13 +120,13 @@ def evaluate(
 
 
 def _searched_in(
-    search: SearchPrecision, classifier: Classifier, split: Split, wanted: Sequence[str | OwnAttack]
+    search: SearchPrecision, classifier: Classifier, split: Split, threat: Threat, wanted: Sequence[str | OwnAttack]
 ) -> Literal["bf16", "float32"]:
     """The precision of AutoAttack's search; float32 where none of it is asked for."""
     if not {"autoattack", *STANDARD}.intersection(wanted):
         return "float32"
     images, _ = read_rows(split, torch.arange(min(32, len(split))), classifier.head_weight.device)
-    return search_precision(search, classifier, images)
+    return search_precision(search, classifier, images, threat)
 
 
 NO_CLASS = -1
