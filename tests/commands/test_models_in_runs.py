@@ -19,6 +19,8 @@ from aalp.store.checkpoint import read_metadata, read_tensors, write_tensors
 FACTORY = """
 from torch import nn
 
+from aalp import Classifier
+
 def net(num_classes, image_shape, width=4, deep=False):
     inputs, hidden = image_shape[1] * image_shape[2], [nn.Linear(width, width), nn.ReLU()] * deep
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), *hidden, nn.Linear(width, num_classes))
@@ -42,6 +44,9 @@ class Keeps(nn.Module):
 
 def keeps(num_classes, image_shape):
     return Keeps(image_shape[1] * image_shape[2], num_classes)
+
+def wrapped(num_classes, image_shape):
+    return Classifier(net(num_classes, image_shape), mean=[0.25], std=[0.5])
 
 class Views(nn.Module):
     def __init__(self, num_classes):
@@ -131,6 +136,14 @@ def test_a_named_head_is_found_again(own, tmp_path, train_words) -> None:
     run = tmp_path / "run"
     assert trained(train_words, run, "--model", MODEL, "--model_options.head", "3") == {"head": "3"}
     assert main(["evaluate", str(run), "--attacks", "fgsm", "--quiet", "--trust-model-code"]) == 0
+
+
+def test_a_factory_s_own_classifier_is_what_its_weights_load_into(own, tmp_path, train_words) -> None:
+    run = tmp_path / "run"
+    assert main([*train_words, "--model", "own_nets_with_arguments:wrapped", "--run", str(run)]) == 0
+    built = importlib.import_module("own_nets_with_arguments").wrapped(3, (1, 8, 8))
+    loaded = load(run, network=built)
+    assert (loaded.network is built.network, loaded.mean.tolist(), loaded.verified) == (True, [0.25], False)
 
 
 def test_own_models_load_into_a_network_that_was_built(own, tmp_path, train_words) -> None:

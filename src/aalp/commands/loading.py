@@ -37,13 +37,13 @@ class LoadedModel:
 def load(path: str | Path, weights: str = "best", network: nn.Module | None = None) -> Classifier:
     """The classifier of a run directory or of a weights file that aalp wrote, in evaluation mode on the CPU.
 
-    Nothing in the file is executed.
+    Nothing in the file is executed. The weights are frozen: `.requires_grad_(True).train()` trains them on.
 
     Args:
         path: a run directory or a .safetensors file.
         weights: `best` or `last`, for a run directory.
         network: what the weights go into, as it was built for the training; needed for a model that was trained as
-            `package.module:factory`. It is used as it is, not copied.
+            `package.module:factory`, or that in an `aalp.Classifier`. It is used as it is, not copied.
 
     Raises:
         OptionError: weights are neither `best` nor `last`.
@@ -55,6 +55,8 @@ def load(path: str | Path, weights: str = "best", network: nn.Module | None = No
     file = weights_file(Path(path), weights)
     if network is None:
         return load_model(file).classifier
+    if type(network) is Classifier:  # as a factory may give it; its normalisation is in the file
+        network = network.network
     tensors, metadata = read_tensors(file)
     classifier = with_own_buffers(Classifier(network, head=_architecture(file, metadata).get("head")), tensors)
     load_weights(classifier, tensors, str(file))

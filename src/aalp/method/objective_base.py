@@ -94,6 +94,8 @@ class Objective:
         check_share("progress", progress)
         if len(images) != len(adversarial):
             raise DataError(f"there are {len(images)} images and {len(adversarial)} adversarial ones: give one for each image")
+        if len(images) != len(labels):
+            raise DataError(f"there are {len(images)} images and {len(labels)} labels: give one for each image")
         return self.loss(Batch(classifier, images, adversarial, labels, progress, generator, mask))
 
 

@@ -213,11 +213,13 @@ def laid_out(classifier: Classifier, image_shape: Sequence[int]) -> Classifier:
 
     One that does not run so, as `maps.view(len(maps), -1)` does not, is left contiguous; one that does not run at all, too.
     """
+    verified = classifier.verified
     classifier.to(memory_format=torch.channels_last)
     try:
         classifier.verify(torch.zeros(2, *image_shape))
     except Exception:  # the user's network runs here, and may raise anything
         classifier.to(memory_format=torch.contiguous_format)
+    classifier.verified = verified  # whoever sees the first real batch looks at it, too
     return classifier
 
 
