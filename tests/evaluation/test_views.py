@@ -106,6 +106,12 @@ def test_a_classifier_that_does_more_than_its_network_is_searched_itself(roughly
     assert (seen.rough is classifier, seen.is_rough) == (True, False)
 
 
+def test_a_network_without_any_gradient_is_searched_in_float32() -> None:
+    torch.manual_seed(0)
+    classifier, images, _ = classified(Net(Tensor.detach))
+    assert not views(classifier, images, Linf(0.1)).is_rough
+
+
 def test_a_hook_on_the_classifier_is_not_passed_by() -> None:
     torch.manual_seed(0)
     classifier, images, _ = classified(Net(unchanged))

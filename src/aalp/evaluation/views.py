@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,25 +113,32 @@ class _Copy:
             except (RuntimeError, TypeError):  # a layer that wants the number format it was written for
                 continue
             # Not so where one is not a number.
-            if error <= ROUGH * spread and self._blur(view, some, threat) <= BLURRED:
+            if error <= ROUGH * spread and blur(view, self, some, threat) <= BLURRED:
                 return view
         return None
-
-    def _blur(self, view: Logits, some: Tensor, threat: Threat) -> float:
-        """The error of what a step of eps does to the margins in another view, in units of what it does in this one."""
-        labels, leaf = self(some).argmax(1), some.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(margin(self(leaf), labels).sum(), leaf)
-        there = threat.project(some + threat.eps * threat.steepest_step(slope), some)
-        here_and_there = [[margin(one(images), labels) for images in (some, there)] for one in (self, view)]
-        change, blurred = (after - before for before, after in here_and_there)
-        return float((blurred - change).norm() / change.norm())
 
     def _folded(self, some: Tensor) -> nn.Module:
         return folded(self.classifier.network, self.classifier.normalise(some)).to(memory_format=self.layout)
 
     def _laid_out(self, images: Tensor) -> Tensor:
         return self.classifier.normalise(images.contiguous(memory_format=self.layout))
+
+
+@torch.no_grad()
+def blur(rough: Logits, steady: Logits, images: Tensor, threat: Threat) -> float:
+    """The error that the rough view makes of what a step of eps does to the margins of images (N, ...), in units of that.
+
+    Infinite, or no number, where no step of eps does anything.
+    """
+    labels, leaf = steady(images).argmax(1), images.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        margins = margin(steady(leaf), labels)
+        if not margins.requires_grad:
+            return math.inf
+        (slope,) = torch.autograd.grad(margins.sum(), leaf, allow_unused=True, materialize_grads=True)
+    there = threat.project(images + threat.eps * threat.steepest_step(slope), images)
+    change, blurred = (margin(view(there), labels) - margin(view(images), labels) for view in (steady, rough))
+    return float((blurred - change).norm() / change.norm())
 
 
 def _fastest_layout(classifier: Classifier, some: Tensor) -> torch.memory_format:
