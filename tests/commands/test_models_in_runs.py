@@ -49,16 +49,16 @@ def wrapped(num_classes, image_shape):
     return Classifier(net(num_classes, image_shape), mean=[0.25], std=[0.5])
 
 class Views(nn.Module):
-    def __init__(self, num_classes):
+    def __init__(self, num_classes, channels):
         super().__init__()
-        self.maps, self.logits = nn.Conv2d(1, 4, 3), nn.Linear(144, num_classes)
+        self.maps, self.logits = nn.Conv2d(channels, 4, 3), nn.Linear(144, num_classes)
 
     def forward(self, images):
         maps = self.maps(images).relu()
         return self.logits(maps.view(maps.size(0), -1))
 
 def views(num_classes, image_shape):
-    return Views(num_classes)
+    return Views(num_classes, image_shape[0])
 
 def versioned(num_classes, image_shape):
     return Versioned(nn.Flatten(), nn.Linear(image_shape[1] * image_shape[2], 4), nn.BatchNorm1d(4), nn.Linear(4, num_classes))
@@ -89,13 +89,13 @@ def test_a_network_that_keeps_its_last_activations_is_trained_and_gone_on_with(o
 
 
 def test_a_network_that_cannot_run_in_channels_last_is_trained_and_judged_contiguous(own, tmp_path, train_words) -> None:
-    """`maps.view(maps.size(0), -1)`, as people write it, raises in channels last."""
-    run = tmp_path / "run"
-    assert main([*train_words, "--model", "own_nets_with_arguments:views", "--run", str(run)]) == 0
+    """`maps.view(maps.size(0), -1)`, as people write it, raises in channels last, which crops of colour images are in."""
+    run, colour = tmp_path / "run", ["--data_options.channels", "3", "--training.augment", "crop+flip"]
+    assert main([*train_words, *colour, "--model", "own_nets_with_arguments:views", "--run", str(run)]) == 0
     assert main(["evaluate", str(run), "--trust-model-code", "--attacks", "pgd-2,apgd-ce", "--quiet"]) == 0
     assert main(["audit", str(run), "--trust-model-code", "--images", "8", "--quiet"]) != 2  # of so few images undecided
-    network = importlib.import_module("own_nets_with_arguments").views(3, (1, 8, 8))
-    assert load(run, network=network)(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+    network = importlib.import_module("own_nets_with_arguments").views(3, (3, 8, 8))
+    assert load(run, network=network)(torch.rand(2, 3, 8, 8)).shape == (2, 3)
 
 
 def test_a_factory_gets_its_arguments_and_so_does_every_later_verb(own, tmp_path, train_words, capfd) -> None:

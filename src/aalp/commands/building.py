@@ -46,6 +46,7 @@ def build_classifier(
     )
     if wanted.init_from is not None:
         start_from(classifier, wanted.init_from, wanted.mean is None, source.classes, tell)
+    classifier.contiguous = not wanted.channels_last
     if wanted.channels_last:
         laid_out(classifier, source.image_shape)
     verify_on(classifier, source.train, options["model"])

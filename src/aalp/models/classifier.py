@@ -60,6 +60,7 @@ class Classifier(nn.Module):
         num_classes: C.
         num_features: D, the width of the head's input.
         verified: whether a first batch has been seen, and its logits were the head's.
+        contiguous: whether images have to be contiguous: convolutions follow their layout, and some networks only run in that.
 
     Raises:
         ModelError: at once, if there is no such Linear or mean and std do not fit together; at the
@@ -87,6 +88,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", mean_values)
         self.register_buffer("std", std_values)
         self.verified = False
+        self.contiguous = False
 
     @property
     def linear(self) -> Head:
@@ -219,6 +221,7 @@ def laid_out(classifier: Classifier, image_shape: Sequence[int]) -> Classifier:
         classifier.verify(torch.zeros(2, *image_shape))
     except Exception:  # the user's network runs here, and may raise anything
         classifier.to(memory_format=torch.contiguous_format)
+        classifier.contiguous = True
     classifier.verified = verified  # whoever sees the first real batch looks at it, too
     return classifier
 

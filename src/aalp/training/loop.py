@@ -194,6 +194,8 @@ class _Trainer:
         # the two. Each rank has other images, and draws others.
         seed_global_generators(derive_seed("rank", seed, plan.ranks.rank))
         images = augment(images, options.augment, generator, plan.ranks.shard(len(labels)))
+        if plan.classifier.contiguous:  # crops are in channels last
+            images = images.contiguous()
         attack = self._attack(share)
         before = [statistic.clone() for statistic in norm_buffers(plan.classifier)]
         loss, parts, logits = self.step.losses(images, labels, share, generator, attack)
