@@ -151,6 +151,24 @@ def test_a_weight_that_only_some_processes_use_gets_the_mean_over_all(kept_whole
         assert float(gradients["linear.bias"].sum()) == pytest.approx(1.0)
 
 
+def test_clipping_counts_what_every_process_has_whole_once() -> None:
+    """As in a branch that only training takes: it is not shared out, and has a gradient all the same."""
+
+    def work(ranks: Ranks) -> float:
+        torch.manual_seed(0)
+        module = nn.ModuleDict({"shared": nn.Linear(4, 4), "kept": nn.Linear(4, 4)})
+        weights = Weights(module, torch.device("cpu"), ranks, ["shared.weight", "shared.bias"])
+        with weights.whole():
+            (module["shared"](torch.ones(1, 4)).sum() + 3 * module["kept"](torch.ones(1, 4)).sum()).backward()
+            weights.collect()
+        weights.clip(1.0)
+        kept = [module["kept"].weight.grad, module["kept"].bias.grad]
+        return float(torch.cat([gradient.flatten() for gradient in kept]).norm())
+
+    # 20 gradients of 1 in the one and of 3 in the other, of norm sqrt(200) together: the latter keep 3 / sqrt(10) of 1.
+    assert in_ranks(2, work) == pytest.approx([3 / 10**0.5] * 2, rel=1e-5)
+
+
 def test_a_momentum_that_only_some_parameters_had_is_taken_over() -> None:
     given = {"conv.weight": torch.ones(5, 3, 3, 3)}
 

@@ -104,12 +104,17 @@ class Weights:
 
     def clip(self, longest: float) -> None:
         """Scale the gradients of all parameters down to a norm of `longest`, if theirs is larger. Together."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = get_total_norm(gradients)
+        shares = {id(each.share) for each in self._buckets}
+        of_shares, of_kept = (
+            get_total_norm([each.grad for each in self.parameters if each.grad is not None and (id(each) in shares) is split])
+            for split in (True, False)
+        )
+        norm = of_kept
         if self._buckets:
-            square = norm.double().square()
+            square = of_shares.double().square()
             dist.all_reduce(square)
-            norm = square.sqrt().to(norm.dtype)
+            # What every rank has whole counts once.
+            norm = (square + of_kept.double().square()).sqrt().to(of_shares.dtype)
         clip_grads_with_norm_(self.parameters, longest, norm)
 
     def values(self) -> list[Tensor]:
