@@ -256,7 +256,8 @@ def join(ranks: Ranks) -> None:
     if torch.cuda.is_available():
         if ranks.local_size > torch.cuda.device_count():
             raise OptionError(
-                f"devices is {ranks.local_size} and this machine has {torch.cuda.device_count()} GPUs: give one process a GPU"
+                f"devices is {ranks.local_size} and this machine has {torch.cuda.device_count()} GPUs: give one process a GPU, "
+                "and let each see all of them (under SLURM --gpus-per-node)"
             )
         torch.cuda.set_device(ranks.local_rank)
         # What is said about progress lies on the CPU, what is learned on the GPUs.

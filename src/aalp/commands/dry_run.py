@@ -118,6 +118,7 @@ def _probe(classifier: Classifier, split: Split, threat: Threat, batch_size: int
     images = as_float(split.read(rows).to(device()))
     labels = split.labels[rows].to(device())
     perturb(classifier, images, labels, threat, steps=1)  # what is only paid once
+    _wait()
     generator = torch.Generator(images.device).manual_seed(0)
     start = time.perf_counter()
     adversarial = perturb(classifier, images, labels, threat, steps=PROBE_STEPS, generator=generator)

@@ -6,6 +6,7 @@ float32. What is counted is always the deployed network in float32.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +52,12 @@ def autoattack_part(part: str, queries: int = 5000, search: Literal["bf16", "flo
         if part == "square" and threat.norm != "Linf":
             return _package_square(classifier, images, labels, threat, seed, queries)
         seen = views(classifier, images, threat if precision == "bf16" else None)
-        return _search(part, seen, images, labels, threat, seed, queries)
+        found = _search(part, seen, images, labels, threat, seed, queries)
+        if images.is_cuda:
+            # Traced copies refer to themselves, and nothing on a GPU makes Python look for what is free to go.
+            del seen
+            gc.collect()
+        return found
 
     return function
 

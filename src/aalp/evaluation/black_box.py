@@ -39,7 +39,8 @@ def train_stand_in(classifier: Classifier, images: Tensor, threat: Threat, seed:
     side = [min(STAND_IN_SIZE, max(4, length)) for length in size]
     generator = torch.Generator().manual_seed(seed)
     noise = torch.Generator(images.device).manual_seed(seed)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    # `manual_seed` seeds every device; what others draw on this one goes on as it was.
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), torch.enable_grad():
         torch.manual_seed(seed)
         network = SmallCNN(classifier.num_classes, (channels, side[0], side[1]))
         mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3)).clamp_min(1 / 255)

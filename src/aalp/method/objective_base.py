@@ -87,15 +87,13 @@ class Objective:
             mask: feature factors (N, D) to use instead of drawing them (AALP that attacked through its mask).
 
         Raises:
-            DataError: images are no floats, labels no (N,) integers, or there is not one of each an image.
+            DataError: images are no floats, labels no (N,) integers, or there is not one adversarial image for each.
             OptionError: progress lies outside [0, 1].
         """
         images, adversarial, labels = float_images(images), float_images(adversarial), class_numbers(labels)
         check_share("progress", progress)
         if len(images) != len(adversarial):
             raise DataError(f"there are {len(images)} images and {len(adversarial)} adversarial ones: give one for each image")
-        if len(images) != len(labels):
-            raise DataError(f"there are {len(images)} images and {len(labels)} labels: give one for each image")
         return self.loss(Batch(classifier, images, adversarial, labels, progress, generator, mask))
 
 
