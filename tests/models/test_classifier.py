@@ -186,6 +186,9 @@ def test_images_of_integers_are_refused(normalisation, images):
     classifier = Classifier(mlp(), **normalisation)
     with pytest.raises(DataError, match=r"images are torch.uint8: give floats in \[0, 1\], such as images.float\(\) / 255"):
         classifier((images * 255).byte())
+    with pytest.raises(DataError, match=r"images are torch.float64 and the classifier is torch.float32: give images.float\(\)"):
+        classifier(images.double())
+    assert classifier.double()(images.double()).dtype == torch.float64
 
 
 def test_a_batch_of_no_images_verifies_nothing():

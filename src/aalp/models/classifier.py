@@ -133,6 +133,8 @@ class Classifier(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         """(images - mean) / std, per channel."""
         images = float_images(images)  # 0..255 would pass as well, and mean something else
+        if images.dtype == torch.float64 != self.head_weight.dtype:  # as NumPy's arrays come; no layer says what to do
+            raise DataError(f"images are torch.float64 and the classifier is {self.head_weight.dtype}: give images.float()")
         if self.mean.numel() == 0:
             return images
         if images.dim() < 2 or self.mean.numel() not in (1, images.shape[1]):
