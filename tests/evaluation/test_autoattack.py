@@ -215,43 +215,6 @@ def test_a_search_in_bf16_breaks_what_float32_breaks(part: str) -> None:
     assert 1 <= int(fooled["bf16"].sum()) <= 29
 
 
-def test_a_model_that_bf16_does_not_carry_is_searched_in_float32() -> None:
-    class Offset(nn.Module):
-        """Its logits differ by little beside their common offset, which bfloat16 rounds away."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.last = nn.Linear(128, 4)
-            self.last.weight.data += 1000
-
-        def forward(self, images: Tensor) -> Tensor:
-            flat = images.flatten(1)
-            return self.last(torch.cat([flat, 1 - flat], dim=1))
-
-    classifier = Classifier(Offset()).eval()
-    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert search_precision("bf16", classifier, images, Linf(0.05)) == "float32"
-
-
-def test_a_ball_that_vanishes_in_bf16_is_searched_in_float32() -> None:
-    """Bright images of little contrast: bfloat16 has steps of 1/256 between 0.5 and 1."""
-    network = small_net().network
-    network[1].weight.data *= 16
-    network[1].bias.data -= 0.9 * network[1].weight.data.sum(1)
-    images = 0.9 + torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)) / 16
-    classifier = Classifier(network).eval()
-    assert [search_precision("bf16", classifier, images, Linf(eps)) for eps in (0.05, 0.001)] == ["bf16", "float32"]
-
-    class Stretch(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return (images - 0.9) * 16
-
-    # Where the contrast is raised before the first product, by the classifier or under autocast, nothing vanishes.
-    inner = small_net().network
-    for stretched in (Classifier(inner, mean=[0.9], std=[1 / 16]), Classifier(nn.Sequential(Stretch(), inner))):
-        assert search_precision("bf16", stretched.eval(), images, Linf(0.001)) == "bf16"
-
-
 def test_square_passes_over_what_it_knows_and_reaches_the_same_images() -> None:
     """A network of 64 pixels has few single-pixel changes: most of the queries at that size need no pass."""
     classifier = small_net()

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from test_autoattack import small_net
 from torch import Tensor, nn
 
 from aalp.evaluation.attacks import attack_by_name, run_attack
-from aalp.evaluation.views import views
+from aalp.evaluation.views import search_precision, views
 from aalp.method.threat import Linf
 from aalp.models.classifier import Classifier
 
@@ -117,3 +118,40 @@ def test_a_hook_on_the_classifier_is_not_passed_by() -> None:
     classifier, images, _ = classified(Net(unchanged))
     classifier.register_forward_pre_hook(lambda _module, given: (given[0] / 2,))
     assert views(classifier, images).steady is classifier
+
+
+def test_a_model_that_bf16_does_not_carry_is_searched_in_float32() -> None:
+    class Offset(nn.Module):
+        """Its logits differ by little beside their common offset, which bfloat16 rounds away."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(128, 4)
+            self.last.weight.data += 1000
+
+        def forward(self, images: Tensor) -> Tensor:
+            flat = images.flatten(1)
+            return self.last(torch.cat([flat, 1 - flat], dim=1))
+
+    classifier = Classifier(Offset()).eval()
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert search_precision("bf16", classifier, images, Linf(0.05)) == "float32"
+
+
+def test_a_ball_that_vanishes_in_bf16_is_searched_in_float32() -> None:
+    """Bright images of little contrast: bfloat16 has steps of 1/256 between 0.5 and 1."""
+    network = small_net().network
+    network[1].weight.data *= 16
+    network[1].bias.data -= 0.9 * network[1].weight.data.sum(1)
+    images = 0.9 + torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)) / 16
+    classifier = Classifier(network).eval()
+    assert [search_precision("bf16", classifier, images, Linf(eps)) for eps in (0.05, 0.001)] == ["bf16", "float32"]
+
+    class Stretch(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (images - 0.9) * 16
+
+    # Where the contrast is raised before the first product, by the classifier or under autocast, nothing vanishes.
+    inner = small_net().network
+    for stretched in (Classifier(inner, mean=[0.9], std=[1 / 16]), Classifier(nn.Sequential(Stretch(), inner))):
+        assert search_precision("bf16", stretched.eval(), images, Linf(0.001)) == "bf16"

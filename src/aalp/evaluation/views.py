@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aalp.method.losses import margin, misclassified
 from aalp.method.precision import multiplies_bfloat16
 from aalp.method.threat import Threat
-from aalp.models.classifier import Classifier, copied
+from aalp.models.classifier import Classifier, copied, laid_out
 from aalp.models.inference_copy import Logits, alike, folded, in_bfloat16
 
 SearchPrecision = Literal["auto", "bf16", "float32"]
@@ -87,7 +87,9 @@ class _Copy:
 
     def __init__(self, classifier: Classifier, some: Tensor) -> None:
         self.classifier = classifier
-        self.layout = _fastest_layout(classifier, some)
+        # Only images of rows and columns have such a layout.
+        last = some.dim() == 4 and not laid_out(copied(classifier, some).eval(), some.shape[1:]).contiguous
+        self.layout = torch.channels_last if last else torch.contiguous_format
         self.network = self._folded(some)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -139,16 +141,3 @@ def blur(rough: Logits, steady: Logits, images: Tensor, threat: Threat) -> float
     there = threat.project(images + threat.eps * threat.steepest_step(slope), images)
     change, blurred = (margin(view(there), labels) - margin(view(images), labels) for view in (steady, rough))
     return float((blurred - change).norm() / change.norm())
-
-
-def _fastest_layout(classifier: Classifier, some: Tensor) -> torch.memory_format:
-    """Channels last, which convolutions prefer, where the network runs so: `maps.view(len(maps), -1)` does not."""
-    if some.dim() != 4:
-        return torch.contiguous_format
-    pixels = classifier.normalise(some)
-    network = copied(classifier.network, pixels).eval().to(memory_format=torch.channels_last)
-    try:
-        network(pixels.contiguous(memory_format=torch.channels_last))
-    except RuntimeError:
-        return torch.contiguous_format
-    return torch.channels_last

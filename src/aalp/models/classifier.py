@@ -220,7 +220,7 @@ def laid_out(classifier: Classifier, image_shape: Sequence[int]) -> Classifier:
     verified = classifier.verified
     classifier.to(memory_format=torch.channels_last)
     try:
-        classifier.verify(torch.zeros(2, *image_shape))
+        classifier.verify(torch.zeros(2, *image_shape, device=classifier.mean.device))
     except Exception:  # the user's network runs here, and may raise anything
         classifier.to(memory_format=torch.contiguous_format)
         classifier.contiguous = True
