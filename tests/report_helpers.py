@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from aalp.report.collect import Group, group_runs, read_run
 from aalp.store.checkpoint import write_tensors
 from aalp.store.records import write_record
 
@@ -42,6 +43,11 @@ def make_run(
     if analysis:
         write_analysis(path, robust, classes)
     return path
+
+
+def groups_of(*paths: Path) -> list[Group]:
+    """Run directories as a report takes them."""
+    return group_runs([read_run(path, yaml.safe_load((path / "config.yaml").read_text())) for path in paths])
 
 
 def write_metrics(path: Path, epochs: int = 5) -> None:

@@ -8,19 +8,13 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-import yaml
-from report_helpers import CLASSES, EVIL, make_run, write_analysis, write_audit, write_evaluation, write_metrics
+from report_helpers import CLASSES, EVIL, groups_of, make_run, write_analysis, write_audit, write_evaluation, write_metrics
 
 from aalp.evaluation.robustness import wilson_interval
-from aalp.report.collect import group_runs, read_run
 from aalp.report.gallery import gallery
 from aalp.report.headline import cautions, lead, radius, rows
 from aalp.report.page import render, script_json
 from aalp.report.sections import sections
-
-
-def groups_of(*paths):
-    return group_runs([read_run(path, yaml.safe_load((path / "config.yaml").read_text())) for path in paths])
 
 
 def page_of(*paths, title="a title"):
@@ -115,68 +109,12 @@ def test_the_seeds_of_many_models_are_folded_away(tmp_path, seeds, folded):
     assert rest.count('<tr role="row" class="seed">') == (3 * seeds if folded else 0)
 
 
-def test_a_lead_over_overlapping_intervals_is_not_called_one(tmp_path):
-    paths = [make_run(tmp_path / name, name, robust=robust, analysis=False) for name, robust in (("at", 0.5), ("aalp", 0.6))]
-    words = " ".join(lead(groups_of(*paths)))
-    assert "that of aalp, 60.0" in words
-    assert "overlaps that of at: by these intervals they are not shown to differ" in words
-    far = make_run(tmp_path / "standard", "standard", robust=0.0, analysis=False)
-    assert "overlaps" not in " ".join(lead(groups_of(paths[1], far)))
-
-
-def test_a_lead_of_several_seeds_over_overlapping_seeds_is_not_called_one(tmp_path):
-    def runs(name: str, *robust: float) -> list:
-        return [make_run(tmp_path / f"{name}-seed{at}", name, at, value, analysis=False) for at, value in enumerate(robust)]
-
-    at, aalp, far = runs("at", 0.5, 0.625), runs("aalp", 0.6, 0.7), runs("standard", 0.1, 0.2)
-    words = " ".join(lead(groups_of(*at, *aalp, *far)))
-    assert "that of aalp, 65.0" in words
-    assert "Its seeds overlap those" not in words
-    assert "Its seeds overlap that of at: whether a mean is higher by more than chance, aalp compare tells." in words
-    assert "overlap" not in " ".join(lead(groups_of(*aalp, *far)))
-
-
-def test_a_lead_of_or_over_one_run_among_models_of_several_seeds_is_not_called_one(tmp_path):
-    """By the one run's interval (15 points to either side here), not by its figure alone, which nothing would overlap."""
-
-    def runs(name: str, *robust: float) -> list:
-        return [make_run(tmp_path / f"{name}-seed{at}", name, at, value, analysis=False) for at, value in enumerate(robust)]
-
-    one, two, far = runs("alp", 0.5), runs("at", 0.475, 0.45), runs("standard", 0.1, 0.125)
-    words = " ".join(lead(groups_of(*one, *two, *far)))
-    assert "that of alp, 50.0" in words
-    assert "It does not stand clear of at, by the seeds' figures and one seed's interval:" in words
-    assert "One training seed of alp: how much another seed would change is not measured" in words
-    ahead = runs("aalp", 0.6, 0.625)
-    assert "It does not stand clear of alp, by the seeds' figures" in " ".join(lead(groups_of(*one, *ahead, *far)))
-    clear = " ".join(lead(groups_of(*one, *far)))
-    assert "clear" not in clear
-    assert "One training seed of alp:" in clear
-    # The interval is told where only models of one run are level.
-    other = runs("clp", 0.475)
-    assert "Its interval overlaps that of clp:" in " ".join(lead(groups_of(*one, *other, *far)))
-
-
 def test_breaks_of_another_evaluation_than_the_headline_s_are_called_so(tmp_path):
     path = make_run(tmp_path / "run")
     file = path / "analyses/best-001/analysis.json"
     for source, told in (("run/evaluations/test.json", False), ("run/evaluations/best-001.json", True)):
         file.write_text(json.dumps({**json.loads(file.read_text()), "attacks_from": source}))
         assert ("Of another evaluation than above for aalp" in page_of(path)) is told
-
-
-def test_a_model_whose_audit_fails_is_called_so_where_it_is_called_the_highest(tmp_path):
-    runs = [make_run(tmp_path / "alp", "alp", robust=0.9, audit="fail"), make_run(tmp_path / "at", "at", robust=0.5)]
-    assert "that of alp, 90.0\u00a0%, which fails gates of the audit." in lead(groups_of(*runs))[0]
-    told = "Gates of the audit fail for alp: what stands under attack there may be masked gradients, not robustness."
-    assert told in cautions(groups_of(*runs))
-    # Without an audit the evaluation's own gates speak.
-    unaudited = make_run(tmp_path / "gates" / "alp", "alp", robust=0.9, audit=None)
-    write_evaluation(unaudited, "test", 0.9, gates=[{"name": "gradient exists", "passed": False}])
-    assert told in cautions(groups_of(unaudited))
-    passing = make_run(tmp_path / "pass" / "alp", "alp", robust=0.9)
-    write_evaluation(passing, "test", 0.9, gates=[{"name": "gradient exists", "passed": None}])
-    assert cautions(groups_of(passing)) == []
 
 
 def test_figures_that_do_not_compare_or_are_upper_bounds_are_called_so(tmp_path):
