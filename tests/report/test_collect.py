@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from report_helpers import make_run, write_analysis, write_audit, write_evaluation
+from report_helpers import groups_of, make_run, write_analysis, write_audit, write_evaluation
 
 from aalp.errors import RunError
-from aalp.report.collect import group_runs, read_run
+from aalp.report.collect import read_run
 from aalp.store.checkpoint import write_tensors
 
 
@@ -114,10 +114,6 @@ def test_a_broken_file_is_named(tmp_path, file, content, message):
     with pytest.raises(RunError, match=message) as error:
         read(path)
     assert str(path / file) in str(error.value)
-
-
-def groups_of(*paths):
-    return group_runs([read(path) for path in paths])
 
 
 def test_runs_that_differ_in_seed_alone_are_one_model(tmp_path):

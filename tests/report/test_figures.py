@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import yaml
-from report_helpers import CLASSES, make_run, write_evaluation
+from report_helpers import CLASSES, groups_of, make_run, write_evaluation
 
 from aalp.evaluation.robustness import wilson_interval
 from aalp.report import class_figures, figures, observations
@@ -21,7 +20,7 @@ def groups(tmp_path_factory):
         make_run(folder / "aalp-seed1", "aalp", 1, 0.65),
         make_run(folder / "at", "at", 0, 0.55),
     ]
-    return group_runs([read_run(path, yaml.safe_load((path / "config.yaml").read_text())) for path in paths])
+    return groups_of(*paths)
 
 
 def by_name(figure, name):
@@ -71,7 +70,7 @@ def test_captions_say_which_split_was_attacked_and_what_bars_of_several_seeds_ar
     assert "bars: the lowest and the highest" in observations.first(groups, "")[-1].caption
     run = make_run(tmp_path / "run")
     write_evaluation(run, "test", 0.5, data={"name": "folder:pets", "split": "validation", "digest": "d" * 64})
-    alone = group_runs([read_run(run, yaml.safe_load((run / "config.yaml").read_text()))])
+    alone = groups_of(run)
     assert figures.attacks(alone, wilson_interval).caption.startswith("Share of validation images right clean")
     assert "bars" not in observations.first(alone, "")[-1].caption
 
@@ -122,7 +121,7 @@ def test_names_that_begin_alike_have_a_row_each_and_labels_that_tell_them_apart(
     long = "a name that is longer than any figure has room for, "
     classes = [f"{long}the class {number}" for number in (1, 2)]
     paths = [make_run(tmp_path / f"{long}{end}", model=f"{long}{end}", classes=classes) for end in ("one", "two")]
-    groups = group_runs([read_run(path, yaml.safe_load((path / "config.yaml").read_text())) for path in paths])
+    groups = groups_of(*paths)
     drawn = [
         figures.accuracy(groups, wilson_interval),
         next(figure for figure in observations.first(groups, "") if figure.name == "n90"),
