@@ -49,6 +49,21 @@ def ignored_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def leave_stopping_to_main(_worker: int = 0) -> None:
+    """Have this process, a worker of another one, outlive the signals that ask that one to stop: it saves first.
+
+    Ctrl-C, `timeout` and batch systems send them to all processes of a command. A second SIGTERM is obeyed: so may the
+    other one end a worker that hangs.
+    """
+
+    def obey_the_next(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for name in STOPPING:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), obey_the_next if name == "SIGTERM" else signal.SIG_IGN)
+
+
 class Stopped(BaseException):
     """A signal that `raised_signals` let through. Not an Exception: nothing on the way up may take it for a failure."""
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,16 @@ def test_loading_leaves_the_global_random_state_alone(on_disk: bool, image_folde
     state = torch.get_rng_state()
     list(Loader(split if on_disk else split.decode(), 10, CPU).batches(epoch_order(len(split), 0, 0)))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_workers_outlive_the_signals_that_stop_a_training(image_folder: Path) -> None:
+    split = open_folder(image_folder, Layout(), 0.5, 0).train
+    batches = Loader(split, 5, CPU, workers=1).batches()
+    seen = len(next(batches)[1])
+    for worker in multiprocessing.active_children():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(int(worker.pid or 0), number)  # as `timeout` and batch systems do
+    assert seen + sum(len(labels) for _, labels in batches) == len(split)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

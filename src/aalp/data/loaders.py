@@ -15,6 +15,7 @@ from aalp.data.split import ResidentSplit, Split, as_float
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import DataError
 from aalp.seeding import derive_seed
+from aalp.stopping import leave_stopping_to_main
 
 Batch = tuple[Tensor, Tensor]
 
@@ -113,6 +114,7 @@ class Loader:
                 pin_memory=self.device.type == "cuda",
                 # The base seed of the workers would otherwise be drawn from the global generator.
                 generator=torch.Generator().manual_seed(0),
+                worker_init_fn=leave_stopping_to_main,
             )
             for batch in reader:
                 if isinstance(batch, DataError):
