@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,15 +12,31 @@ STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")
 """Ctrl-C; what a batch system sends before it kills; what it sends as an early warning, where it was asked to."""
 
 
+ECHO_SECONDS = 2.0
+"""For how long after the first signal of a kind another one is taken for the same."""
+
+
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Notes these signals instead of dying; a second one of a kind gets through to the handler that was there before."""
+    """Notes these signals instead of dying; a second one of a kind gets through to the handler that was there before.
+
+    But not at once, unless a person presses Ctrl-C: a batch system that tells all processes of a command tells some of them
+    twice, as whoever started them passes it on.
+    """
     received: list[int] = []
     before: dict[int, Any] = {}
+    first: dict[int, float] = {}
 
     def note(number: int, _frame: object) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
+        now = time.monotonic()
+        if number not in first:
+            received.append(number)
+            first[number] = now
+            if number == signal.SIGINT:
+                signal.signal(number, before[number])
+        elif now - first[number] > ECHO_SECONDS:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
     try:
         for name in STOPPING:

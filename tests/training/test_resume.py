@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from aalp import stopping
 from aalp.errors import InterruptedRunError, OptionError, RunError
 from aalp.models.classifier import Classifier
 from aalp.store.run import RunDirectory
@@ -81,6 +82,31 @@ def test_each_stopping_signal_saves_and_has_its_own_exit_code(name: str, fit_pla
         fit(plan)
     assert caught.value.exit_code == {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 138}[name]
     assert plan.run.states()[-1] == plan.run.state(3)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_the_echo_of_a_signal_does_not_keep_the_run_from_saving(
+    name: str, fit_plan: MakeFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = signal.Signals[name]
+
+    def twice(step: int, total: int, loss: float) -> None:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+
+    plan = fit_plan(tick=twice)
+    with pytest.raises(InterruptedRunError):
+        fit(plan)
+    assert plan.run.states()[-1] == plan.run.state(1)
+
+    # A later one is meant to end it.
+    monkeypatch.setattr(stopping, "ECHO_SECONDS", -1.0)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(fit_plan("later", tick=twice))
+    finally:
+        signal.signal(number, before)
 
 
 def saved_steps(plan: Fit) -> list[str]:
