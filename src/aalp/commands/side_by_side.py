@@ -6,6 +6,7 @@ The system takes a lock back when its process dies, however it dies, so that ano
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -56,10 +57,11 @@ def side_by_side(jobs: int, work: Work, source: Source, load: Callable[[], Sourc
         torch.set_num_threads(threads)
     try:
         work(source, display)
-    except BaseException:
+    except BaseException as error:
         stop.set()
-        for other in others:  # SIGTERM: each saves what it does
-            other.terminate()
+        for other in others:
+            if other.pid is not None and other.is_alive():
+                os.kill(other.pid, _stopping_signal(error))
         raise
     finally:
         for other in others:
@@ -68,6 +70,15 @@ def side_by_side(jobs: int, work: Work, source: Source, load: Callable[[], Sourc
         if other.exitcode is not None and other.exitcode < 0:  # which it could not tell itself
             name = signal.Signals(-other.exitcode).name
             display.warn(f"another process was ended by {name} (out of memory?); its work was done by the rest")
+
+
+def _stopping_signal(error: BaseException) -> int:
+    """At which the others save what they do, when this one ends with an error.
+
+    Never the one that stopped this process: it may have reached all of them, and a second of its kind ends them at once.
+    """
+    stopped_by = error.signal_number if isinstance(error, InterruptedRunError) else None
+    return int(signal.SIGUSR1 if stopped_by == signal.SIGTERM and hasattr(signal, "SIGUSR1") else signal.SIGTERM)
 
 
 _stop: Event | None = None
