@@ -90,6 +90,27 @@ def test_a_long_attack_says_now_and_then_that_it_is_alive(
     assert lines == ["square: 3/100 images", "square: 6/100 images", "square: 9/100 images"]
 
 
+@pytest.mark.parametrize("before", [0, 20], ids=["from the start", "resumed"])
+def test_the_time_left_of_a_training_counts_validation(
+    before: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(console.time, "perf_counter", lambda: now)
+    display, row = Display(), {"loss": 0.5, "train_accuracy": 1, "validation_clean": 1, "validation_robust": 1}
+    with display.bar():
+        for epoch in range(1 + before // 10, 4 + before // 10):
+            for step in range(10 * epoch - 9, 10 * epoch + 1):
+                now += 1
+                display.training_step(step, 60, 0.5)
+            now += 10  # validation
+            # Time spent training: as much in each epoch, and nothing of another process's pace.
+            display.epoch({**row, "epoch": epoch, "images_per_second": 10, "seconds": 10 * epoch}, 6)
+    left = re.findall(r"(\d+):(\d\d) left", capsys.readouterr().err)
+    seconds = [60 * int(minutes) + int(rest) for minutes, rest in left]
+    truth = [20 * (6 - epoch) for epoch in range(1 + before // 10, 4 + before // 10)]
+    assert seconds == pytest.approx(truth, rel=0.06)
+
+
 def test_the_command_of_a_record_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["search", "--space", '{"training.lr": [0.1, 0.2]}', "--run", "runs/my search"]
     monkeypatch.setattr("sys.argv", ["/somewhere/aalp", *words])

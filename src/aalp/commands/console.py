@@ -40,6 +40,8 @@ class Display:
         self._attack = ""
         self._attack_started = 0.0
         self._last_line = time.perf_counter()
+        self._first_step: tuple[int, float] | None = None
+        self._step = self._total = 0
 
     def say(self, line: str) -> None:
         """A plain line."""
@@ -58,7 +60,8 @@ class Display:
 
     @contextmanager
     def bar(self) -> Iterator[None]:
-        """A progress bar for what happens inside, on a terminal."""
+        """A progress bar for what happens inside, such as one training, on a terminal."""
+        self._first_step = None
         if not self.live:
             yield
             return
@@ -76,13 +79,19 @@ class Display:
 
     def training_step(self, step: int, total: int, loss: float) -> None:
         """To be called after each training step."""
+        self._step, self._total = step, total
+        self._first_step = self._first_step or (step, time.perf_counter())
         self._advance(f"training  loss {loss:.3f}", step, total)
         if not self.live and time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS:
             self.say(f"step {step}/{total}  loss {loss:.3f}")
 
     def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
         """To be called after each epoch, with its metrics."""
-        left = row["seconds"] / row["epoch"] * (epochs - row["epoch"])
+        first, started = self._first_step or (self._step, 0.0)
+        done = self._step - first
+        # By the clock, of this process alone: `seconds` has neither validation nor saving in it.
+        each = (time.perf_counter() - started) / done if done else row["seconds"] / row["epoch"]
+        left = each * (self._total - self._step if done else epochs - row["epoch"])
         self.say(
             f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.3f}  train {row['train_accuracy']:.1%}  "
             f"validation {row['validation_clean']:.1%} clean, {row['validation_robust']:.1%} robust  "
