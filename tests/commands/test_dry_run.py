@@ -159,6 +159,22 @@ def test_steps_and_times_of_training_by_hand(fit_plan: Any, monkeypatch: pytest.
     assert cost["memory_gigabytes"] > 0
 
 
+def test_the_step_of_an_epoch_of_one_step_is_timed_too(fit_plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = fit_plan(options={"epochs": 5, "batch_size": 64})
+    clock = iter([100.0, 103.0, 110.0, 112.0])  # a step before it, a validation, a step, a validation
+
+    def fit(probe: Any) -> None:
+        assert (len(probe.train), probe.options.epochs) == (64, 2)
+        for _ in range(2):
+            probe.tick(1, 1, 0.0)
+            probe.report({})
+
+    monkeypatch.setattr(training_cost, "fit", fit)
+    monkeypatch.setattr(training_cost.time, "perf_counter", lambda: next(clock))
+    cost = training_cost.training_cost(plan)
+    assert (cost["steps"], cost["step_seconds"], cost["validation_seconds"]) == (5, 7.0, 2.0)
+
+
 def test_minutes_of_attacks_by_hand(small_classifier: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = small_classifier(3)
     split = ResidentSplit(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))

@@ -36,7 +36,8 @@ def training_cost(plan: Fit, done: int = 0) -> dict[str, Any]:
         times.append(time.perf_counter())
 
     # The loop's own options but for the learning rate, so that a schedule pressed into ten steps cannot diverge.
-    options = replace(plan.options, epochs=1, lr=1e-9)
+    # An epoch of one step is passed twice: the first step comes before the clock.
+    options = replace(plan.options, epochs=1 if steps > 1 else 2, lr=1e-9)
     with tempfile.TemporaryDirectory() as folder:
         probe = replace(
             plan,
@@ -52,7 +53,7 @@ def training_cost(plan: Fit, done: int = 0) -> dict[str, Any]:
         except InterruptedRunError as error:  # there is no run to go on with
             raise KeyboardInterrupt from error
     laps = [after - before for before, after in pairwise(times)]
-    step = statistics.median(laps[:-1]) if len(laps) > 1 else laps[-1]
+    step = statistics.median(laps[:-1] if steps > 1 else laps[1:2])
     validation = laps[-1] * len(plan.validation) / max(1, checked)
     total = per_epoch * plan.options.epochs
     epochs = plan.options.epochs - done // per_epoch
