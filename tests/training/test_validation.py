@@ -11,12 +11,19 @@ from aalp.method.objectives import AT
 from aalp.training import loop
 from aalp.training.loop import fit
 from aalp.training.plan import Fit
-from aalp.training.validation import has_collapsed, largest_class
+from aalp.training.validation import has_collapsed, images_at_once, largest_class
 
 
 def test_the_best_constant_answer_by_hand() -> None:
     assert largest_class(torch.tensor([2, 0, 2, 1])) == 0.5
     assert largest_class(torch.tensor([], dtype=torch.int64)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "images"), [((3, 32, 32), 500), ((3, 64, 64), 500), ((3, 224, 224), 40), ((3, 4000, 4000), 1)]
+)
+def test_large_images_are_judged_fewer_at_once(shape: tuple[int, int, int], images: int) -> None:
+    assert images_at_once(shape) == images
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from aalp.training.schedule import one_cycle, step_down
 from aalp.training.sharded_weights import Weights
 from aalp.training.state import Progress, load_state, save_state
 from aalp.training.step import OuterLoss, TrainingStep
-from aalp.training.validation import accuracies, has_collapsed, largest_class
+from aalp.training.validation import accuracies, has_collapsed, images_at_once, largest_class
 
 CALMER = "lower --training.lr or set --training.clip 1"
 """What to do about a training that diverged."""
@@ -121,7 +121,7 @@ class _Trainer:
         plan, options = self.plan, self.plan.options
         loader = Loader(plan.train, options.batch_size, self.fabric.device, plan.workers, plan.ranks)
         per_epoch = steps_per_epoch(plan.train, options.batch_size)
-        validation = Loader(plan.validation, 500, self.fabric.device, plan.workers)
+        validation = Loader(plan.validation, images_at_once(plan.validation.image_shape), self.fabric.device, plan.workers)
         constant = largest_class(plan.validation.labels)
         rows = read_rows(plan.run, self.progress.step // per_epoch)
         plan.classifier.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,18 @@ from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 from aalp.models.folding_in_place import folded_norms
 from aalp.seeding import derive_seed, seed_global_generators
+
+AT_MOST, VALUES_AT_MOST = 500, 500 * 3 * 64 * 64
+"""Images judged together on one device, and the most values that they may have together."""
+
+
+def images_at_once(image_shape: Sequence[int]) -> int:
+    """How many images of this shape (channels, height, width) are judged together: 500, of larger ones than 3x64x64 fewer.
+
+    Whatever the training's batch, so that figures do not hang on it: of 500 images of 3x224x224 a ResNet-50 would keep four
+    times as much as of a training's 128, and on each of several devices.
+    """
+    return max(1, min(AT_MOST, VALUES_AT_MOST // math.prod(image_shape)))
 
 
 def accuracies(
