@@ -66,6 +66,20 @@ def test_a_comparison_stands_for_its_runs_and_its_differences_are_told(tmp_path,
     assert page.index("standard<span") < page.index("aalp<span")
     line = "aalp minus standard, autoattack: +20.0 points with each of 2 seeds, 95 % interval [+19.4, +20.6]"
     assert f"{line} as if one of them had one image more or less: a real difference" in page
+    assert "leave out" not in page
+
+
+def test_differences_that_leave_out_runs_of_the_page_say_so_and_seeds_stand_in_order(tmp_path, capsys):
+    folder = comparison(tmp_path / "compared")
+    record = json.loads((folder / "comparison.json").read_text())
+    # The last command named the second seed alone; the runs of the first are on the page all the same.
+    cells = [cell for cell in record["cells"] if cell["seed"] == 1]
+    (folder / "comparison.json").write_text(json.dumps({**record, "cells": cells}))
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert page.index("The differences below leave out standard-seed0 and aalp-seed0:") < page.index("aalp minus standard")
+    standard = page[page.index("standard<span") : page.index("aalp<span")]
+    assert standard.index(">seed 0<") < standard.index(">seed 1<")
 
 
 def test_what_is_in_the_way_or_is_no_run_is_refused_before_anything_is_written(tmp_path, capsys):

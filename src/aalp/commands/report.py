@@ -14,6 +14,7 @@ from aalp.errors import RunError
 from aalp.evaluation.robustness import wilson_interval
 from aalp.report.collect import Group, group_runs, read_run
 from aalp.report.export import check_export, export
+from aalp.report.headline import listed
 from aalp.report.page import figures_of, render
 from aalp.report.sections import sections
 from aalp.store.files import write_atomically
@@ -40,7 +41,7 @@ def report(runs: list[Path], out: Path | None = None, figures: Path | None = Non
     if figures is not None:
         check_export(figures)
     parts = sections(groups, wilson_interval, _observations(paths), command_line())
-    told = [*unfinished(comparison), *sentences(comparison), *rows_apart(comparison)] if comparison else []
+    told = _told(comparison, paths) if comparison else []
     page = render(groups, parts, wilson_interval, title or _title(groups), told)
     target = out or _free(runs)
     write_atomically(target, page.encode())
@@ -71,14 +72,33 @@ def _cells(path: Path) -> list[Path]:
     if "objective" in config:
         check_one_run(path, config)
         return []
-    cells = sorted(config.parent for config in path.glob("*/config.yaml"))
+    cells = [config.parent for config in path.glob("*/config.yaml")]
     if not cells:
         raise RunError(f"'{path}' is a comparison without runs yet: continue it with `aalp compare --run {quoted(path)}`")
     record = path / "comparison.json"
-    if record.is_file():
-        order = [f"{cell['objective']}-seed{cell['seed']}" for cell in read_record(record, "comparison")["cells"]]
-        cells.sort(key=lambda cell: order.index(cell.name) if cell.name in order else len(order))
-    return cells
+    rows = list(read_record(record, "comparison")["table"]) if record.is_file() else []
+    return sorted(cells, key=lambda cell: _place(cell.name, rows))
+
+
+def _place(name: str, rows: Sequence[str]) -> tuple[int, str, int]:
+    """Where a run of a comparison stands: by its row, those of the table first, then by its seed."""
+    row, _, seed = name.rpartition("-seed")
+    return rows.index(row) if row in rows else len(rows), row or name, int(seed) if seed.isdecimal() else 0
+
+
+def _told(comparison: Mapping[str, Any], paths: Sequence[Path]) -> list[str]:
+    """What a comparison's record says of differences, and first of which runs on the page it says nothing."""
+    known = {f"{cell['objective']}-seed{cell['seed']}" for cell in comparison["cells"]} | {*comparison.get("left", ())}
+    others = [path.name for path in paths if path.name not in known]
+    apart = (
+        [
+            f"The differences below leave out {listed(others)}: they are of the rows and seeds that the last aalp compare here "
+            "named, which compares all runs where it names all of them"
+        ]
+        if others
+        else []
+    )
+    return [*apart, *unfinished(comparison), *sentences(comparison), *rows_apart(comparison)]
 
 
 def _observations(paths: Sequence[Path]) -> dict[str, Any] | None:
