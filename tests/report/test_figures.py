@@ -97,6 +97,13 @@ def test_metrics_that_no_epoch_has_are_no_figure(groups):
     assert by_name(clean, "at")["x"] == [2, 3, 4, 5]
 
 
+def test_shares_of_a_training_have_ticks_that_tell_rare_conflicts_apart_at_whole_epochs(groups):
+    for figure in observations.second(groups):
+        assert figure.layout["xaxis"]["dtick"] == 1
+        if figure.name != "weights":
+            assert figure.layout["yaxis"]["tickformat"] == ".4~%"  # 0.05 % and 0.1 %, where .1% has 0.1 % twice
+
+
 def test_confusions_add_up_over_seeds_and_hide_no_class(groups):
     (trace,) = class_figures.confusion(groups[0]).data
     assert trace["text"] == [[12 if i == j else 2 for j in range(4)] for i in range(4)]

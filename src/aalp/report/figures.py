@@ -93,10 +93,15 @@ def column(name: str) -> Callable[[Run], Points]:
     return points
 
 
+def epoch_axis(groups: Sequence[Group]) -> dict[str, Any]:
+    """An axis of epochs; of few of them, plotly left alone has an epoch 1.5."""
+    longest = max((len(run.metrics.get("epoch", ())) for group in groups for run in group.runs), default=0)
+    return axis("epoch", dtick=1) if longest <= 10 else axis("epoch")
+
+
 def training(groups: Sequence[Group]) -> list[Figure]:
     """Loss and accuracies over the epochs."""
-    longest = max((len(run.metrics.get("epoch", ())) for group in groups for run in group.runs), default=0)
-    over_epochs = axis("epoch", dtick=1) if longest <= 10 else axis("epoch")  # left alone, plotly has an epoch 1.5
+    over_epochs = epoch_axis(groups)
     steps = sorted({int((run.config.get("training") or {}).get("validation_steps", 0)) for g in groups for run in g.runs})
     attack = f"PGD-{steps[0]}" if len(steps) == 1 and steps[0] else "PGD"
     wanted = (

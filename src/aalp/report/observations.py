@@ -8,7 +8,7 @@ from typing import Any
 
 from aalp.report.blocks import Figure, Table
 from aalp.report.collect import Group, Run
-from aalp.report.figures import column, line_figure, percent
+from aalp.report.figures import column, epoch_axis, line_figure, percent
 from aalp.report.style import axis, count_axis, faint, label, layout, names_axis, share_axis
 
 
@@ -122,8 +122,9 @@ def second(groups: Sequence[Group]) -> list[Figure]:
 
 def _logged(name: str, title: str, caption: str, groups: Sequence[Group], metric: str) -> Figure | None:
     """A share that training logs, over the epochs."""
-    y = axis("share", rangemode="tozero", tickformat=".1%")
-    return line_figure(name, title, caption, groups, column(metric), axis("epoch"), y, hovermode="x unified")
+    # Conflicts may be as rare as 1 in 1,000: ticks of fewer digits would all be 0.1 %.
+    y = axis("share", rangemode="tozero", tickformat=".4~%")
+    return line_figure(name, title, caption, groups, column(metric), epoch_axis(groups), y, hovermode="x unified")
 
 
 def _weights(groups: Sequence[Group]) -> Figure | None:
@@ -157,7 +158,7 @@ def _weights(groups: Sequence[Group]) -> Figure | None:
     if not data:
         return None
     caption = "Median weight of a sample's pairing term, and the band from weight_low to weight_high, by epoch."
-    drawn = layout(axis("epoch"), axis("weight of the pairing term", rangemode="tozero"), hovermode="x unified")
+    drawn = layout(epoch_axis(groups), axis("weight of the pairing term", rangemode="tozero"), hovermode="x unified")
     return Figure("weights", "Adaptive sample weights", caption, data, drawn)
 
 
