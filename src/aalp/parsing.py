@@ -51,7 +51,7 @@ def build_parser(verb: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"aalp {verb}", usage=usage, exit_on_error=False, allow_abbrev=False)
     several = paths is not None and paths.endswith("...")
     if several:
-        parser.add_argument("runs", nargs="+", type=Path, help="run directories, or comparisons (then all their runs)")
+        parser.add_argument("runs", nargs="+", type=Path, help="run directories, or comparisons (then all their trained runs)")
     skip: set[str | int] = {"runs"} if several else set()
     parser.add_function_arguments(
         verb_function(verb), as_positional=paths is not None and not several, skip=skip, fail_untyped=True

@@ -202,11 +202,23 @@ def test_runs_that_held_out_other_numbers_of_images_are_said_to_differ(
         assert ("the runs also differ in data_options" in capsys.readouterr().out) is told
 
 
-def test_runs_of_a_comparison_without_weights_are_left_out_aloud(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_a_comparison_that_are_not_trained_are_left_out_aloud(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(copied / "aalp-seed1" / "weights")
-    assert main(["analyze", str(copied), "--images", "4"]) == 0
-    assert "left out, without best weights yet: aalp-seed1" in capsys.readouterr().err
-    assert len(json.loads((copied / "observations.json").read_text())["runs"]) == 3
+    # Stopped before its last epoch: what it has so far is no second seed of ALP.
+    log = copied / "alp-seed1" / "metrics.csv"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    assert main(["analyze", str(copied), "--images", "4", "--quiet"]) == 0
+    assert "left out, not trained to the end or without best weights: aalp-seed1, alp-seed1" in capsys.readouterr().err
+    runs = json.loads((copied / "observations.json").read_text())["runs"]
+    assert [run["name"] for run in runs] == ["alp-seed0", "aalp-seed0"]
+
+
+def test_a_named_run_that_is_not_trained_to_the_end_is_said_to_be_so(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = copied / "alp-seed1" / "metrics.csv"
+    epochs = len(log.read_text().splitlines()) - 1
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    assert main(["analyze", str(copied / "alp-seed1"), "--images", "4", "--quiet"]) == 0
+    assert f"alp-seed1' has not come to its end: {epochs - 1} of {epochs} epochs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -217,7 +229,7 @@ def test_runs_of_a_comparison_without_weights_are_left_out_aloud(copied: Path, c
         (["COPY/alp-seed0", "--images", "0"], ("images is 0", "at least 1")),
         (["COPY/alp-seed0", "--weights", "worst"], ("weights", "worst")),
         (["COPY/alp-seed0", "--eps", "1"], ("--eps",)),
-        (["COPY/empty"], ("COPY/empty", "has no run with best weights yet")),
+        (["COPY/empty"], ("COPY/empty", "has no trained run with best weights yet")),
         (["COPY/torn"], ("metrics.csv", "is not a readable training log")),
         (["COPY/threatless"], ("config.yaml", "no threat")),
     ],

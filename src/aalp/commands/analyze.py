@@ -39,7 +39,7 @@ def analyze(
     again. Statements are made on several seeds of an objective: `aalp compare` trains them.
 
     Args:
-        runs: run directories, or comparisons that `aalp compare` made (then all their runs).
+        runs: run directories, or comparisons that `aalp compare` made (then all their trained runs).
         images: how many test images, drawn by a fixed seed.
         weights: of each run, the weights to analyze.
         out: folder of observations.json; by default the folder that the runs have in common.
@@ -53,12 +53,15 @@ def analyze(
     folder = out or _common_folder(list(configs))
     sources: dict[str, Source] = {}
     records = {path: analysis_of(path, config, weights, images, sources, display) for path, config in configs.items()}
+    for run in configs:
+        if how_far := _unfinished(run):
+            display.warn(f"the training of '{run}' has not come to its end: {how_far}")
     measured = _measured(records, configs)
     observations = observe(measured)
     content = {
         "runs": [
-            {"name": run.name, "path": run.path, "objective": run.objective, "seed": run.seed, "group": run.group}
-            for run in measured
+            {"name": one.name, "path": one.path, "objective": one.objective, "seed": one.seed, "group": one.group}
+            for one in measured
         ],
         "images": max(record["images"] for record in records.values()),
         "observations": observations,
@@ -73,7 +76,7 @@ def analyze(
 
 
 def _expand(paths: Sequence[Path], weights: str, display: Display) -> list[Path]:
-    """Run directories, each once, with the weights that are asked for; comparisons are replaced by their runs.
+    """Run directories, each once, with the weights that are asked for; comparisons are replaced by their trained runs.
 
     Raises:
         RunError: a path is neither, or has no weights yet.
@@ -85,17 +88,28 @@ def _expand(paths: Sequence[Path], weights: str, display: Display) -> list[Path]
             found.setdefault(path.resolve(), path)
             continue
         cells = [file.parent for file in path.glob("*/config.yaml")]
-        ready = [cell for cell in cells if RunDirectory(cell).weights(weights).is_file()]
+        # Weights of a training under way are no seed of its objective.
+        ready = [cell for cell in cells if RunDirectory(cell).weights(weights).is_file() and not _unfinished(cell)]
         if not ready:
             raise RunError(
-                f"'{path}' has no run with {weights} weights yet: let `aalp compare --run {quoted(path)}` finish one"
+                f"'{path}' has no trained run with {weights} weights yet: let `aalp compare --run {quoted(path)}` finish one"
             )
         if len(ready) < len(cells):
             names = ", ".join(sorted(cell.name for cell in cells if cell not in ready))
-            display.say(f"{path}: left out, without {weights} weights yet: {names}")
+            display.warn(f"{path}: left out, not trained to the end or without {weights} weights: {names}")
         for cell in sorted(ready, key=_rank):
             found.setdefault(cell.resolve(), cell)
     return list(found.values())
+
+
+def _unfinished(path: Path) -> str | None:
+    """How far a run's training has come where its log says that it is not at its end: `1 of 2 epochs`."""
+    run = RunDirectory(path)
+    if not run.metrics.is_file():
+        return None
+    done = len(run.metrics.read_text(encoding="utf-8", errors="replace").splitlines()) - 1
+    wanted = (read_yaml(run.config).get("training") or {}).get("epochs", 0)
+    return f"{max(done, 0)} of {wanted} epochs" if done < wanted else None
 
 
 def _rank(cell: Path) -> tuple[int, str, int]:
