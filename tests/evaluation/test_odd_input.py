@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from evaluation_helpers import FAST, Constant
 from torch import Tensor, nn
 
 from aalp.errors import AalpError, OptionError
-from aalp.evaluation.audit import audit
+from aalp.evaluation.autoattack import _squares_fit, _standard, autoattack_part
 from aalp.evaluation.robustness import evaluate
 from aalp.method.threat import L2, Linf
 from aalp.models.classifier import Classifier
@@ -115,12 +116,28 @@ def test_an_attack_that_ends_in_logits_that_are_not_numbers_has_broken_the_image
     assert [result.accuracy for result in evaluation.results] == [0, 0]
 
 
-def test_square_in_l2_is_refused_on_images_that_are_too_flat_for_it() -> None:
-    images, labels = torch.rand(2, 1, 4, 8), torch.tensor([1, 0])
-    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(32, 2)))
+@pytest.mark.parametrize("size", [(4, 8), (12, 12), (14, 14), (24, 24), (64, 48), (14, 28)])
+def test_square_in_l2_runs_on_images_that_its_first_squares_do_not_fit_in(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 1, *size)
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(size), 4)))
+    labels = classifier(images).argmax(1)
+    assert autoattack_part("square", queries=40)(classifier, images, labels, L2(20.0), 0).shape == images.shape
+    assert evaluate(classifier, images, labels, L2(20.0), "square").robust_accuracy == 0
     for attacks in ("autoattack", "square"):
-        with pytest.raises(OptionError, match=r"at least 5 rows and these have 4: .*apgd-ce,apgd-t,fab-t"):
-            evaluate(classifier, images, labels, L2(0.5), attacks)
-    with pytest.raises(OptionError, match="at least 5 rows"):
-        audit(classifier, images, labels, L2(0.5))
-    assert evaluate(classifier, images, labels, L2(0.5), "apgd-ce").results
+        with pytest.raises(OptionError, match=rf"on images of {size[0]} x {size[1]}, .*leave out exact"):
+            evaluate(classifier, images, labels, L2(0.5), attacks, exact=True)
+
+
+SIZES = [(5, 9), (8, 8), (11, 11), (12, 12), (13, 13), (14, 28), (24, 24), (25, 25), (28, 14), (28, 28), (64, 8), (64, 48)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_sizes_that_exact_refuses_are_those_on_which_the_package_ends_in_an_error(height: int, width: int) -> None:
+    images = torch.rand(1, 1, height, width)
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(height * width, 4)))
+    attack = _standard(classifier, L2(1e-6), 0, torch.device("cpu")).square
+    attack.n_queries = 2
+    raises = nullcontext() if _squares_fit(height, width) else pytest.raises(RuntimeError)
+    with raises:
+        attack.perturb(images, classifier(images).argmax(1))

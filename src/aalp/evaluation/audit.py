@@ -17,7 +17,6 @@ from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
 from aalp.evaluation import gates as g
 from aalp.evaluation.attack_gates import QUICK, THOROUGH, Bench, Effort, Path, converged_gate, silent_gate
-from aalp.evaluation.autoattack import check_square
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack, autoattack_gap_gate
 from aalp.evaluation.findings import (
     FEWEST_RIGHT,
@@ -101,7 +100,6 @@ def audit(
     started = time.perf_counter()
     device = classifier.head_weight.device
     images, labels = as_float(images).to(device), labels.to(device)
-    check_square(threat, images.shape[1:])
     effort = effort or (THOROUGH if thorough else QUICK)
     with evaluating(classifier), full_precision(), torch.no_grad():
         fresh = copied(classifier, images[:2])

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from aalp.errors import OptionError
 from aalp.evaluation.apgd import apgd_ce, apgd_targeted
@@ -29,8 +30,8 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 SEARCHED_ROUGHLY = ("apgd-ce", "apgd-t")
 """The parts that find as much in bfloat16; the others find less, by measurement (docs/evaluation.md)."""
 
-LEAST_HEIGHT = 5
-"""Rows that an image needs for Square in L2, which divides its height by 5."""
+SQUARES = 5
+"""How many squares the package's Square in L2 lays on top of one another when it starts."""
 
 CAPACITY = 64
 """How many images at least keep a CPU or GPU busy: targets and queries go through the network together up to that many."""
@@ -62,17 +63,26 @@ def autoattack_part(part: str, queries: int = 5000, search: Literal["bf16", "flo
     return function
 
 
-def check_square(threat: Threat, image_shape: Sequence[int]) -> None:
-    """Refuse Square in L2 on images that its first squares do not fit in.
+def check_exact_square(threat: Threat, image_shape: Sequence[int]) -> None:
+    """Refuse the package's Square in L2 on images that its first squares do not fit in.
 
     Raises:
-        OptionError: naming their height.
+        OptionError: naming their size.
     """
-    if threat.norm == "L2" and image_shape[1] < LEAST_HEIGHT:
+    height, width = image_shape[1:]
+    if threat.norm == "L2" and not _squares_fit(height, width):
         raise OptionError(
-            f"Square (of AutoAttack and of the audit) in L2 needs images of at least {LEAST_HEIGHT} rows and these have "
-            f"{image_shape[1]}: attack in Linf, or with apgd-ce,apgd-t,fab-t"
+            f"Square of pyautoattack in L2 does not run on images of {height} x {width}, which its first squares do not fit: "
+            "leave out exact, or attack with apgd-ce,apgd-t,fab-t"
         )
+
+
+def _squares_fit(height: int, width: int) -> bool:
+    """Whether the package can lay its first squares: from the same distance off both edges, and none across the other ones."""
+    side = height // SQUARES
+    off = (height - SQUARES * side) // 2
+    # Of squares of one pixel those beyond the edge are empty, which torch lets pass.
+    return side == 1 or (side > 1 and all(off + length // side * side <= length for length in (height, width)))
 
 
 def _search(part: str, seen: Views, images: Tensor, labels: Tensor, threat: Threat, seed: int, queries: int) -> Tensor:
@@ -89,12 +99,19 @@ def _search(part: str, seen: Views, images: Tensor, labels: Tensor, threat: Thre
 
 
 def _package_square(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int, queries: int) -> Tensor:
-    """Square in L2, whose every proposal depends on the image: there is nothing to pass over."""
+    """Square in L2, whose every proposal depends on the image: there is nothing to pass over.
+
+    Images that its first squares do not fit in, as of 24 x 24, get rows up to a multiple of 5, which the network is not shown.
+    """
+    height, width = images.shape[2:]
+    added = 0 if _squares_fit(height, width) else -height % SQUARES
     with _apart(classifier, images.device):
         attack = _standard(classifier, threat, seed, images.device)
         attack.square.n_queries = queries
-        candidates: Tensor = attack.square.perturb(images.contiguous(), labels)
-    return candidates.detach()
+        if added:
+            attack.square.predict = lambda points: classifier(points[:, :, :height])
+        candidates: Tensor = attack.square.perturb(F.pad(images, (0, 0, 0, added)).contiguous(), labels)
+    return candidates.detach()[:, :, :height]
 
 
 def exact_part(part: str, seed: int) -> PartFunction:

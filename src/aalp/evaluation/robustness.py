@@ -18,7 +18,7 @@ from aalp.data.split import ResidentSplit, Split
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
 from aalp.evaluation.attacks import Attack, attack_by_function, attack_by_name, run_attack
-from aalp.evaluation.autoattack import STANDARD, check_square
+from aalp.evaluation.autoattack import STANDARD, check_exact_square
 from aalp.evaluation.dealing import attacked_batches, deal_batches
 from aalp.evaluation.foreign_attacks import OwnAttack
 from aalp.evaluation.journal import AttackedBatch, Journal
@@ -96,8 +96,8 @@ def evaluate(
     elif callable(attacks):
         attacks = [attacks]
     wanted = [name for name in dict.fromkeys(attacks) if name != "clean"]
-    if {"autoattack", "square"}.intersection(wanted):
-        check_square(threat, split.image_shape)
+    if exact and {"autoattack", "square"}.intersection(wanted):
+        check_exact_square(threat, split.image_shape)
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():
         searched_in = ranks.from_main(lambda: _searched_in(search, classifier, split, threat, wanted))
