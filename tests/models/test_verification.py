@@ -42,6 +42,18 @@ class Auxiliary(Inside):
         return self.logits(hidden)
 
 
+class CastsInside(nn.Module):
+    """A network with mixed precision written into its forward, as for a GPU: the head takes and gives bfloat16."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.network(images).float()
+
+
 REFUSED = {
     "softmax layer": (lambda: mlp(nn.Softmax(dim=1)), r"output is not what the network's last Linear '3' gives.*softmax"),
     "softmax in forward": (lambda: Inside(lambda z: z.softmax(1)), r"not what the network's last Linear 'logits' gives"),
@@ -55,6 +67,10 @@ REFUSED = {
     "head does not run": (lambda: Auxiliary(), r"last Linear 'auxiliary' does not run.*head=\.\.\."),
     "head is not the last": (lambda: Auxiliary(used=True), r"last Linear 'auxiliary' gives.*name another final layer"),
     "tuple": (lambda: Inside(lambda z: (z, z)), r"returns a tuple: it has to return one tensor of logits"),
+    "autocast": (
+        lambda: CastsInside(Inside()),
+        r"'network.logits' is torch.float32 and takes torch.bfloat16: the network casts in its forward",
+    ),
     "dictionary": (lambda: Inside(lambda z: {"logits": z}), r"returns a dict: it has to return one tensor"),
     "tokens": (
         lambda: nn.Sequential(nn.Flatten(2), nn.Linear(256, 5)),

@@ -172,6 +172,11 @@ class Classifier(nn.Module):
             raise ModelError(f"{name} takes features of shape {tuple(features.shape)}: one row (N, D) an image is needed")
         if output.shape[1] < 2:
             raise ModelError(f"{name} gives one logit an image: give each class its own, two for two classes")
+        if features.dtype != self.head_weight.dtype and not torch.is_autocast_enabled(features.device.type):
+            raise ModelError(
+                f"{name} is {self.head_weight.dtype} and takes {features.dtype}: the network casts in its forward (autocast), "
+                "and robustness is judged in float32: take that out of it (training has --training.precision bf16-mixed)"
+            )
         if not _close(F.linear(features, self.head_weight, self.linear.bias), output):
             raise ModelError(f"{name} gives something else than its weight times its input plus its bias: end in a plain one")
         self.verified = len(images) > 0  # of no images any output is the head's
