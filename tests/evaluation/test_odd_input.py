@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -13,7 +15,8 @@ import torch
 from evaluation_helpers import FAST, Constant
 from torch import Tensor, nn
 
-from aalp.errors import AalpError, OptionError
+from aalp.errors import AalpError, ModelError, OptionError
+from aalp.evaluation.audit import audit
 from aalp.evaluation.autoattack import _squares_fit, _standard, autoattack_part
 from aalp.evaluation.robustness import evaluate
 from aalp.method.threat import L2, Linf
@@ -141,3 +144,18 @@ def test_the_sizes_that_exact_refuses_are_those_on_which_the_package_ends_in_an_
     raises = nullcontext() if _squares_fit(height, width) else pytest.raises(RuntimeError)
     with raises:
         attack.perturb(images, classifier(images).argmax(1))
+
+
+@pytest.mark.parametrize("kept", [threading.Lock(), math, ctypes.pointer(ctypes.c_int())])
+def test_a_network_that_cannot_be_copied_is_refused(kept: object) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    network.codec = kept
+    images = torch.rand(2, 1, 8, 8)
+    classifier = Classifier(network)
+    labels = classifier(images).argmax(1)
+    message = r"does not let itself be copied \(.*pickle.*\): keep what is no tensor outside"
+    with pytest.raises(ModelError, match=message):
+        evaluate(classifier, images, labels, Linf(0.1), "apgd-ce")
+    with pytest.raises(ModelError, match=message):
+        audit(classifier, images, labels, Linf(0.1))
+    assert evaluate(classifier, images, labels, Linf(0.1), "pgd-2").results  # needs no copy

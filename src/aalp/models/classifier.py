@@ -238,12 +238,21 @@ def copied(network: Network, images: Tensor) -> Network:
 
     Args:
         images: (N, ...) what it takes, if it has to be run for it to be copied.
+
+    Raises:
+        ModelError: it keeps something that Python does not copy, such as a lock, an open file or another library's handle.
     """
     try:
-        return copy.deepcopy(network)
-    except RuntimeError:
-        forget(network, images)
-        return copy.deepcopy(network)
+        try:
+            return copy.deepcopy(network)
+        except RuntimeError:
+            forget(network, images)
+            return copy.deepcopy(network)
+    except (TypeError, ValueError) as error:  # what `copy` and ctypes raise
+        raise ModelError(
+            f"the network does not let itself be copied ({error}): keep what is no tensor outside the module, as a global, "
+            "or give its class a __deepcopy__"
+        ) from error
 
 
 def with_own_buffers(classifier: Classifier, tensors: Mapping[str, Tensor]) -> Classifier:
