@@ -76,6 +76,16 @@ def test_the_conflict_cosine_is_that_of_the_two_gradients():
     assert 0 < (weights == 0).sum() < 64
 
 
+@pytest.mark.parametrize("size", [10.0, 25.0, 200.0])
+def test_the_conflict_cosine_of_a_sure_network_is_right(size):
+    """p'_y = 1 - 2 exp(-size), which rounds to 1. The gradient points along (-2, 1, 1) whatever the size, and z' - z is
+    (-2, -1, -1): the cosine is (4 - 1 - 1) / (sqrt 6 sqrt 6)."""
+    adversarial = torch.tensor([[size, 0.0, 0.0]])
+    clean = adversarial + torch.tensor([2.0, 1.0, 1.0])
+    cosine = conflict_cosine(clean, adversarial, torch.tensor([0]))
+    torch.testing.assert_close(cosine, torch.tensor([1 / 3]), atol=1e-5, rtol=0)
+
+
 def test_a_positive_cosine_means_that_descending_one_loss_descends_the_other():
     clean, adversarial, labels = (tensor.double() if tensor.is_floating_point() else tensor for tensor in random_batch())
     # A small step down the pairing gradient, towards the clean logits.

@@ -64,12 +64,15 @@ def conflict_cosine(clean_logits: Tensor, adversarial_logits: Tensor, labels: Te
     """cos(g_ce, g_pair) (N,) of the two losses' gradients at the adversarial logits z'; below 0 they conflict.
 
     g_ce = p' - onehot(y) is the gradient of CE(z', y); g_pair = z' - z that of the pairing term, up to scale.
-    0 where either gradient vanishes.
+    0 where the logits of both images are the same.
     """
     adversarial_logits = adversarial_logits.float()
     # Not `one_hot`: it looks at the labels first, and the host waits.
     classes = torch.arange(adversarial_logits.shape[1], device=labels.device)
-    classification = adversarial_logits.softmax(1) - (labels[:, None] == classes).float()
+    own = labels[:, None] == classes
+    # g_ce / (1 - p'_y): the softmax of the other classes, and -1 at y. Where a network is sure, p'_y rounds to 1, and
+    # p' - onehot(y) would lose the label, by far its largest entry.
+    classification = adversarial_logits.masked_fill(own, -torch.inf).softmax(1) - own.float()
     return F.cosine_similarity(classification, adversarial_logits - clean_logits.float(), dim=1)
 
 
