@@ -197,6 +197,22 @@ def test_verification_moves_no_statistics_draws_no_dropout_and_keeps_every_mode(
         assert torch.equal(value, before[name]), name
 
 
+class Merging(nn.Linear):
+    """As LoRA layers do: `eval` merges what is trained into the weight, and from there it gets no gradient."""
+
+    merged = False
+
+    def train(self, mode=True):
+        self.merged = not mode
+        return super().train(mode)
+
+
+def test_verification_does_not_call_what_a_layer_does_in_eval(images):
+    network = nn.Sequential(nn.Flatten(), Merging(768, 6), nn.ReLU(), nn.Linear(6, 3)).train()
+    Classifier(network).verify(images)
+    assert not network[1].merged
+
+
 def test_the_first_training_batch_counts_once_in_the_statistics(images):
     classifier = Classifier(thin_resnet(5, 3)).train()
     classifier(images)

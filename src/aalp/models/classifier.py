@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from aalp.errors import DataError, ModelError
 from aalp.method.batches import float_images
+from aalp.method.pgd import evaluating
 from aalp.models.heads import Head, find_head, head_layer
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -152,14 +153,10 @@ class Classifier(nn.Module):
         Raises:
             ModelError: the network's output is something else, such as probabilities.
         """
-        modes = [(module, module.training) for module in self.modules()]
-        try:
-            # Evaluation mode: the probe must not move BatchNorm statistics nor draw dropout.
-            self.eval()
+        # The probe must not move BatchNorm statistics nor draw dropout. And no `eval()`: a layer may have a `train` of its own
+        # that does more than set the mode, as a LoRA layer merges its weights there, and would be left as that made it.
+        with evaluating(self):
             features, from_head, output = self._run(images[:2])
-        finally:
-            for module, mode in modes:
-                module.training = mode
         name = f"the network's last {type(self.linear).__name__} '{self.head_name}'"
         if not isinstance(output, Tensor):
             raise ModelError(_no_tensor(output))
