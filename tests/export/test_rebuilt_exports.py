@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aalp.cli import main
-from aalp.commands.loading import load
+from aalp.commands.loading import load, ready
 from aalp.errors import ModelError
 from aalp.export.export import export_model
 from aalp.export.source import source
@@ -78,6 +78,38 @@ def test_a_network_is_built_again_as_it_was(own: None, model: str, name: str, tm
         images = torch.rand(2, 3, 32, 32)
         again = load(tmp_path / "out" / "model.safetensors")
         torch.testing.assert_close(again(images), subject.classifier(images), rtol=1e-4, atol=1e-5)
+
+
+MERGING = """
+from torch import nn
+from torch.nn import functional as F
+
+class Merging(nn.Linear):  # as layers of LoRA are: `eval` adds what is trained to the weight, once
+    merged = False
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.trained = nn.Parameter(self.weight.detach().clone())
+
+    def train(self, mode=True):
+        if not mode and not self.merged:
+            self.weight.data += self.trained.data
+            self.merged = True
+        return super().train(mode)
+
+    def forward(self, features):
+        return F.linear(features, self.weight if self.merged else self.weight + self.trained, self.bias)
+
+def net(num_classes, image_shape):
+    return nn.Sequential(nn.Flatten(), Merging(image_shape[0] * image_shape[1] * image_shape[2], 5), nn.Linear(5, num_classes))
+"""
+
+
+def test_weights_that_eval_merges_are_written_unmerged(own: None, tmp_path: Path) -> None:
+    (tmp_path / "merging_nets.py").write_text(MERGING)
+    classifier = ready(build("merging_nets:net", 4, (1, 4, 4), ModelOptions()), (1, 4, 4))
+    metadata = {"model": "merging_nets:net", "classes": list("abcd"), "image_shape": (1, 4, 4)}
+    export_model(Subject(classifier, metadata, "run"), "safetensors", tmp_path / "out", {})  # compares the logits itself
 
 
 def test_one_s_own_factory_gets_the_run_s_arguments_and_not_those_of_a_changed_weights_file(

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aalp.training.averaging import Averager
 
@@ -60,6 +61,32 @@ def test_what_no_step_moves_is_copied_where_it_is_infinite_too() -> None:
     averager.update(0)
     assert averager.shadow.mask.tolist() == [[0.0, -torch.inf], [0.0, 0.0]]
     assert averager.moving == [module.weight]
+
+
+class Merging(nn.Linear):
+    """As LoRA layers do: `eval` adds what is trained to the weight, once, and leaves it out from there on."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, bias=False)
+        nn.init.zeros_(self.weight.requires_grad_(False))
+        self.trained, self.merged = nn.Parameter(torch.ones(1, 1)), False
+
+    def train(self, mode: bool = True) -> Merging:
+        if not mode and not self.merged:
+            self.weight.data += self.trained.data
+            self.merged = True
+        return super().train(mode)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.linear(features, self.weight if self.merged else self.weight + self.trained)
+
+
+def test_the_average_of_a_layer_that_merges_in_eval_is_not_merged() -> None:
+    module = Merging().train()
+    averager = Averager(module, decay=0.0)
+    nn.init.constant_(module.trained, 5.0)
+    averager.update(0)
+    assert float(averager.shadow(torch.ones(1, 1))) == 5.0
 
 
 def test_the_average_is_a_frozen_copy_in_evaluation_mode() -> None:

@@ -15,6 +15,7 @@ from aalp.commands.config import check_one_run, quoted
 from aalp.commands.yaml_file import read_yaml
 from aalp.data.split import Split, as_float
 from aalp.errors import AalpError, ModelError, OptionError, RunError
+from aalp.method.pgd import in_evaluation_mode
 from aalp.models.catalog import ModelOptions, build, is_own_code
 from aalp.models.classifier import Classifier, laid_out, with_own_buffers
 from aalp.store.checkpoint import read_foreign_tensors, read_tensors, state_for
@@ -149,7 +150,7 @@ def load_foreign(path: Path, classifier: Classifier, image_shape: Sequence[int])
 
 def ready(classifier: Classifier, image_shape: Sequence[int]) -> Classifier:
     """In evaluation mode, frozen, and in the layout in which it is fastest."""
-    return laid_out(classifier.eval().requires_grad_(False), image_shape)
+    return laid_out(in_evaluation_mode(classifier).requires_grad_(False), image_shape)
 
 
 def load_weights(classifier: Classifier, tensors: dict[str, Tensor], what: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aalp.errors import ModelError
 from aalp.export.subject import Plain, Predict, Subject, probe_images
+from aalp.method.pgd import in_evaluation_mode
 from aalp.models.catalog import build
 from aalp.models.classifier import with_own_buffers
 from aalp.store.checkpoint import read_tensors, state_for, write_tensors
@@ -46,7 +47,7 @@ def write_program(subject: Subject, folder: Path) -> None:
     with _quiet():
         try:
             batch = {"images": {0: torch.export.Dim("batch")}}
-            program = torch.export.export(Plain(subject.classifier).eval(), (example,), dynamic_shapes=batch)
+            program = torch.export.export(in_evaluation_mode(Plain(subject.classifier)), (example,), dynamic_shapes=batch)
             # Weights go in as raw bytes and the graph as JSON: loading it unpickles no object.
             files = {"aalp.json": json.dumps(subject.travelling())}
             torch.export.save(program, folder / PROGRAM, extra_files=files)
@@ -75,7 +76,7 @@ def write_onnx(subject: Subject, folder: Path) -> None:
     with _quiet():
         try:
             program = torch.onnx.export(
-                Plain(subject.classifier).eval(),
+                in_evaluation_mode(Plain(subject.classifier)),
                 (example,),
                 input_names=["images"],
                 output_names=["logits"],

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from aalp.method.losses import cross_entropy
 from aalp.method.threat import Threat, check_threat
 
 PerImageLoss = Callable[[Tensor, Tensor], Tensor]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -233,3 +234,14 @@ def evaluating(classifier: ImageClassifier) -> Iterator[None]:
     finally:
         for module in trained:
             module.training = True
+
+
+def in_evaluation_mode(module: Module) -> Module:
+    """The module with every part in evaluation mode.
+
+    Not by `eval()`: a layer's own `train` may do more than set the mode. One of LoRA merges its weights there, and weights that
+    are merged once are not those to average or to write down.
+    """
+    for part in module.modules():
+        part.training = False
+    return module

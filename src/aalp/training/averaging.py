@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from aalp.method.pgd import in_evaluation_mode
 from aalp.training.devices import batch_statistics
 from aalp.training.sharded_weights import Weights
 
@@ -32,7 +33,7 @@ class Averager:
     """
 
     def __init__(self, module: Module, decay: float) -> None:
-        self.shadow = copy.deepcopy(module).eval().requires_grad_(False)
+        self.shadow = in_evaluation_mode(copy.deepcopy(module)).requires_grad_(False)
         self.decay = decay
         self.follow(Weights(module), Weights(self.shadow))
 
