@@ -24,6 +24,17 @@ def test_a_linear_model_is_attacked_to_its_exact_linf_optimum(grey, steps):
     torch.testing.assert_close(adversarial, images + 0.1 * DIRECTIONS.sign())
 
 
+@pytest.mark.parametrize("random_start", [0.0, 1.0])
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin])
+def test_an_image_that_the_network_is_sure_of_is_attacked_in_float16_too(loss, random_start):
+    """The probability of class 1 is exp(-20) = 2e-9, and the least that float16 holds 6e-8."""
+    images, labels = pixels([0.5, 0.5, 0.5, 0.5]), torch.tensor([0])
+    sure = linear_classifier(TWO_CLASSES, [20.0, 0.0])
+    with torch.autocast("cpu", torch.float16):
+        adversarial = perturb(sure, images, labels, Linf(0.1), 3, loss=loss, random_start=random_start, generator=seeded())
+    torch.testing.assert_close(adversarial, images + 0.1 * DIRECTIONS[:1].sign())
+
+
 def test_the_linf_optimum_is_found_from_every_random_start(grey):
     # The first step goes 2 eps: from any corner of the cube to the opposite one.
     images, labels = grey

@@ -193,7 +193,7 @@ def perturb(
             logits = logits_of(adversarial)
             if observe is not None:
                 observe(adversarial.detach(), logits.detach())
-            (gradient,) = torch.autograd.grad(ascend(logits, labels).sum(), adversarial)
+            gradient = _gradient(ascend, logits, labels, adversarial)
             adversarial = keep(adversarial.detach().add(threat.steepest_step(gradient), alpha=size * threat.eps))
     return adversarial.detach()
 
@@ -215,6 +215,26 @@ def _logits_through(classifier: ImageClassifier, mask: Tensor | None) -> Callabl
     if mask is None:
         return classifier
     return lambda images: classifier.head(classifier.features(images), mask)
+
+
+def _gradient(ascend: PerImageLoss, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+    """The gradient (N, ...) of each image's loss at the images; up to a factor for each of them in float16."""
+    if not _in_float16(logits):
+        return torch.autograd.grad(ascend(logits, labels).sum(), images)[0]
+    # Of an image that the network is sure of, all of it is below 6e-8, the least of float16: the image would stay as it is.
+    # A step looks at the direction alone, so that each image's gradient may go back through the network as large as 1.
+    wide = logits.detach().float().requires_grad_()
+    (at_logits,) = torch.autograd.grad(ascend(wide, labels).sum(), wide)
+    largest = at_logits.abs().amax(1, keepdim=True).clamp_min(torch.finfo(at_logits.dtype).tiny)
+    return torch.autograd.grad(logits, images, (at_logits / largest).to(logits.dtype))[0]
+
+
+def _in_float16(logits: Tensor) -> bool:
+    """Whether what gave these logits works in float16, also where they are float32 in the end."""
+    kind = logits.device.type
+    return logits.dtype == torch.float16 or (
+        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    )
 
 
 def _with_clean(loss: AgainstClean, logits_of: Callable[[Tensor], Tensor], images: Tensor) -> PerImageLoss:
