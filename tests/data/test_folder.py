@@ -43,6 +43,13 @@ def test_one_folder_is_split_class_by_class_so_that_both_splits_have_all(
     assert sorted(together) == sorted((image_folder / "train").rglob("*.png"))
 
 
+def test_a_class_of_one_image_is_named_as_its_folder_is(tmp_path: Path) -> None:
+    for name in ("rare/0.png", "usual/0.png", "usual/1.png"):
+        save(tmp_path / name, COLOURS)
+    with pytest.raises(DataError, match=r"has one image of class 'rare': add one \(train and test need one each\)"):
+        open_folder(tmp_path, Layout(), 0.5, 0)
+
+
 def test_the_split_depends_on_its_seed_alone(image_folder: Path) -> None:
     splits = [open_folder(image_folder / "train", Layout(), 0.3, seed).test.paths for seed in (0, 0, 1)]
     assert splits[0] == splits[1]

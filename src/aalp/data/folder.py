@@ -132,7 +132,7 @@ def split_files(
     name: str,
 ) -> Opened:
     """Training and test split of files that have none of their own."""
-    train, test = split_rows(labels, test_share, seed, name)
+    train, test = split_rows(labels, classes, test_share, seed, name)
     files = {
         split: ([paths[row] for row in rows], [labels[row] for row in rows])
         for split, rows in (("train", train), ("test", test))
@@ -140,7 +140,9 @@ def split_files(
     return opened(files, classes, layout)
 
 
-def split_rows(labels: Sequence[int], test_share: float, seed: int, name: str) -> tuple[list[int], list[int]]:
+def split_rows(
+    labels: Sequence[int], classes: Sequence[str], test_share: float, seed: int, name: str
+) -> tuple[list[int], list[int]]:
     """Rows of the training and of the test split; each class is split by itself, so that both have all classes.
 
     Raises:
@@ -154,7 +156,9 @@ def split_rows(labels: Sequence[int], test_share: float, seed: int, name: str) -
     for label in sorted(by_class):
         rows = by_class[label]
         if len(rows) < 2:
-            raise DataError(f"'{name}' has one image of class {label}: at least 2 are needed to split it into train and test")
+            raise DataError(
+                f"'{name}' has one image of class '{classes[label]}': add one (train and test need one each) or remove it"
+            )
         count = min(len(rows) - 1, max(1, round(test_share * len(rows))))
         order = torch.randperm(len(rows), generator=generator)[:count].tolist()
         in_test |= {rows[position] for position in order}

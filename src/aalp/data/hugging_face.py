@@ -65,7 +65,7 @@ def open_rows(
     labels = {split: _labels(column, table, classes) for split, column in values.items()}
     rows = {split: torch.arange(len(found)) for split, found in labels.items()}
     if "test" not in labels:
-        parts = split_rows(labels["train"].tolist(), test_share, seed, name)
+        parts = split_rows(labels["train"].tolist(), classes, test_share, seed, name)
         rows["train"], rows["test"] = (torch.tensor(part) for part in parts)
     first = stored_image(table.splits["train"][0][table.image], f"{name} row 0", table.root)
     decoding = decoding_like(*first, layout)
