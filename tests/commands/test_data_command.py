@@ -141,3 +141,19 @@ def test_names_that_are_not_utf_8_are_escaped(animals: Path, tmp_path: Path, cap
     assert main(["data", f"folder:{animals}", "--out", str(out), "--quiet"]) == 3
     assert f"'{folder}/th\\xe9.png' is not a readable image" in capfd.readouterr().out
     assert f"{folder}/caf\\xe9.png" in read_table(out / "images.parquet")["name"]
+
+
+def test_images_in_colour_that_training_refuses_after_a_grey_first_one_are_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for split, name, colour in ((split, name, colour) for split in ("train", "test") for name, colour in COLOURED):
+        (tmp_path / split / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), colour).save(tmp_path / split / name / "1.png")
+    Image.new("L", (8, 8), 9).save(tmp_path / "train" / "blue" / "0.png")
+    said = "the first image is grey and 4 are in colour: train with --data_options.channels 3"
+    for number, words in enumerate(([], ["--data_options.channels", "3"])):
+        main(["data", f"folder:{tmp_path}", "--out", str(tmp_path / f"check{number}"), "--quiet", *words])
+        assert (said in capfd.readouterr().out) == (words == [])
+
+
+COLOURED = (("blue", (0, 0, 200)), ("red", (200, 0, 0)))

@@ -157,3 +157,15 @@ def test_a_photograph_with_broken_exif_is_read_as_it_lies(tmp_path: Path) -> Non
     for tags in (b"Exif\0\0no tags", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"):
         Image.fromarray(COLOURS).save(path, exif=tags)
         assert np.array_equal(decode(path, "0", decoding_like(path, "0", Layout())), COLOURS.transpose(2, 0, 1))
+
+
+def test_an_image_in_colour_after_a_grey_first_one_is_refused_unless_it_was_said_that_colours_go(tmp_path: Path) -> None:
+    for name, pixels in (("0", COLOURS[:, :, 0]), ("1", np.repeat(COLOURS[:, :, :1], 3, 2)), ("2", COLOURS * [1, 0, 1])):
+        save(tmp_path / f"{name}.png", pixels.astype(np.uint8))
+    grey = decoding_like(tmp_path / "0.png", "0", Layout())
+    assert decode(tmp_path / "1.png", "1", grey).shape == (1, 8, 6)  # grey stored as colour loses nothing
+    with pytest.raises(DataError, match=r"'2' is in colour and the first image is grey: give --data_options.channels 3"):
+        decode(tmp_path / "2.png", "2", grey)
+    for channels in (1, 3):
+        said = decoding_like(tmp_path / "0.png", "0", Layout(channels=channels))
+        assert decode(tmp_path / "2.png", "2", said).shape == (channels, 8, 6)

@@ -112,6 +112,7 @@ def _split(images: Seen, classes: int) -> dict[str, Any]:
         "modes": dict(Counter(images.modes).most_common()),
         "values": {"least": images.low, "most": images.high, "mean": mean, "deviation": deviation},
         "one_colour": len(images.flat),
+        "losing_colours": len(images.losing),
     }
 
 
@@ -169,6 +170,8 @@ def report(record: Mapping[str, Any]) -> str:
         lines.append("all values are 0 or 1 of 255, all but black: save the images anew with values of 0 to 255")
     if any(mode in ("RGBA", "LA", "PA") for split in splits.values() for mode in split["modes"]):
         lines.append("transparency is left out: images that differ in nothing else become the same")
+    if losing := sum(split["losing_colours"] for split in splits.values()):
+        lines.append(f"the first image is grey and {losing} are in colour: train with --data_options.channels 3")
     if any(split["sizes"] > 1 for split in splits.values()):
         lines.append("sizes differ: train with --data_options.size")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from aalp.data.images import eight_bit, unreadable, upright
+from aalp.data.images import eight_bit, in_colour, unreadable, upright
 from aalp.data.loaders import Tick
 from aalp.data.sources import Loaded
 from aalp.data.split import Split, as_float
@@ -52,6 +52,7 @@ class Seen:
         thumbnails: (N, 16 * 16) grey in [0, 1].
         low, high, total, squares, pixels: of the values of all pixels in [0, 1].
         flat: images of one colour.
+        losing: images in colour that training refuses, since the first one is grey and nobody said that all may become so.
         small: a few images of each class for the contact sheet.
     """
 
@@ -68,6 +69,7 @@ class Seen:
     squares: float = 0.0
     pixels: int = 0
     flat: list[int] = field(default_factory=list)
+    losing: list[int] = field(default_factory=list)
     small: dict[int, list[Image.Image]] = field(default_factory=dict)
 
 
@@ -104,6 +106,7 @@ def look(loaded: Loaded, each: int, tick: Tick) -> dict[str, Seen]:
 
 def _look_at(name: str, split: Split, each: int, tick: Tick) -> Seen:
     seen = Seen(split.labels.tolist())
+    keeping = isinstance(split, StoredSplit) and split.image_shape[0] == 1 and not split.decoding.loses_colours
     kept: Counter[int] = Counter()
     thumbnails: list[np.ndarray] = []
 
@@ -120,6 +123,8 @@ def _look_at(name: str, split: Split, each: int, tick: Tick) -> Seen:
             for index, (called, image) in zip(rows, pool.map(one, rows), strict=True):
                 seen.names.append(called)
                 thumbnails.append(_note(seen, index, image))
+                if keeping and isinstance(image, Image.Image) and in_colour(image):
+                    seen.losing.append(index)
                 label = seen.labels[index]
                 if isinstance(image, Image.Image) and kept[label] < each:
                     kept[label] += 1

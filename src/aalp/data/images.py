@@ -38,6 +38,10 @@ TURNS = {
 """What sets an image upright, by its EXIF orientation; from 5 on, width and height change places."""
 
 
+TINT = 16
+"""How far, of 255, the channels of a grey pixel are apart at most: rounding parts them by a few."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """How images are decoded.
@@ -60,10 +64,12 @@ class Decoding:
     Attributes:
         image_shape: (channels, height, width).
         resizing: how images of another size come to it; None refuses them.
+        loses_colours: whether images in colour may become grey; not where grey is what the first image happens to be.
     """
 
     image_shape: tuple[int, int, int]
     resizing: Resizing | None
+    loses_colours: bool = True
 
 
 def decoding_like(first: Path | bytes, name: str, layout: Layout) -> Decoding:
@@ -76,10 +82,10 @@ def decoding_like(first: Path | bytes, name: str, layout: Layout) -> Decoding:
         grey = image.mode in ("1", "L", "I") or image.mode.startswith("I;16")
         # Pillow turns TIFF itself, its size from the start.
         width, height = image.size[::-1] if _lies(image) and image.format != "TIFF" else image.size
-    channels = layout.channels or (1 if grey else 3)
+    channels, asked = layout.channels or (1 if grey else 3), layout.channels is not None
     if layout.size is None:
-        return Decoding((channels, height, width), None)
-    return Decoding((channels, layout.size, layout.size), layout.resizing)
+        return Decoding((channels, height, width), None, asked)
+    return Decoding((channels, layout.size, layout.size), layout.resizing, asked)
 
 
 def open_image(file: Path | bytes, name: str) -> Image.Image:
@@ -117,7 +123,7 @@ def decode(file: Path | bytes, name: str, decoding: Decoding) -> np.ndarray:
     """One image as (channels, height, width) uint8.
 
     Raises:
-        DataError: the file cannot be read, or has another size and may not be resized.
+        DataError: the file cannot be read, or has another size and may not be resized, or colours and may not lose them.
     """
     channels, height, width = decoding.image_shape
     with open_image(file, name) as image:
@@ -126,9 +132,15 @@ def decode(file: Path | bytes, name: str, decoding: Decoding) -> np.ndarray:
                 # JPEG decodes to a half, quarter or eighth at a fraction of the cost; twice the size keeps the quality.
                 box = (2 * height, 2 * width) if _lies(image) else (2 * width, 2 * height)
                 image.draft(None, box)
-            converted = eight_bit(upright(image)).convert("L" if channels == 1 else "RGB")
+            original = eight_bit(upright(image))
+            lost = channels == 1 and not decoding.loses_colours and in_colour(original)
+            converted = original.convert("L" if channels == 1 else "RGB")
         except Exception as error:  # as in open_image: here the pixels are read
             raise unreadable(name, error) from error
+    if lost:
+        raise DataError(
+            f"'{name}' is in colour and the first image is grey: give --data_options.channels 3 to keep colours, 1 to drop them"
+        )
     if converted.size != (width, height):
         if decoding.resizing is None:
             raise DataError(
@@ -163,6 +175,14 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken tags raise many kinds, and are no reason to refuse the pixels
         return 1
+
+
+def in_colour(image: Image.Image) -> bool:
+    """Whether an image has colours; grey stored as colour, JPEG's rounding of it included, has none."""
+    if image.mode in ("1", "L", "LA"):
+        return False
+    pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
+    return bool((pixels.max(2) - pixels.min(2)).max() > TINT)
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
