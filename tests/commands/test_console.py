@@ -6,11 +6,14 @@ import os
 import pty
 import re
 import shlex
+from collections.abc import Callable
 from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aalp.cli import main
 from aalp.commands import console
 from aalp.commands.console import Display
 
@@ -75,6 +78,19 @@ def test_a_terminal_gets_a_bar_and_no_colour_takes_its_colours(monkeypatch: pyte
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in written("plain", pty.openpty(), {"TERM": "dumb"}, monkeypatch)
+
+
+def test_reading_photographs_for_long_says_now_and_then_that_it_is_alive(
+    tmp_path: Path, write_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write_images(tmp_path / "photos" / name, 10)
+    words = ["train", "--data", f"folder:{tmp_path}/photos", "--training.batch_size", "9999", "--run", str(tmp_path / "run")]
+    assert main(words) == 2  # it ends before the training, when all is read
+    assert "reading" not in capfd.readouterr().err  # what takes no time has no line
+    monkeypatch.setattr(console, "PLAIN_LINE_SECONDS", 0.0)
+    assert main(words) == 2
+    assert "reading train images: 1/16\n" in capfd.readouterr().err
 
 
 def test_a_long_attack_says_now_and_then_that_it_is_alive(

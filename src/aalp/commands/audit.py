@@ -100,7 +100,8 @@ or a published model, hf:FOLDER_OR_NAME, timm:NAME or torchvision:NAME (then --d
     display = Display(quiet, ranks)
     file = opened_weights(path, weights)
     config = run_config(path, trust_model_code or model is not None)
-    source = ranks.first_of_machine(lambda: stored_source(data, data_options, config))
+    with display.bar():
+        source = ranks.first_of_machine(lambda: stored_source(data, data_options, config, display.reading))
     loaded = stored_model(file, path, model, model_options, source, config, display.warn)
     threat = stored_threat(norm, eps, loaded, config).build()
     if dry_run:

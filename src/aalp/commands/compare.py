@@ -98,7 +98,8 @@ def compare(
     if not dry_run:
         warn_if_alone(strategy, ranks, display)
     check_columns(data, data_options)
-    source = ranks.first_of_machine(lambda: load_source(data, data_options))
+    with display.bar():
+        source = ranks.first_of_machine(lambda: load_source(data, data_options, display.reading))
     # Whatever can fail on bad input does so before anything is written.
     check_evaluation(evaluation, source)
     cells, costs = Cells(run, rows, tuple(numbers)), []

@@ -108,6 +108,12 @@ class Display:
         elif not self.live and time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS:
             self.say(f"{name}: {done}/{total} images")
 
+    def reading(self, name: str, done: int, total: int) -> None:
+        """To be called after each image that is read into memory: small sets take no time, and have no line of their own."""
+        self._advance(name, done, total)
+        if not self.live and time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS:
+            self.say(f"{name}: {done}/{total}")
+
     def _advance(self, description: str, done: int, total: int) -> None:
         if self._bar is None:
             return

@@ -102,7 +102,8 @@ package.module:function, foolbox:NAME, art:NAME.
     config = run_config(path, trust_model_code or model is not None)
     if attacks is None:
         check_attack_trust(path, config.get("evaluation", {}).get("attacks", ""), trust_model_code)
-    source = ranks.first_of_machine(lambda: stored_source(data, data_options, config))
+    with display.bar():
+        source = ranks.first_of_machine(lambda: stored_source(data, data_options, config, display.reading))
     loaded = stored_model(file, path, model, model_options, source, config, display.warn)
     threat_options = stored_threat(norm, eps, loaded, config)
     wanted = config.get("evaluation", {})

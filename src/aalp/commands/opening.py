@@ -21,6 +21,7 @@ from aalp.commands.config import (
 from aalp.commands.loading import LoadedModel, load_foreign, load_model, ready, verify_on, weights_file
 from aalp.commands.trust import check_trust
 from aalp.commands.yaml_file import read_yaml
+from aalp.data.loaders import Tick
 from aalp.data.sources import DataOptions, Source, load_source
 from aalp.data.split import Split, channel_statistics
 from aalp.errors import AalpError, DataError, OptionError, RunError
@@ -73,15 +74,17 @@ def run_groups(path: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: {key: value for key, value in config[name].items() if key != "init_from"} for name in names if name in config}
 
 
-def stored_source(name: str | None, options: DataOptions | None, config: dict[str, Any]) -> Source:
+def stored_source(
+    name: str | None, options: DataOptions | None, config: dict[str, Any], tick: Tick = lambda what, done, total: None
+) -> Source:
     """The data that was asked for, or what the run was trained on, read as the run read it."""
     stored: DataOptions = _group(DataOptions(), config.get("data_options", {}))
     if name is not None:
-        return load_source(name, options or stored)
+        return load_source(name, options or stored, tick)
     if config.get("data") is None:
         raise OptionError("data is missing: a weights file does not know its test images; name them with --data")
     try:
-        return load_source(config["data"], options or stored)
+        return load_source(config["data"], options or stored, tick)
     except DataError as error:
         there = "config.yaml names it as seen from where the run was trained: run this there, or give --data"
         raise DataError(f"{error} ({there})") from error

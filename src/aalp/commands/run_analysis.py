@@ -54,7 +54,8 @@ def analysis_of(
     started = time.perf_counter()
     key = repr((config.get("data"), config.get("data_options")))
     if key not in sources:
-        sources[key] = stored_source(None, None, dict(config))
+        with display.bar():
+            sources[key] = stored_source(None, None, dict(config), display.reading)
     source = sources[key]
     loaded = load_model(file, config.get("model"), stored_options(config))
     if loaded.classifier.num_classes != len(source.classes):

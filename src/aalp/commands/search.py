@@ -86,7 +86,9 @@ steps with the options as they stand, not as the space varies them; write nothin
     dimensions = parse_space(space or {})
     _check_space(options, space or {})
     check_columns(data, data_options)
-    source = load_source(data, data_options)
+    display = Display(quiet)
+    with display.bar():
+        source = load_source(data, data_options, display.reading)
     if len(source.validation) == 0:
         raise DataError(f"'{data}' has no validation images to judge trials by: hold some out with --data_options.validation")
     classifier = build_classifier(options, source)
@@ -94,7 +96,7 @@ steps with the options as they stand, not as the space varies them; write nothin
     # The first quarter of a one-cycle schedule, where the learning rate still rises, tells little of its end.
     study = Study(run, dimensions, seed, prune, warmup=training.epochs // 4 + 1)
     if dry_run:
-        cost = run_cost(options, source, classifier, Display(quiet), strict=False, evaluate=False)
+        cost = run_cost(options, source, classifier, display, strict=False, evaluate=False)
         show({"run": run, "space": space, "trials": trials, "prune": prune, **options}, times(cost, study.left(trials)))
         return
     begin_or_go_on(run, {**options, "space": space, "prune": prune})
@@ -103,7 +105,7 @@ steps with the options as they stand, not as the space varies them; write nothin
         if trial.begun:
             check_same_training(trial, source)
     work = partial(_trials, study, dict(options), trials)
-    side_by_side(jobs, work, source, partial(load_source, data, data_options), Display(quiet))
+    side_by_side(jobs, work, source, partial(load_source, data, data_options), display)
     print_out(*_finish(study, options, len(source.validation)))
 
 

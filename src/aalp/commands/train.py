@@ -114,7 +114,8 @@ goes on in its own entry.
     display = Display(quiet, ranks)
     if not dry_run:
         warn_if_alone(strategy, ranks, display)
-    source = ranks.first_of_machine(lambda: load_source(data, options["data_options"]))
+    with display.bar():
+        source = ranks.first_of_machine(lambda: load_source(data, options["data_options"], display.reading))
     # Whatever can fail on bad input does so before anything is written.
     if resume is not None and begun:
         ranks.from_main(partial(check_same_training, RunDirectory(resume), source))

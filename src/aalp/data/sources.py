@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from aalp.data.csv_file import open_csv
 from aalp.data.digest import digest_of
 from aalp.data.folder import Opened, open_folder
 from aalp.data.images import Layout, Resizing
+from aalp.data.loaders import Tick
 from aalp.data.paths import shown
 from aalp.data.split import ResidentSplit, Split, held_out, resident_bytes
 from aalp.data.stored import StoredSplit
@@ -178,13 +179,14 @@ def check_columns(name: str, options: DataOptions) -> None:
         raise OptionError(f"data label_column is '{options.label_column}' and '{name}' has no columns: leave it out")
 
 
-def load_source(name: str, options: DataOptions | None = None) -> Source:
+def load_source(name: str, options: DataOptions | None = None, tick: Tick = lambda what, done, total: None) -> Source:
     """A data source by name, checked and split.
 
     Args:
         name: `digits`; `npz:FILE` with x_train, y_train, x_test, y_test; `folder:DIR` with train/ and test/ or with
             the class folders themselves; `csv:FILE` with the columns path and label, and maybe split;
             `hf:FOLDER_OR_NAME`; `torchvision:NAME` (MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN).
+        tick: told how many of the images that are decoded into memory are done: thousands of photographs take minutes.
 
     Raises:
         DataError: the name is unknown or the data is not what it has to be.
@@ -193,7 +195,7 @@ def load_source(name: str, options: DataOptions | None = None) -> Source:
     loaded = open_source(name, options)
     stored = [split for split in loaded.splits.values() if isinstance(split, StoredSplit)]
     if sum(split.decoded_bytes for split in stored) <= options.memory_limit * 1e9:
-        loaded = _changed(loaded, lambda split: split.decode() if isinstance(split, StoredSplit) else split)
+        loaded = _decoded(loaded, tick)
     order = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(options.split_seed))
     if loaded.validation is not None:
         most = len(loaded.validation) if options.validation is None else options.validation
@@ -205,6 +207,18 @@ def load_source(name: str, options: DataOptions | None = None) -> Source:
         held, kept = held_out(loaded.train.labels, count, order)
         train, validation = (loaded.train.subset(rows.sort().values) for rows in (kept, held))
     return Source(name, train, validation, loaded.test, loaded.classes, digest_of(loaded.train, loaded.test))
+
+
+def _decoded(loaded: Loaded, tick: Tick) -> Loaded:
+    made: dict[str, Split] = {
+        name: split.decode(partial(_tell, tick, name, len(split))) if isinstance(split, StoredSplit) else split
+        for name, split in loaded.splits.items()
+    }
+    return replace(loaded, train=made["train"], test=made["test"], validation=made.get("validation"))
+
+
+def _tell(tick: Tick, name: str, total: int, done: int) -> None:
+    tick(f"reading {name} images", done, total)
 
 
 def _changed(loaded: Loaded, change: Callable[[Split], Split]) -> Loaded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,15 +68,20 @@ class StoredSplit:
             pixels[row] = decode(*self.encoded(index), self.decoding)
         return torch.from_numpy(pixels)
 
-    def decode(self) -> ResidentSplit:
-        """All images in memory, decoded in parallel."""
+    def decode(self, tick: Callable[[int], None] = lambda done: None) -> ResidentSplit:
+        """All images in memory, decoded in parallel.
+
+        Args:
+            tick: called with how many are done.
+        """
         pixels = np.empty((len(self), *self.image_shape), dtype=np.uint8)
 
         def fill(row: int) -> None:
             pixels[row] = decode(*self.encoded(row), self.decoding)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(fill, range(len(self))))
+            for done, _ in enumerate(pool.map(fill, range(len(self))), 1):
+                tick(done)
         return ResidentSplit(torch.from_numpy(pixels), self.labels)
 
 
