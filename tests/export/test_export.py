@@ -191,6 +191,23 @@ def test_the_image_processor_resizes_as_the_training_did(
     torch.testing.assert_close(found, normalised, atol=0.05, rtol=0)
 
 
+def test_the_image_processor_makes_rgb_of_pictures_as_the_training_did(tmp_path: Path, modules_of_transformers: None) -> None:
+    from transformers import AutoImageProcessor
+
+    classifier = build("small-cnn", 2, (3, 9, 9)).eval().requires_grad_(False)
+    metadata = {"model": "small-cnn", "classes": ["a", "b"], "image_shape": (3, 9, 9)}
+    export_model(Subject(classifier, metadata, "run"), "hf-folder", tmp_path / "hf", {})
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8))
+    for kind in ("L", "P", "CMYK", "RGBA"):
+        file = tmp_path / f"{kind}.tif"
+        colours.convert(kind).save(file)
+        with Image.open(file) as picture:
+            (found,) = processor(picture, return_tensors="pt")["pixel_values"]
+        wanted = torch.from_numpy(decode(file, kind, Decoding((3, 9, 9), None)).copy()) / 255
+        torch.testing.assert_close(found, wanted)
+
+
 def test_card_and_record_say_how_images_were_resized_where_the_run_does(copied_run: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((copied_run / "config.yaml").read_text())
 

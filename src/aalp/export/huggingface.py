@@ -124,6 +124,8 @@ def _write_own(subject: Subject, folder: Path) -> None:
         "rescale_factor": 1 / 255,
         "do_normalize": False,
     }
+    if subject.image_shape[0] == 3:  # grey, palettes, CMYK and transparency come with other channels, as they are stored
+        processor["do_convert_rgb"] = True
     if subject.image_shape[0] not in (1, 3, 4):  # these alone are found out, and others come as arrays
         processor["input_data_format"] = "channels_first"
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
