@@ -96,7 +96,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(fresh, tmp_path) -> None:
     for name, message in (
         ("few", r"they lack 'convolutions\.0\.weight'"),
         ("more", "they have 'more'"),
-        ("large", r"do not fit the model: .*size mismatch"),
+        ("large", r"do not fit the model: .*size mismatch.*; name their own --model, or read .* \(--data_options\.size, "),
         ("state", "they lack"),
     ):
         with pytest.raises(ModelError, match=message):

@@ -52,7 +52,11 @@ def start_from(classifier: Classifier, path: Path, keep_normalisation: bool, cla
     try:
         missing, foreign = network.load_state_dict(state_for(network, rest), strict=False)
     except Exception as error:  # a network may read its tensors with code of its own, and raise anything
-        raise ModelError(f"the weights in '{file}' do not fit the model: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise ModelError(
+            f"the weights in '{file}' do not fit the model: {reason}; name their own --model, or read images of the size and "
+            "channels that they were made for (--data_options.size, --data_options.channels)"
+        ) from error
     if missing or foreign:
         word, name = ("lack", missing[0]) if missing else ("have", foreign[0])
         raise ModelError(f"the weights in '{file}' do not fit the model: they {word} '{name}'; name their own --model")
