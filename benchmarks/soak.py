@@ -2,7 +2,8 @@
 
     python benchmarks/soak.py [--kills 200] [--seed 0] [--out benchmarks/results/soak.json]
 
-One process imports everything once and forks a child for each attempt; the child calls the command line as a user does.
+One process imports everything once, so that a random moment is one of the work and not of an import, and forks a child for
+each attempt; the child calls the command line as a user does.
 Half of the kills come at a random time, the other half just before a random one of the child's file-system operations
 (opening, renaming, removing, making a folder), where a torn file would come from. What is killed is resumed until it is
 done; then a new run begins, until the kills are used up. The moments are drawn from the seed.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -36,6 +38,8 @@ TRAINING = (
     *("--method.dropout.ramp", "0.3", "--checkpoint.every", "0.05s", "--quiet"),
 )
 ATTACKS = "fgsm,pgd-10,cw-10"
+LATE_IMPORTS = ("aalp.commands.evaluate", "aalp.commands.train", "torch._dynamo", "torch.utils.tensorboard", "pyarrow.parquet")
+"""What a child would import else: three quarters of a training's time. (torch._dynamo comes with the first optimizer.)"""
 EVENTS = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"})
 """Python's audit events at which a file system changes."""
 
@@ -48,6 +52,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    for module in LATE_IMPORTS:
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory() as folder:
         record = soak(Path(folder), arguments.kills, random.Random(arguments.seed))
     record |= {"seed": arguments.seed, "identical": not record["differences"]}
