@@ -53,6 +53,7 @@ HONEST = ("at", "trades", "aalp")
 KNOWN_BAD: dict[str, tuple[str, Callable[[Classifier, Tensor], Classifier], Effort, set[str]]] = {
     "quantised input": ("standard", lambda run, _: known_bad.quantised_input(run), FEWER_STEPS, BLOCKED),
     "non-differentiable step": ("standard", lambda run, _: known_bad.without_graph(run), FEWER_STEPS, BLOCKED),
+    "a part cut off": ("at", lambda run, _: known_bad.part_cut_off(run), EFFORT, {"gradient is the slope"}),
     "logits x 1000": ("at", lambda run, _: known_bad.huge_logits(run), EFFORT, SCALE),
     "clean-trained, logits x 1000": ("standard", lambda run, _: known_bad.huge_logits(run), FEWER_STEPS, SCALE),
     "probabilities": ("at", lambda run, _: known_bad.probabilities(run), EFFORT, {"output is logits"}),
@@ -64,15 +65,25 @@ KNOWN_BAD: dict[str, tuple[str, Callable[[Classifier, Tensor], Classifier], Effo
         "standard",
         lambda run, _: known_bad.flipped_gradient(run),
         FEWER_STEPS,
-        BLOCKED - {"gradient exists"},
+        (BLOCKED - {"gradient exists"}) | {"gradient is the slope"},
     ),
-    "saturating staircase": ("standard", lambda run, _: known_bad.saturated(run), FEWER_STEPS, BLOCKED),
-    "clean-trained, jumping logits": ("standard", lambda run, _: known_bad.jumping(run), FEWER_STEPS, {"stable loss"}),
+    "saturating staircase": (
+        "standard",
+        lambda run, _: known_bad.saturated(run),
+        FEWER_STEPS,
+        BLOCKED | {"gradient is the slope"},
+    ),
+    "clean-trained, jumping logits": (
+        "standard",
+        lambda run, _: known_bad.jumping(run),
+        FEWER_STEPS,
+        {"stable loss", "gradient is the slope"},
+    ),
     "jumping logits": (
         "at",
         lambda run, _: known_bad.jumping(run),
         EFFORT,
-        {"stable loss", "no silent success"},
+        {"stable loss", "gradient is the slope", "no silent success"},
     ),
     "cancelling features": (
         "standard",
@@ -102,6 +113,7 @@ KNOWN_BAD: dict[str, tuple[str, Callable[[Classifier, Tensor], Classifier], Effo
 
 
 AT_THE_LIMIT = {
+    "a part cut off": {"white box beats random noise", "white box beats transfer", "white box beats black box"},
     "gradient sign flipped": {"iterative beats single step", "adaptive attack"},
     "jumping logits": {"more restarts", "adaptive attack"},
     "saturating staircase": {"more restarts", "adaptive attack"},

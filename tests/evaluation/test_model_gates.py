@@ -15,7 +15,7 @@ from aalp.evaluation.model_gates import (
     gradient_gate,
     input_gradient,
     logits_gate,
-    stable_gate,
+    noise_gates,
 )
 from aalp.method.threat import Linf
 from aalp.models.classifier import Classifier
@@ -121,7 +121,7 @@ def test_a_model_that_keeps_the_images_it_was_shown_is_found() -> None:
 
 def test_the_change_under_noise_is_measured_in_units_of_the_spread() -> None:
     # A linear model times 1000 is as stable as before; a fast ripple is not.
-    findings = [stable_gate(linear(scale * WEIGHT), IMAGES, LABELS, Linf(0.1), generator()) for scale in (1, 1000)]
+    findings = [noise_gates(linear(scale * WEIGHT), IMAGES, LABELS, Linf(0.1), generator())[0] for scale in (1, 1000)]
     assert findings[0].measured == pytest.approx(findings[1].measured, rel=1e-3)
     assert findings[0].passed is True
     # Margin changes by at most |w_rival - w_label|_1 * eps / 100.
@@ -129,4 +129,46 @@ def test_the_change_under_noise_is_measured_in_units_of_the_spread() -> None:
     most = (WEIGHT[1:] - WEIGHT[0]).abs().sum(1).amax() * 0.001 / (logits.amax(1) - logits.amin(1)).amin()
     assert 0 < (findings[0].measured or 0) < float(most)
     rippled = linear(WEIGHT, Step(lambda pixels: pixels + torch.sin(1e5 * pixels)))
-    assert stable_gate(rippled, IMAGES, LABELS, Linf(0.1), generator()).passed is False
+    assert noise_gates(rippled, IMAGES, LABELS, Linf(0.1), generator())[0].passed is False
+
+
+def slope(before: Callable[[Tensor], Tensor], scale: float = 1, eps: float = 0.1) -> Finding:
+    return noise_gates(linear(scale * WEIGHT, Step(before)), IMAGES, LABELS, Linf(eps), generator())[1]
+
+
+@pytest.mark.parametrize("scale", [1, 1000, 1e-4])
+def test_a_linear_model_moves_as_its_gradient_foretells_whatever_its_scale(scale: float) -> None:
+    assert slope(lambda pixels: pixels, scale).measured == pytest.approx(0, abs=1e-4)
+
+
+def test_a_gradient_of_which_a_part_is_cut_off_correlates_as_far_as_it_goes() -> None:
+    kept = torch.arange(16) % 4 > 0
+    finding = slope(lambda pixels: torch.where(kept, pixels, pixels.detach()))
+    # Independent noise of one size on every pixel: the correlation is the share of the gradient's length that is left.
+    rival = linear(WEIGHT)(IMAGES)[:, 1:].argmax(1) + 1
+    whole = WEIGHT[rival] - WEIGHT[0]
+    expected = 1 - float((whole[:, kept].norm(dim=1) / whole.norm(dim=1)).mean())
+    assert finding.measured == pytest.approx(expected, abs=0.03)
+    assert slope(lambda pixels: torch.where(torch.arange(16) % 2 > 0, pixels, pixels.detach())).passed is False
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(_context, pixels, levels):
+        return (pixels * levels).round() / levels
+
+    @staticmethod
+    def backward(_context, gradient):
+        return gradient, None
+
+
+def test_a_stand_in_for_rounding_passes_where_the_rounding_is_far_below_eps() -> None:
+    fine, coarse = (slope(lambda pixels, n=levels: StraightThrough.apply(pixels, n)) for levels in (1000, 8))
+    assert fine.passed is True
+    assert "eps / 10" in fine.detail
+    assert coarse.passed is False
+
+
+def test_without_a_gradient_there_is_no_slope_to_compare() -> None:
+    assert slope(torch.round).passed is None
+    assert slope(lambda pixels: pixels.detach()).passed is None

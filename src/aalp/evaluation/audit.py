@@ -30,7 +30,7 @@ from aalp.evaluation.findings import (
     undecided,
 )
 from aalp.evaluation.journal import Journal
-from aalp.evaluation.model_gates import deterministic_gate, gradient_gate, logits_gate, stable_gate
+from aalp.evaluation.model_gates import deterministic_gate, gradient_gate, logits_gate, noise_gates
 from aalp.evaluation.verdict import Audit
 from aalp.method.losses import cross_entropy, margin, misclassified
 from aalp.method.pgd import evaluating
@@ -167,18 +167,20 @@ def _model_gates(classifier: Classifier, fresh: Classifier, images: Tensor, labe
     logits = logits_gate(classifier, images)
     yield g.LOGITS, logits
     if logits.detail.startswith(NOT_FINITE):
-        for gate in (g.DETERMINISTIC, g.GRADIENT, g.STABLE):
+        for gate in (g.DETERMINISTIC, g.GRADIENT, g.STABLE, g.SLOPE):
             yield gate, undecided(NO_LOGITS)
         return
     near = threat.project(threat.random_start(images, generator("near")), images)
     deterministic = deterministic_gate(classifier, images, fresh, near)
     yield g.DETERMINISTIC, deterministic
     if not deterministic.passed:
-        for gate in (g.GRADIENT, g.STABLE):
+        for gate in (g.GRADIENT, g.STABLE, g.SLOPE):
             yield gate, undecided(RANDOM)
         return
     yield g.GRADIENT, gradient_gate(classifier, images, labels, threat, generator("gradient"))
-    yield g.STABLE, stable_gate(classifier, images, labels, threat, generator("stable"))
+    stable, slope = noise_gates(classifier, images, labels, threat, generator("stable"))
+    yield g.STABLE, stable
+    yield g.SLOPE, slope
 
 
 def _why_not_attack(results: list[GateResult], right: Tensor) -> str | None:

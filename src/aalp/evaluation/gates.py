@@ -53,6 +53,17 @@ STABLE = Gate(
     "The loss jumps at distances far below eps: gradients say nothing about the step that the attack takes.",
     _MASKED + "average gradients over noise, smooth the step that causes the jumps, or attack with queries only (square)",
 )
+SLOPE = Gate(
+    "gradient is the slope",
+    "ours",
+    0.2,
+    "",
+    "how the margin moves under 100 noises of radius eps / 100, or else eps / 10, correlates with what its gradient foretells: "
+    "at least 0.8 (mean over images; 1 minus it is measured)",
+    "The backward pass is not that of the forward pass: a part is cut off (detach, no_grad), altered, or a stand-in for a step "
+    "without gradient. Attacks follow it and miss what it leaves out.",
+    _MASKED + "give the network its own gradient; where a step has none, try several stand-ins, and queries only (square)",
+)
 CONVERGED = Gate(
     "attack converged",
     "I",
@@ -189,6 +200,7 @@ GATES = (
     DETERMINISTIC,
     GRADIENT,
     STABLE,
+    SLOPE,
     CONVERGED,
     SILENT,
     SINGLE_STEP,

@@ -1,12 +1,14 @@
-"""Gates on the model itself, without an attack: is it logits, does it answer the same twice, is there a gradient?"""
+"""Gates on the model itself, without an attack: is it logits, does it answer the same twice, is its gradient the slope?"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-from aalp.evaluation.findings import NOT_FINITE, Finding, count_finding
-from aalp.evaluation.gates import DETERMINISTIC, GRADIENT, STABLE
+from aalp.evaluation.findings import NOT_FINITE, Finding, count_finding, undecided
+from aalp.evaluation.gates import DETERMINISTIC, GRADIENT, SLOPE, STABLE
 from aalp.method.losses import margin
 from aalp.method.pgd import ImageClassifier
 from aalp.method.threat import Threat
@@ -15,6 +17,10 @@ PASSES = 5
 NOISES = 100
 NOISE_RADIUS = 0.01
 """Of eps: far below what an attack's step moves."""
+WIDER_RADIUS = 0.1
+"""Of eps: where smaller noise does not agree with the gradient."""
+ROUNDING = 1e-6
+"""Of the logits: moves that float32 cannot tell from none."""
 
 
 class WithGradient:
@@ -114,22 +120,65 @@ def input_gradient(classifier: ImageClassifier, images: Tensor, labels: Tensor) 
 
 
 @torch.no_grad()
-def stable_gate(
+def noise_gates(
     classifier: ImageClassifier,
     images: Tensor,
     labels: Tensor,
     threat: Threat,
     generator: torch.Generator,
-    noises: int = NOISES,
-) -> Finding:
-    """Whether the margin stays where it is under noise of radius eps / 100."""
+) -> tuple[Finding, Finding]:
+    """Whether the margin stays where it is under noise of radius eps / 100, and whether it moves as its gradient foretells.
+
+    The second is a gradient check by random differences: it sees a backward pass that is not the network's own, as a branch
+    cut off by `detach` or a stand-in for a rounding. Attacks follow that one, and no other gate compares the two. Where
+    the small noise does not agree (it may lie below a rounding of pixels that is harmless) noise of eps / 10 decides.
+    """
+    moved, foretold, comparable = _under_noise(classifier, images, labels, threat, generator, NOISE_RADIUS)
+    each = moved.abs().mean(0)
+    change = float(each.mean())
+    stable = Finding(
+        change, change <= STABLE.limit, f"mean {change:.2g}, worst image {float(each.amax()):.2g} of the logits' spread"
+    )
+    slope = _slope_finding(moved, foretold, comparable, "eps / 100")
+    if slope.passed is not True:
+        wider = _slope_finding(*_under_noise(classifier, images, labels, threat, generator, WIDER_RADIUS), "eps / 10")
+        slope = min(slope, wider, key=lambda finding: math.inf if finding.measured is None else finding.measured)
+    return stable, slope
+
+
+def _under_noise(
+    classifier: ImageClassifier,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    generator: torch.Generator,
+    radius: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How the margin moves under noise of that share of eps, and what the gradient foretells, both (NOISES, N).
+
+    In units of the logits' spread. The third, (N,), says where there is a gradient and a move that float32 can tell.
+    """
     logits = classifier(images)
     spread = (logits.amax(1) - logits.amin(1)).clamp_min(torch.finfo(logits.dtype).tiny)
-    here, changes = margin(logits, labels), torch.zeros_like(spread)
-    for _ in range(noises):
-        near = threat.random_start(images, generator, NOISE_RADIUS).clamp(0, 1)
-        changes += (margin(classifier(near), labels) - here).abs() / spread / noises
-    change = float(changes.mean())
-    return Finding(
-        change, change <= STABLE.limit, f"mean {change:.2g}, worst image {float(changes.amax()):.2g} of the logits' spread"
-    )
+    here, gradient = margin(logits, labels), input_gradient(classifier, images, labels)
+    moved, foretold = [], []
+    for _ in range(NOISES):
+        near = threat.random_start(images, generator, radius).clamp(0, 1)
+        moved.append((margin(classifier(near), labels) - here) / spread)
+        foretold.append((gradient * (near - images)).flatten(1).sum(1) / spread)
+    changes, slopes = torch.stack(moved), torch.stack(foretold)
+    within_rounding = torch.maximum(changes.abs(), slopes.abs()).amax(0) * spread <= ROUNDING * logits.abs().amax(1)
+    blocked = (slopes == 0).all(0) | ~slopes.isfinite().all(0)  # which is the gradient gate's
+    return changes, slopes, ~(within_rounding | blocked)
+
+
+def _slope_finding(moved: Tensor, foretold: Tensor, comparable: Tensor, radius: str) -> Finding:
+    """One minus the correlation, about 0, of what the gradient foretells with what happens: the mean over the images."""
+    moved, foretold = moved[:, comparable].double(), foretold[:, comparable].double()
+    if not moved.numel():
+        return undecided("no image has a gradient and a margin that moves by more than float32's rounding")
+    tiny = torch.finfo(torch.float64).tiny
+    agreement = (moved * foretold).sum(0) / (moved.norm(dim=0) * foretold.norm(dim=0)).clamp_min(tiny)
+    gap = 1 - float(agreement.mean())
+    words = f"correlation {1 - gap:.2f} under noise of {radius}, worst image {float(agreement.amin()):.2f}"
+    return Finding(gap, gap <= SLOPE.limit, words)
