@@ -19,6 +19,7 @@ from aalp.commands.study import PrunedError, Study
 from aalp.errors import DivergedError, InterruptedRunError, OptionError
 from aalp.store.records import read_record
 from aalp.training.options import TrainingOptions
+from aalp.training.state import Progress
 
 SPACE = "{training.lr: [0.01, 0.3, log], training.epochs: [1, 2], method.weights.rule: {choices: [uniform, confidence]}}"
 
@@ -70,6 +71,21 @@ def test_the_winner_s_configuration_trains_what_the_trial_was(finished: Path, tm
     trial = finished / "trials" / f"{record['best']['number']:04d}"
     files = [run / "weights" / "best.safetensors" for run in (trial, tmp_path / "again")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_winner_trains_where_the_space_has_numbers_that_its_objective_does_not(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "build_classifier", lambda *_: None)
+    monkeypatch.setattr(searching, "train_run", lambda *_, **__: Progress(best_robust=0.5))
+    space = "{objective: {choices: [at, trades]}, method.beta: [1.0, 8.0]}"
+    run = tmp_path / "mixed"
+    assert main([*words[:-1], space, "--run", str(run), "--trials", "4"]) == 0
+    assert {row[1]["objective"] for row in outcomes(run)} == {"at", "trades"}
+    files = [*(run / "trials").glob("*/config.yaml"), *run.glob("best-*.yaml")]
+    assert len(files) == 5
+    for config in map(yaml.safe_load, (file.read_text() for file in files)):
+        assert (config["method"]["beta"] is None) == (config["objective"] == "at")  # which would refuse one
 
 
 def test_a_finished_search_says_the_same_again_goes_on_with_more_trials_and_refuses_another_space(

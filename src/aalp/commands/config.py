@@ -182,6 +182,16 @@ def build_objective(name: str, options: MethodOptions, strict: bool = True) -> O
     return factory(**{key: value for key, value in given.items() if key in accepted})
 
 
+def with_own_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run, those of `method` that its objective does not have at their defaults.
+
+    Options that several objectives share, as in a search over them, have numbers that one alone would refuse.
+    """
+    _, accepted = OBJECTIVES[options["objective"]]
+    foreign = {f.name: getattr(MethodOptions(), f.name) for f in dataclasses.fields(MethodOptions) if f.name not in accepted}
+    return {**options, "method": dataclasses.replace(options["method"], **foreign)}
+
+
 def method_numbers(objective: Objective) -> dict[str, Any]:
     """All numbers of an objective as plain values, those by default too."""
     numbers: dict[str, Any] = to_plain({"method": objective})["method"]

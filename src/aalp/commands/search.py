@@ -10,7 +10,7 @@ from typing import Any
 
 from aalp.commands.beginning import begin, begin_or_go_on, write_config
 from aalp.commands.building import build_classifier
-from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions, quoted
+from aalp.commands.config import EvaluationOptions, MethodOptions, ThreatOptions, quoted, with_own_numbers
 from aalp.commands.console import Display, command_line, print_out
 from aalp.commands.dry_run import show, times
 from aalp.commands.one_run import check, run_cost, run_options, train_run
@@ -144,6 +144,7 @@ def _one(study: Study, trial: Trial, options: Mapping[str, Any], source: Source,
     try:
         chosen = applied(options, trial.values)
         check(chosen, strict=False)
+        chosen = with_own_numbers(chosen)  # `aalp train` takes no others
         classifier = build_classifier(chosen, source)
         begun = directory.begun
         if not begun:
@@ -198,7 +199,7 @@ def _finish(study: Study, options: Mapping[str, Any], images: int) -> tuple[str,
     if best is not None:
         # As --config takes it, whatever the search does later.
         file = study.folder / f"best-{best['number']:04d}.yaml"
-        write_config(file, applied(options, best["options"]))
+        write_config(file, with_own_numbers(applied(options, best["options"])))
         content["config"] = str(file)
         lines.append(
             f"best: trial {best['number']}, validation robust accuracy {best['value']:.1%}. The highest of {len(done)} is a "
