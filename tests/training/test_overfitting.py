@@ -35,18 +35,27 @@ def metrics(run: RunDirectory) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("trained", "judged", "overfitted"),
+    ("trained", "judged", "images", "overfitted"),
     [
-        (0.90, 0.00, True),  # the textbook case
-        (0.60, 0.29, True),
-        (0.60, 0.31, False),  # more than half
-        (0.55, 0.48, False),  # as it goes when all is well
-        (0.15, 0.00, False),  # has not learned anything yet
-        (0.00, 0.00, False),
+        (0.90, 0.00, 64, True),  # the textbook case
+        (0.60, 0.29, 64, True),
+        (0.60, 0.31, 64, False),  # more than half
+        (0.55, 0.48, 64, False),  # as it goes when all is well
+        (0.15, 0.00, 64, False),  # has not learned anything yet
+        (0.00, 0.00, 64, False),
+        (7 / 8, 0.00, 8, True),
+        (3 / 8, 1 / 8, 8, False),  # two images: seen once in 84 looks at a network with 27 % and 25 %
+        (6 / 16, 2 / 16, 16, False),
+        (11 / 16, 2 / 16, 16, True),
     ],
 )
-def test_what_counts_as_overfitting(trained: float, judged: float, overfitted: bool) -> None:
-    assert overfitting.is_overfitted(trained, judged) is overfitted
+def test_what_counts_as_overfitting(trained: float, judged: float, images: int, overfitted: bool) -> None:
+    assert overfitting.is_overfitted(trained, judged, images) is overfitted
+
+
+@pytest.mark.parametrize(("batch", "images"), [(8, 8), (64, 64), (65, 33), (128, 64), (100, 50), (130, 44)])
+def test_a_look_is_at_64_images_at_most(batch: int, images: int) -> None:
+    assert overfitting.images_looked_at(batch) == images
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ class _Trainer:
         trained, judged = overfitting.accuracies(self.step, images, labels, generator, attack, attack.eps_share(share))
         for name, value in {"watched_training_attack": trained, "watched_pgd": judged, "watches": 1.0}.items():
             self._add(name, value)
-        if overfitting.is_overfitted(trained, judged):
+        if overfitting.is_overfitted(trained, judged, overfitting.images_looked_at(len(labels))):
             progress.attack_steps = 3 * attack.steps
             seen = f"{trained:.0%} accuracy under the attack of training, {judged:.0%} under PGD-{overfitting.JUDGE.steps}"
             if self.plan.ranks.is_main:

@@ -7,6 +7,7 @@ what helps is an attack of more steps.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -45,8 +46,8 @@ def accuracies(
         images: this rank's (n, ...) of the batch.
         labels: (N,) of the whole batch.
     """
-    own, stride = step.ranks.shard(len(labels)), -(-len(labels) // IMAGES)
-    chosen = torch.arange(0, len(labels), stride, device=labels.device)
+    own = step.ranks.shard(len(labels))
+    chosen = torch.arange(0, len(labels), _stride(len(labels)), device=labels.device)
     before, within = (int((chosen < row).sum()) for row in (own.start, own.stop))
     shard = Shard(before, within, len(chosen))
     images, labels = images[chosen[shard.rows] - own.start], labels[chosen[shard.rows]]
@@ -60,13 +61,25 @@ def accuracies(
     return trained / len(chosen), judged / len(chosen)
 
 
-def is_overfitted(trained: float, judged: float) -> bool:
+def images_looked_at(batch_size: int) -> int:
+    """How many images of a batch one look is at."""
+    return -(-batch_size // _stride(batch_size))
+
+
+def _stride(batch_size: int) -> int:
+    return -(-batch_size // IMAGES)
+
+
+def is_overfitted(trained: float, judged: float, images: int) -> bool:
     """Whether accuracy under PGD is less than half of that under the attack of training, and far below it.
 
-    Where training goes well the two differ by a few points. A fifth of all images between them is more than chance
-    does on the images of one look.
+    Where training goes well the two differ by a few points. A fifth of 64 images between them is more than chance does in one
+    of the many looks of a training; of 8 images it takes 5, of 16 7.
+
+    Args:
+        images: on how many the accuracies were seen.
     """
-    return judged < trained / 2 and trained - judged > 0.2
+    return judged < trained / 2 and trained - judged > max(0.2, 1.5 / math.sqrt(images))
 
 
 def after_fallback(attack: AttackOptions, steps: int) -> AttackOptions:
