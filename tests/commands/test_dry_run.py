@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,36 @@ def test_the_step_of_an_epoch_of_one_step_is_timed_too(fit_plan: Any, monkeypatc
     monkeypatch.setattr(training_cost.time, "perf_counter", lambda: next(clock))
     cost = training_cost.training_cost(plan)
     assert (cost["steps"], cost["step_seconds"], cost["validation_seconds"]) == (5, 7.0, 2.0)
+
+
+def test_steps_wait_for_workers_that_read_slower_than_the_device_trains(fit_plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    @dataclass(frozen=True)
+    class OnDisk:
+        labels: torch.Tensor
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+        def subset(self, indices: torch.Tensor) -> OnDisk:
+            return OnDisk(self.labels[indices])
+
+        def read(self, indices: torch.Tensor) -> None:
+            now[0] += 0.5 * len(indices)
+
+    def fit(probe: Any) -> None:
+        for _ in range(10):
+            now[0] += 0.1  # the batches are ready: workers have read them ahead
+            probe.tick(1, 1, 0.0)
+        probe.report({})
+
+    monkeypatch.setattr(training_cost, "fit", fit)
+    monkeypatch.setattr(training_cost.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(training_cost.os, "cpu_count", lambda: 4)
+    for workers, seconds in ((2, 4.0), (8, 2.0), (0, 0.1)):  # 8 seconds a batch; 8 workers share 4 cores
+        plan = replace(fit_plan(options={"batch_size": 16}), train=OnDisk(torch.zeros(160).long()), workers=workers)
+        assert training_cost.training_cost(plan)["step_seconds"] == pytest.approx(seconds)
 
 
 def test_minutes_of_attacks_by_hand(small_classifier: Any, monkeypatch: pytest.MonkeyPatch) -> None:

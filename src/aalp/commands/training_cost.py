@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from aalp.commands.dry_run import PROBE_STEPS, memory
+from aalp.data.split import ResidentSplit
 from aalp.errors import InterruptedRunError
 from aalp.store.run import RunDirectory
 from aalp.training.loop import fit
@@ -28,6 +30,7 @@ def training_cost(plan: Fit, done: int = 0) -> dict[str, Any]:
     """
     size, per_epoch = plan.options.batch_size, steps_per_epoch(plan.train, plan.options.batch_size)
     steps, checked = min(PROBE_STEPS, per_epoch), min(images_at_once(plan.validation.image_shape), len(plan.validation))
+    reading = _reading(plan, size)
     times: list[float] = []
 
     def note(*_: object) -> None:
@@ -51,7 +54,8 @@ def training_cost(plan: Fit, done: int = 0) -> dict[str, Any]:
         except InterruptedRunError as error:  # there is no run to go on with
             raise KeyboardInterrupt from error
     laps = [after - before for before, after in pairwise(times)]
-    step = statistics.median(laps[:-1] if steps > 1 else laps[1:2])
+    # Workers read the first batches ahead: of ten steps most find theirs ready, however long reading takes.
+    step = max(reading, statistics.median(laps[:-1] if steps > 1 else laps[1:2]))
     validation = laps[-1] * len(plan.validation) / max(1, checked)
     total = per_epoch * plan.options.epochs
     epochs = plan.options.epochs - done // per_epoch
@@ -64,3 +68,12 @@ def training_cost(plan: Fit, done: int = 0) -> dict[str, Any]:
         "minutes": seconds / 60,
         **memory(),
     }
+
+
+def _reading(plan: Fit, batch_size: int) -> float:
+    """Seconds between two batches from all workers together, which read a batch each; 0 where nobody reads ahead."""
+    if isinstance(plan.train, ResidentSplit) or plan.workers == 0:
+        return 0.0
+    start = time.perf_counter()
+    plan.train.read(torch.arange(batch_size))
+    return (time.perf_counter() - start) / min(plan.workers, os.cpu_count() or 1)
