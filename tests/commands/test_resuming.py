@@ -73,3 +73,11 @@ def test_a_run_goes_on_with_its_own_validation_images_alone(copied_run: Path, ti
         del about["data"]["validation_digest"], about["checksum"], about["format"]
         write_tensors(state, tensors, about)
     check_same_training(run, other)
+
+
+def test_a_run_goes_on_with_what_this_machine_reads_images_by(copied_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--resume", str(copied_run), "--quiet"]
+    here = ["--data_options.workers", "0", "--data_options.memory_limit", "1", "--data_options.cache", "there"]
+    assert main([*words, *here]) == 0
+    assert main([*words, "--data_options.workers", "0", "--data_options.validation", "5"]) == 2
+    assert "begun with another data_options (data_options.validation was" in capfd.readouterr().err

@@ -236,6 +236,8 @@ def same_options(run: Path, options: Mapping[str, Any], advice: str) -> None:
         if dataclasses.is_dataclass(value) and not isinstance(value, type)
     }
     before |= to_plain(override(groups, {name: before[name] for name in groups if name in before}, f"'{config}'"))
+    for given in (before, now):
+        given["data_options"] = {key: value for key, value in given.get("data_options", {}).items() if key not in FREE_OF_DATA}
     for name in now:
         if before.get(name) != now[name]:
             key, then, wanted = _difference(name, before.get(name), now[name])
@@ -244,6 +246,9 @@ def same_options(run: Path, options: Mapping[str, Any], advice: str) -> None:
 
 FREE = ("checkpoint", "tracker")
 """Options that may differ when a run goes on: they change nothing in what it makes."""
+
+FREE_OF_DATA = ("workers", "memory_limit", "cache")
+"""The same among those of the data: they say how this machine reads the images, and a run may go on on another one."""
 
 
 def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
