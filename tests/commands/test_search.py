@@ -205,6 +205,21 @@ def test_a_trial_below_the_median_of_four_others_is_pruned_after_the_warmup(tmp_
     assert one.rows()[5]["value"] is None
 
 
+@pytest.mark.parametrize(("space", "pruned"), [(SPACE, False), ("{training.lr: [0.01, 0.3, log]}", True)])
+def test_trials_of_different_lengths_are_not_pruned(
+    space: str, pruned: bool, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+
+    def study_of(_folder: Path, _space: Any, _seed: int, prune: bool, warmup: int) -> Study:
+        made.append(prune)
+        raise OptionError("enough")
+
+    monkeypatch.setattr(searching, "Study", study_of)
+    assert main([*words[:-1], space, "--run", str(tmp_path / "s")]) == 2
+    assert made == [pruned]
+
+
 def test_two_processes_share_trials_and_never_draw_the_same(tmp_path: Path) -> None:
     one, other = study(tmp_path / "s"), study(tmp_path / "s")
     with one.next_trial(2) as first, other.next_trial(2) as second:

@@ -62,7 +62,8 @@ def search(
 method.weights.rule: {choices: [uniform, confidence]}}'.
         trials: how many in all; more than before goes on with a finished search.
         jobs: processes that work on trials at the same time.
-        prune: stop a trial whose validation robust accuracy falls below the median of the others at its epoch.
+        prune: stop a trial whose validation robust accuracy falls below the median of the others at its epoch; none is \
+stopped where the space has training.epochs.
         data: as for `aalp train`.
         model: as for `aalp train`.
         objective: as for `aalp train`.
@@ -94,7 +95,8 @@ steps with the options as they stand, not as the space varies them; write nothin
     classifier = build_classifier(options, source)
     steps_per_epoch(source.train, training.batch_size)
     # The first quarter of a one-cycle schedule, where the learning rate still rises, tells little of its end.
-    study = Study(run, dimensions, seed, prune, warmup=training.epochs // 4 + 1)
+    # At the same epoch trials of other lengths are elsewhere in their schedule: longer ones would all seem worse.
+    study = Study(run, dimensions, seed, prune and "training.epochs" not in dimensions, warmup=training.epochs // 4 + 1)
     if dry_run:
         cost = run_cost(options, source, classifier, display, strict=False, evaluate=False)
         show({"run": run, "space": space, "trials": trials, "prune": prune, **options}, times(cost, study.left(trials)))
