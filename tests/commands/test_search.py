@@ -73,6 +73,28 @@ def test_the_winner_s_configuration_trains_what_the_trial_was(finished: Path, tm
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_options_that_are_drawn_again_are_not_trained_again(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Path] = []
+
+    def train_run(directory: Any, *_: Any, on_epoch: Any, **__: Any) -> Progress:
+        trained.append(directory.path)
+        on_epoch({"validation_robust": 0.1 * len(trained), "epoch": 2})
+        return Progress(best_robust=0.1 * len(trained))
+
+    monkeypatch.setattr(searching, "build_classifier", lambda *_: None)
+    monkeypatch.setattr(searching, "train_run", train_run)
+    run = tmp_path / "again"
+    space = "{objective: {choices: [at, trades]}}"
+    assert main([*words[:-1], space, "--run", str(run), "--trials", "6"]) == 0
+    assert sorted(trained) == sorted((run / "trials").iterdir())
+    assert len(trained) == 2
+    assert len(outcomes(run)) == 6
+    assert len({(row[1]["objective"], *row[2:]) for row in outcomes(run)}) == 2
+    assert {row[2:] for row in outcomes(run)} == {("complete", 0.1, 2), ("complete", 0.2, 2)}
+
+
 def test_the_winner_trains_where_the_space_has_numbers_that_its_objective_does_not(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

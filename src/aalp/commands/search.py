@@ -138,6 +138,11 @@ def _one(study: Study, trial: Trial, options: Mapping[str, Any], source: Source,
     directory = RunDirectory(_folder(study, trial.number))
     told = ", ".join(f"{name} {_number(value)}" for name, value in trial.values.items())
     display.say(f"trial {trial.number}{' goes on' if directory.begun else ''}: {told}")
+    same = (row for row in study.rows() if row["options"] == trial.values and row["state"] in ("complete", "pruned"))
+    if twin := next(same, None):  # a training is a function of its options
+        study.tell_as(trial, twin)
+        display.say(f"trial {trial.number} is trial {twin['number']} again: {twin['state']}, not trained anew")
+        return
 
     def on_epoch(row: Mapping[str, Any]) -> None:
         trial.report(row["validation_robust"], row["epoch"])

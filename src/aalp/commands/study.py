@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -122,6 +122,11 @@ class Study:
         if reason:
             trial.handle.set_user_attr("reason", reason)
         trial.handle.study.tell(trial.number, value, state=TrialState[state.upper()])
+
+    def tell_as(self, trial: Trial, row: Mapping[str, Any]) -> None:
+        """Finish a trial as one of the `rows` that is complete or pruned."""
+        trial.handle.report(row["last"], row["epochs"])
+        self.tell(trial, row["value"], row["state"])
 
     def left(self, count: int) -> int:
         """How many of `count` trials have not come to an end; nothing is written, as `rows` would."""
