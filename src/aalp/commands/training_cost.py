@@ -19,7 +19,9 @@ from aalp.errors import InterruptedRunError
 from aalp.store.run import RunDirectory
 from aalp.training.loop import fit
 from aalp.training.plan import Fit, steps_per_epoch
-from aalp.training.validation import images_at_once
+
+PROBE_VALIDATION = 500
+"""Validation images in the probe: enough that what ends an epoch besides, as writing weights, hardly counts among them."""
 
 
 def training_cost(plan: Fit, done: int = 0) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def training_cost(plan: Fit, done: int = 0) -> dict[str, Any]:
         done: steps that a resumed run has behind it.
     """
     size, per_epoch = plan.options.batch_size, steps_per_epoch(plan.train, plan.options.batch_size)
-    steps, checked = min(PROBE_STEPS, per_epoch), min(images_at_once(plan.validation.image_shape), len(plan.validation))
+    steps, checked = min(PROBE_STEPS, per_epoch), min(PROBE_VALIDATION, len(plan.validation))
     reading = _reading(plan, size)
     times: list[float] = []
 
