@@ -5,6 +5,7 @@ The scripts know no option, so they never grow stale: verbs, options and values 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from aalp.errors import OptionError, unknown_name
@@ -61,6 +62,7 @@ TABLES = {
     "model": ("aalp.models.catalog", "BUILT_IN"),
     "data": ("aalp.data.sources", "READERS"),
     "attacks": ("aalp.evaluation.autoattack", "STANDARD"),
+    "to": ("aalp.export.export", "FORMATS"),
 }
 """Where the known values of an option stand, by the last part of its name; there may be others than these."""
 
@@ -84,9 +86,9 @@ def candidates(line: str, verbs: Mapping[str, str], paths: Mapping[str, str], pr
     Args:
         line: up to the cursor, `aalp` included.
     """
-    words = line.split()
-    # Other commands may stand before it in the line.
-    start = max((at for at, word in enumerate(words) if word.rpartition("/")[2] == "aalp"), default=0)
+    # Other commands may stand before it in the line, and what it is called is an objective and may be a folder, too.
+    words = re.split(r"[;&|(]", line)[-1].split()
+    start = next((at for at, word in enumerate(words) if word.rpartition("/")[2] == "aalp"), 0)
     words = words[start + 1 :] + ([""] if line[-1:].isspace() else [])
     if len(words) <= 1:
         return _fitting([*verbs, "completion", "--help", "--version"], words[-1] if words else "")
