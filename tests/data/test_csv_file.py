@@ -106,7 +106,10 @@ def test_another_root_and_another_label_column_may_be_named(pictures: Path, tmp_
         (["a/000.png,x"], "url,label", r"a column path is needed"),
         (["a/000.png,x,dev"], "path,label,split", r"line 2 has 'dev' as split"),
         (["a/000.png,x,train"], "path,label,split", r"has no test images"),
-        (["a/000.png,x,test", "a/001.png,y,train"], "path,label,split", r"a class without training images"),
+        (["a/000.png,x,test", "a/001.png,y,train"], "path,label,split", r"no training images of class 'x': give it some"),
+        (["", "a/000.png,x", "", '"a/\n1.png",x', "a/001.png, "], "path,label", r"line 7 has no label"),
+        (["", "a/999.png,x"], "path,label", r"line 3 names 'a/999\.png'"),
+        (["a/000.png,x,train", "", "a/000.png,x,dev"], "path,label,split", r"line 4 has 'dev' as split"),
         (["a/\0.png,x"], "path,label", r"is no path|not a readable CSV|no such file"),
     ],
 )

@@ -30,7 +30,9 @@ def open_csv(file: Path, root: Path | None, label_column: str, layout: Layout, t
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines, strict=True)
-            rows, header = list(reader), list(reader.fieldnames or ())
+            # Empty lines are no rows and are counted all the same, by the reader inside alone.
+            numbered = {reader.reader.line_num: row for row in reader}
+            header = list(reader.fieldnames or ())
     except FileNotFoundError as error:
         raise DataError(f"there is no file '{file}': name a CSV with the columns path and label") from error
     except (OSError, ValueError, csv.Error) as error:
@@ -40,21 +42,26 @@ def open_csv(file: Path, root: Path | None, label_column: str, layout: Layout, t
         lacking = "path" if path_column is None else label_column
         raise DataError(f"'{file}' has the columns {', '.join(header) or 'of nothing'}: a column {lacking} is needed")
     label_column, split_column = found, _column(header, "split")
+    numbers, rows = list(numbered), list(numbered.values())
     # Blanks around a label make no class of their own.
     told = [(row[label_column] or "").strip() for row in rows]
     if "" in told:
-        raise DataError(f"'{file}' line {2 + told.index('')} has no {label_column}: give every image one")
+        raise DataError(f"'{file}' line {numbers[told.index('')]} has no {label_column}: give every image one")
     names = sorted(set(told), key=_by_number if all(map(str.isdecimal, told)) else None)
     if len(names) < 2:
         raise DataError(f"'{file}' has {len(names)} classes: at least 2 are needed")
     places = {name: label for label, name in enumerate(names)}
     folder = (file.parent if root is None else root).expanduser()
     inside = Path(os.path.realpath(folder))
-    paths = [_inside(folder, inside, row[path_column], f"'{file}' line {number}") for number, row in enumerate(rows, 2)]
+    paths = [_inside(folder, inside, row[path_column], f"'{file}' line {number}") for number, row in numbered.items()]
     labels = [places[name] for name in told]
     if split_column is None:
         return split_files(paths, labels, tuple(names), layout, test_share, seed, str(file))
-    files = _by_split(file, [str(row[split_column]).strip().lower() for row in rows], paths, labels)
+    splits = {number: str(row[split_column]).strip().lower() for number, row in numbered.items()}
+    files = _by_split(file, splits, paths, labels)
+    lacking = sorted(set(labels) - set(files["train"][1]))
+    if lacking:
+        raise DataError(f"'{file}' has no training images of class '{names[lacking[0]]}': give it some")
     return opened(files, tuple(names), layout)
 
 
@@ -64,9 +71,12 @@ def _column(header: Sequence[str], *names: str) -> str | None:
     return next((columns[key] for name in names for key in (name, name.lower()) if key in columns), None)
 
 
-def _by_split(file: Path, splits: list[str], paths: list[Path], labels: list[int]) -> dict[str, tuple[list[Path], list[int]]]:
+def _by_split(
+    file: Path, splits: dict[int, str], paths: list[Path], labels: list[int]
+) -> dict[str, tuple[list[Path], list[int]]]:
+    """Paths and labels by the names of the splits that the lines of these numbers say."""
     files: dict[str, tuple[list[Path], list[int]]] = {}
-    for number, (split, path, label) in enumerate(zip(splits, paths, labels, strict=True), 2):
+    for (number, split), path, label in zip(splits.items(), paths, labels, strict=True):
         name = "validation" if split in VALIDATION else split
         if name not in ("train", "test", "validation"):
             raise DataError(f"'{file}' line {number} has '{split}' as split: train, test or validation is needed")
@@ -77,9 +87,6 @@ def _by_split(file: Path, splits: list[str], paths: list[Path], labels: list[int
         files["test"] = files.pop("validation")
     if not {"train", "test"} <= files.keys():
         raise DataError(f"'{file}' has no {'train' if 'train' not in files else 'test'} images in its column split: give some")
-    lacking = sorted(set(labels) - set(files["train"][1]))
-    if lacking:
-        raise DataError(f"'{file}' has a class without training images, the {lacking[0]}th: give it some")
     return files
 
 
