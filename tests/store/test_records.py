@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from pyarrow import parquet
 
 from aalp.errors import RunError
+from aalp.store import records
 from aalp.store.records import SCHEMA, environment, read_record, read_table, write_csv, write_record, write_table
 
 
@@ -54,6 +56,22 @@ def test_what_is_no_record_of_the_kind_is_refused_by_name(content: bytes | None,
         read_record(path, "evaluation")
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_commit_is_not_that_of_a_project_with_the_package_in_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init")
+    git("commit", "--allow-empty", "--message", "mine")
+    for place, commit in ((".venv/lib/python3.12/site-packages", None), ("src", git("rev-parse", "HEAD"))):
+        file = tmp_path / place / "aalp" / "store" / "records.py"
+        file.parent.mkdir(parents=True)
+        monkeypatch.setattr(records, "__file__", str(file))
+        assert environment()["commit"] == commit
 
 
 def test_a_table_comes_back_column_by_column(tmp_path: Path) -> None:

@@ -119,6 +119,9 @@ def versions() -> dict[str, str]:
 def _commit() -> str | None:
     """The commit of the checkout that this package runs from, marked when there are changes; None when installed."""
     folder = Path(__file__).resolve().parent
+    # Only its own: where it is installed, the repository around may be that of the user's project, with the environment in it.
+    if not (folder.parents[2] / ".git").exists():
+        return None
     try:
         commit = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
