@@ -40,6 +40,26 @@ BAD_OPTIONS: dict[str, Case] = {
         "train --run run --config my.yaml",
         ("my.yaml", "method.dropout is null", "mapping"),
     ),
+    "an option without value in YAML": (
+        yaml_file("data: npz:tiny.npz\nmodel:\nseed: 1"),
+        "train --run run --config my.yaml",
+        ("my.yaml", "model is null", "leave it out"),
+    ),
+    "an option without value in a group in YAML": (
+        yaml_file("data: npz:tiny.npz\nattack: {project: null, step_size: null}"),
+        "train --run run --config my.yaml",
+        ("my.yaml", "attack.project is null", "leave it out"),
+    ),
+    "an option without value in a variant": (
+        yaml_file("data: npz:tiny.npz\nobjectives: at\nvariants: {bare: {objective: aalp, training: {lr: null}}}"),
+        "compare --run run --config my.yaml",
+        ("bare", "training.lr is null", "leave it out"),
+    ),
+    "a group twice in YAML": (
+        yaml_file("data: npz:tiny.npz\ntraining: {epochs: 1}\nseed: 1\ntraining: {lr: 0.1}"),
+        "train --run run --config my.yaml",
+        ("my.yaml", "'training' is there twice", "line 4"),
+    ),
     "null in a variant where a group of options goes": (
         yaml_file("data: npz:tiny.npz\nobjectives: at\nvariants: {bare: {objective: aalp, method: {dropout: null}}}"),
         "compare --run run --config my.yaml",

@@ -22,7 +22,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RunError: the file cannot be read or is not one.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         _count(content, YAML_VALUES)
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         # ValueError: text that is not UTF-8, dates and numbers that are none.
@@ -32,26 +32,47 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that is given twice: of two blocks `training:` the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        known: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                if key.value in known:
+                    raise yaml.MarkedYAMLError(problem=f"'{key.value}' is there twice", problem_mark=key.start_mark)
+                known.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+MERGE = "tag:yaml.org,2002:merge"
+"""Of a key `<<`, which takes in another mapping, to be overridden by what stands here."""
+
+
 def check_groups(options: Mapping[str, Any], content: Mapping[str, Any], what: str, inside: str = "") -> None:
-    """Refuse one value where a group of options goes, which the parser would stumble over.
+    """Refuse what the parser would stumble over, or take as it is: one value where a group of options goes, and none for an
+    option that has to have one.
 
     Args:
-        options: the options by name, a dataclass for each group of them.
+        options: the options by name, a dataclass for each group of them; None for those that may be null.
         content: what was written, nested in the same way.
         what: where it was written, for the message.
         inside: the dotted name of the group that these options are in, with a dot at its end.
 
     Raises:
-        OptionError: naming the group and its value.
+        OptionError: naming the group and its value, or the option without any.
     """
     for name, value in content.items():
         group = options.get(name)
+        if value is None and not dataclasses.is_dataclass(group) and group is not None:
+            raise OptionError(f"{what}: {inside}{name} is null: give a value, or leave it out")
         if not dataclasses.is_dataclass(group):
             continue
         if not isinstance(value, Mapping):
             given = "null" if value is None else repr(value)
             raise OptionError(f"{what}: {inside}{name} is {given}: a mapping of options is needed")
-        fields = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+        default = type(group)()  # in place of values that the user gave: those may be set where null is allowed
+        fields = {field.name: getattr(default, field.name) for field in dataclasses.fields(group)}
         check_groups(fields, value, what, f"{inside}{name}.")
 
 
