@@ -81,7 +81,10 @@ def _run(words: list[str]) -> _End:
 
 def _call(verb: str, words: list[str]) -> _End:
     """Run a verb here, as one of several processes, or start those."""
-    options = parse(verb, [word for word in words if word != "--json"])
+    try:
+        options = parse(verb, [word for word in words if word != "--json"])
+    except SystemExit:  # of the parser, which has printed what --print_config asks for
+        return _End()
     from aalp.commands import launching
 
     if launching.is_rank():

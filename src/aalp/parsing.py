@@ -91,6 +91,9 @@ def parse(verb: str, words: list[str]) -> dict[str, Any]:
         # What the parser stumbles over, such as a number in a YAML file where a group of options goes.
         reason = " ".join(str(error).split())
         raise AalpError(f"the options of `{parser.prog}` cannot be read: {reason}; see `{parser.prog} --help`") from error
+    finally:
+        # A --print_config whose options were refused would stay asked for, and spoil all that is parsed after it.
+        vars(parser).pop("print_config", None)
     options.pop("config", None)
     return options
 

@@ -13,7 +13,9 @@ import pytest
 from aalp.cli import VERBS, main
 from aalp.commands import console
 from aalp.commands.console import json_document, print_out
+from aalp.errors import AalpError
 from aalp.manual.page import RESULTS
+from aalp.parsing import parse
 
 
 def document(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, Any]:
@@ -47,6 +49,16 @@ def test_training_and_comparing(
     result = document(capsys, *words)["result"]
     assert set(RESULTS["compare"]) <= set(result)
     assert json.loads(Path(result["path"]).read_text())["table"] == result["table"]
+
+
+def test_printing_options_is_done_and_spoils_nothing_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+    document(capsys, "train", "--print_config")
+    assert main(["train", "--training.epochs", "3", "--print-config"]) == 0
+    assert "epochs: 3\n" in capsys.readouterr().out
+    document(capsys, "train", "--print_config", "--training.epochs", "many", code=2)
+    with pytest.raises(AalpError, match="'few'"):
+        parse("train", ["--training.epochs", "few"])
+    assert parse("train", ["--training.epochs", "2"])["training"].epochs == 2
 
 
 def test_evaluating_analyzing_and_reporting(copied_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
