@@ -68,6 +68,19 @@ def test_images_are_found_below_a_class_folder_and_other_files_and_hidden_ones_a
     assert len(folder.train) + len(folder.test) == 4
 
 
+def test_no_image_is_passed_over_in_silence_for_its_kind(tmp_path: Path) -> None:
+    for name in ("a/0.png", "a/1.jpg", "b/0.png", "b/1.png"):
+        save(tmp_path / name, COLOURS)
+    (tmp_path / "a" / "1.jpg").rename(tmp_path / "a" / "1.JFIF")
+    assert len(load_source(f"folder:{tmp_path}", DataOptions(validation=0)).train) == 2
+    (tmp_path / "a" / "2.HEIC").write_bytes(b"\0\0\0 ftypheic")
+    with pytest.raises(DataError, match=r"2\.HEIC' is not a readable image: \.heic files are not read; save it as JPEG or PNG"):
+        load_source(f"folder:{tmp_path}")
+    # What is called so and is of a kind that is read, is read.
+    (tmp_path / "a" / "2.HEIC").write_bytes((tmp_path / "a" / "1.JFIF").read_bytes())
+    load_source(f"folder:{tmp_path}")
+
+
 def test_resizing_makes_all_images_square_and_keeps_flat_ones_flat(tmp_path: Path) -> None:
     for number, (height, width) in enumerate([(8, 6), (20, 5), (3, 9), (10, 10)]):
         save(tmp_path / "ab"[number % 2] / f"{number}.png", np.full((height, width, 3), 10 * number, np.uint8))

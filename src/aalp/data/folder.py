@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from aalp.data.images import IMAGE_SUFFIXES, Decoding, Layout, decoding_like
+from aalp.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Decoding, Layout, decoding_like
 from aalp.data.paths import Paths, shown
 from aalp.data.stored import FileSplit
 from aalp.errors import DataError
@@ -75,7 +75,7 @@ def _refuse_splits(root: Path) -> None:
     inside = {
         folder: {path.name for path in _folders(folder)}
         for folder in _folders(root)
-        if not any(path.suffix.lower() in IMAGE_SUFFIXES and not _hidden(path.name) for path in folder.iterdir())
+        if not any(_is_image(path) and not _hidden(path.name) for path in folder.iterdir())
     }
     for one, other in itertools.combinations(inside, 2):
         shared = sorted(inside[one] & inside[other])
@@ -173,6 +173,10 @@ def _hidden(name: str) -> bool:
     return name.startswith(".")
 
 
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES | UNREAD_SUFFIXES
+
+
 def _listing(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     """Images, labels and class names of the folders in `root`, none of which may be a link that leads out of it."""
     paths: list[Path] = []
@@ -190,7 +194,7 @@ def _listing(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
             if leads_outside(path, root):
                 where = f"leads out of '{root}', or in a circle"
                 raise DataError(f"'{path}' is a link that {where}: put the images themselves there")
-        found = sorted(path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        found = sorted(path for path in inside if _is_image(path) and path.is_file())
         if not found:
             raise DataError(f"'{folder}' has no images: remove the folder or put images ({_suffixes()}) into it")
         paths += found

@@ -22,7 +22,13 @@ MOST_PIXELS = 50_000_000
 # Pillow warns, in two lines, from a limit on that is above ours.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""How names of images end, in lower case."""
+
+UNREAD_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jp2", ".jxl"})
+"""How names of images end that are not read: such a file counts as an unreadable image, and is not passed over in silence."""
 
 Resizing = Literal["stretch", "crop"]
 
@@ -116,6 +122,9 @@ def unreadable(name: str, error: Exception) -> DataError:
     """The error for an image that Pillow stumbles over."""
     # What is read from memory has no name, and Pillow tells the object instead.
     reason = "cannot identify image file" if "BytesIO" in str(error) else error
+    kind = Path(name).suffix.lower()
+    if kind in UNREAD_SUFFIXES:
+        return DataError(f"'{name}' is not a readable image: {kind} files are not read; save it as JPEG or PNG, or remove it")
     return DataError(f"'{name}' is not a readable image: {reason}; remove or replace it")
 
 
