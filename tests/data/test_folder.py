@@ -81,6 +81,13 @@ def test_no_image_is_passed_over_in_silence_for_its_kind(tmp_path: Path) -> None
     load_source(f"folder:{tmp_path}")
 
 
+def test_a_lone_folder_around_the_classes_is_named(tmp_path: Path) -> None:
+    for name in ("train/a/0.png", "train/a/1.png", "train/b/0.png", "train/b/1.png"):
+        save(tmp_path / name, COLOURS)
+    with pytest.raises(DataError, match=r"has 1 class folders: .*; name '.*/train' if its folders are the classes"):
+        open_folder(tmp_path, Layout(), 0.5, 0)
+
+
 def test_resizing_makes_all_images_square_and_keeps_flat_ones_flat(tmp_path: Path) -> None:
     for number, (height, width) in enumerate([(8, 6), (20, 5), (3, 9), (10, 10)]):
         save(tmp_path / "ab"[number % 2] / f"{number}.png", np.full((height, width, 3), 10 * number, np.uint8))

@@ -200,7 +200,10 @@ def _listing(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
         paths += found
         labels += [label] * len(found)
     if len(folders) < 2:
-        raise DataError(f"'{root}' has {len(folders)} class folders: at least 2 folders with images are needed")
+        remedy = "at least 2 folders with images are needed"
+        if folders and len(_folders(folders[0])) > 1:  # train/ without test/, or a folder that an archive was unpacked to
+            remedy += f"; name '{folders[0]}' if its folders are the classes"
+        raise DataError(f"'{root}' has {len(folders)} class folders: {remedy}")
     return paths, labels, tuple(folder.name for folder in folders)
 
 
