@@ -50,6 +50,8 @@ def test_tensorboard_gets_pictures_and_figures(words: list[str], tmp_path: Path)
     assert {"test/clean", "test/robust", "test/fgsm", "validation_robust", "loss"} <= set(events.Tags()["scalars"])
     record = json.loads((tmp_path / "run" / "evaluations" / "test.json").read_text())
     assert events.Scalars("test/robust")[0].value == pytest.approx(record["robust"])
+    # Of the best weights, which are not the last: where `aalp evaluate` would put them, too.
+    assert [event.step for event in events.Scalars("test/robust")] == [record["model"]["epoch"]]
     assert [event.step for event in events.Scalars("validation_robust")] == [1, 2]
     (picture,) = events.Images("adversarial")
     # Three rows of at most eight pictures of 8x8, enlarged to 64 and framed; seven images are held out for validation.

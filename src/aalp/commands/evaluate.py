@@ -130,7 +130,7 @@ package.module:function, foolbox:NAME, art:NAME.
     )
     if tracker is not None and path.is_dir():
         with tracking(RunDirectory(path), tracker, config, ranks) as loggers:
-            log_figures(loggers, record, int(loaded.metadata.get("epoch", 0)))
+            log_figures(loggers, record)
     display.result(report(record), record)
 
 

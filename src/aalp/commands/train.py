@@ -148,7 +148,7 @@ goes on in its own entry.
             log_adversarial(loggers, directory, options, source)
             if evaluate:
                 evaluated = evaluate_run(directory, options, source, display, ranks)
-                log_figures(loggers, evaluated, training.epochs)
+                log_figures(loggers, evaluated)
                 display.result(report(evaluated), {"evaluation": evaluated})
     except InterruptedRunError as error:
         again = resume_command(directory.path, options) + (" --evaluate" if evaluate else "")

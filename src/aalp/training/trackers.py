@@ -70,9 +70,9 @@ def log_pictures(loggers: Sequence[Logger], name: str, pictures: Tensor, caption
             _tensorboard_picture(logger, name, image, caption, step)
 
 
-def log_figures(loggers: Sequence[Logger], record: Mapping[str, Any], step: int) -> None:
-    """Log the headline figures of an evaluation under the name of its split."""
-    split = record["data"]["split"]
+def log_figures(loggers: Sequence[Logger], record: Mapping[str, Any]) -> None:
+    """Log the headline figures of an evaluation under the name of its split, at the epoch of the weights."""
+    split, step = record["data"]["split"], int(record["model"].get("epoch") or 0)
     figures = {f"{split}/clean": record["clean"]}
     if record["robust"] is not None:
         figures[f"{split}/robust"] = record["robust"]
