@@ -15,7 +15,9 @@ from PIL import Image
 
 from aalp.cli import main
 from aalp.commands import data as data_command
+from aalp.commands.train import about_classes
 from aalp.data.check import look
+from aalp.data.sources import DataOptions, load_source
 from aalp.store.records import read_record, read_table
 
 
@@ -52,6 +54,17 @@ def test_data_in_order_get_a_table_a_record_a_sheet_and_exit_code_0(
     assert len(set(table["sha256"])) == 34
     with Image.open(out / "contact-sheet.png") as sheet:
         assert sheet.format == "PNG"
+
+
+def test_classes_without_training_images_are_named(
+    animals: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drawn = ["--data_options.images", "2"]  # two dogs, by the seed of the split
+    assert main(["data", f"folder:{animals}", "--out", str(tmp_path / "check"), "--quiet", *drawn]) == 0
+    assert "classes without training images: 1: cat" in capfd.readouterr().out.splitlines()
+    source = load_source(f"folder:{animals}", DataOptions(images=2))
+    for balance in ("none", "classes"):
+        assert about_classes(source, balance).startswith("1 of 2 classes have no training images, 'cat' to begin with")
 
 
 def test_near_duplicates_that_nobody_could_look_for_are_not_said_to_be_none(

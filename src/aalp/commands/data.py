@@ -161,6 +161,9 @@ def report(record: Mapping[str, Any]) -> str:
         lines += _listed(what, [_told(pair, record, "~") for pair in duplicate["near"]])
     again = ", ".join(f"{count} in {split}" for split, count in duplicate["within"].items() if count)
     lines.append(f"repeated within a split: {again or 'none'}")
+    if empty := [name for name, count in zip(record["classes"], splits["train"]["per_class"], strict=True) if count == 0]:
+        more = ", ..." if len(empty) > LISTED else ""
+        lines.append(f"classes without training images: {len(empty)}: {', '.join(empty[:LISTED])}{more}")
     if record["imbalance"] >= 3:
         lines.append(
             f"the largest class has {record['imbalance']:.1f} times the images of the smallest: "

@@ -180,6 +180,9 @@ def _steps_done(run: Path) -> int:
 def about_classes(source: Source, balance: str) -> str:
     """One line on how the classes differ in size and what balancing does about it; "" where neither is the case."""
     counts = torch.bincount(source.train.labels, minlength=len(source.classes))
+    if empty := [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count == 0]:
+        which = f"{len(empty)} of {len(source.classes)} classes"
+        return f"{which} have no training images, '{empty[0]}' to begin with: the network will not know them"
     few, many = int(counts.argmin()), int(counts.argmax())
     if balance == "none" and counts[many] < UNEQUAL * counts[few]:
         return ""
