@@ -150,6 +150,11 @@ BAD_RUNS: dict[str, Case] = {
         "evaluate done",
         ("changed.npz", "as seen from where the run was trained", "give --data"),
     ),
+    "data that is not where the run to resume was begun": (
+        on_changed_data,  # but there is none
+        "train --resume done",
+        ("changed.npz", "as seen from where the run was begun", "go on with it there"),
+    ),
     "a torn checkpoint": (torn, "evaluate done", ("best.safetensors' is not a readable safetensors file",)),
     "a text file as checkpoint": (
         text_file("text.safetensors", "weights"),

@@ -29,7 +29,7 @@ from aalp.commands.pictures import log_adversarial
 from aalp.commands.side_by_side import alone_at
 from aalp.data.sources import DataOptions, Source, check_columns, load_source
 from aalp.distributed import ALONE, joined
-from aalp.errors import InterruptedRunError, OptionError
+from aalp.errors import DataError, InterruptedRunError, OptionError
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
 from aalp.report.figures import counted
@@ -115,7 +115,13 @@ goes on in its own entry.
     if not dry_run:
         warn_if_alone(strategy, ranks, display)
     with display.bar():
-        source = ranks.first_of_machine(lambda: load_source(data, options["data_options"], display.reading))
+        try:
+            source = ranks.first_of_machine(lambda: load_source(data, options["data_options"], display.reading))
+        except DataError as error:
+            if not begun:
+                raise
+            there = "config.yaml names it as seen from where the run was begun: go on with it there"
+            raise DataError(f"{error} ({there})") from error
     # Whatever can fail on bad input does so before anything is written.
     if resume is not None and begun:
         ranks.from_main(partial(check_same_training, RunDirectory(resume), source))
