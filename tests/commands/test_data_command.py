@@ -56,9 +56,7 @@ def test_data_in_order_get_a_table_a_record_a_sheet_and_exit_code_0(
         assert sheet.format == "PNG"
 
 
-def test_classes_without_training_images_are_named(
-    animals: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_classes_without_training_images_are_named(animals: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     drawn = ["--data_options.images", "2"]  # two dogs, by the seed of the split
     assert main(["data", f"folder:{animals}", "--out", str(tmp_path / "check"), "--quiet", *drawn]) == 0
     assert "classes without training images: 1: cat" in capfd.readouterr().out.splitlines()

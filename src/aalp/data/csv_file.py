@@ -30,8 +30,10 @@ def open_csv(file: Path, root: Path | None, label_column: str, layout: Layout, t
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines, strict=True)
-            # Empty lines are no rows and are counted all the same, by the reader inside alone.
-            numbered = {reader.reader.line_num: row for row in reader}
+            numbered: dict[int, dict[str, str]] = {}
+            for row in reader:
+                # Empty lines are no rows and are counted all the same, by the reader inside alone.
+                numbered[reader.reader.line_num] = row
             header = list(reader.fieldnames or ())
     except FileNotFoundError as error:
         raise DataError(f"there is no file '{file}': name a CSV with the columns path and label") from error
