@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -142,6 +143,18 @@ def test_progress_is_plain_lines_on_stderr_and_nothing_on_request(
         assert [line[:13] for line in lines[1:]] == ["epoch   1/2  ", "epoch   2/2  "]
         assert all(word in lines[2] for word in ("loss", "train", "clean", "robust", "images/s", "0:00 left"))
         assert "\x1b" not in err
+
+
+def test_without_validation_images_no_accuracy_on_them_is_told(
+    train_words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in train_words if not word.startswith("--quiet")]
+    assert main([*words, "--data_options.validation", "0", "--run", str(tmp_path / "run"), "--json"]) == 0
+    out, err = capfd.readouterr()
+    result = json.loads(out)["result"]
+    assert (result["validation_clean"], result["validation_robust"]) == (None, None)
+    assert err.count("  no validation images  ") == 2
+    assert "validation" not in (tmp_path / "run" / "metrics.csv").read_text()
 
 
 def test_evaluate_afterwards_writes_the_record_and_prints_the_table(

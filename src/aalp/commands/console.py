@@ -92,9 +92,11 @@ class Display:
         # By the clock, of this process alone: `seconds` has neither validation nor saving in it.
         each = (time.perf_counter() - started) / done if done else row["seconds"] / row["epoch"]
         left = each * (self._total - self._step if done else epochs - row["epoch"])
+        validation = "no validation images"
+        if "validation_clean" in row:
+            validation = f"validation {row['validation_clean']:.1%} clean, {row['validation_robust']:.1%} robust"
         self.say(
-            f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.3f}  train {row['train_accuracy']:.1%}  "
-            f"validation {row['validation_clean']:.1%} clean, {row['validation_robust']:.1%} robust  "
+            f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.3f}  train {row['train_accuracy']:.1%}  {validation}  "
             f"{row['images_per_second']:.0f} images/s  {_minutes(left)} left"
         )
 

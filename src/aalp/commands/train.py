@@ -161,19 +161,19 @@ goes on in its own entry.
         again += "".join(f" --{name} {count}" for name, count in (("devices", devices), ("nodes", nodes)) if count > 1)
         again += f" --strategy {strategy}" if strategy != "ddp" else ""
         raise InterruptedRunError(error.signal_number, again) from error
-    display.result(f"run: {directory.path}", results(directory, progress))
+    display.result(f"run: {directory.path}", results(directory, progress, judged=len(source.validation) > 0))
 
 
-def results(directory: RunDirectory, progress: Progress) -> dict[str, Any]:
-    """What a finished run tells programs: where it lies, and its figures on the validation images."""
+def results(directory: RunDirectory, progress: Progress, judged: bool) -> dict[str, Any]:
+    """What a finished run tells programs: where it lies, and its figures on the validation images, None without any."""
     return {
         "run": str(directory.path),
         "weights": {which: str(directory.weights(which)) for which in ("best", "last")},
         "steps": progress.step,
         "seconds": progress.seconds,
         "best_epoch": progress.best_epoch,
-        "validation_clean": progress.best_clean,
-        "validation_robust": progress.best_robust,
+        "validation_clean": progress.best_clean if judged else None,
+        "validation_robust": progress.best_robust if judged else None,
     }
 
 

@@ -84,7 +84,7 @@ RESULTS = {
         "steps": "done in all",
         "seconds": "of training",
         "best_epoch": "",
-        "validation_clean": "of the best weights, in [0, 1]",
+        "validation_clean": "of the best weights, in [0, 1]; null without validation images",
         "validation_robust": "under PGD",
         "evaluation": "with --evaluate: as of `evaluate`",
     },

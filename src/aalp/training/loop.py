@@ -146,7 +146,7 @@ class _Trainer:
             self._save()
             if plan.ranks.is_main:
                 plan.report(rows[-1])
-                if has_collapsed(rows, constant):
+                if constant and has_collapsed(rows, constant):
                     plan.warn(f"after epoch {epoch + 1} the network gives one answer for all images: start anew, {CALMER}")
             self.fabric.log_dict({k: v for k, v in rows[-1].items() if isinstance(v, float)}, step=epoch + 1)
             if epoch + 1 < options.epochs:
@@ -281,7 +281,8 @@ class _Trainer:
             clean, robust = accuracies(
                 shadow, validation, plan.threat, plan.options.validation_steps, plan.seed, self.fabric, plan.ranks
             )
-        row |= {"validation_clean": clean, "validation_robust": robust}
+        if len(plan.validation):  # without images there are no figures, and 0 is one
+            row |= {"validation_clean": clean, "validation_robust": robust}
         row |= {"images_per_second": images / seconds, "seconds": progress.seconds}
         # Training without an adversary is judged on clean images: its most robust epoch is one that has learned nothing.
         judged, best = (robust, clean), (progress.best_robust, progress.best_clean)
