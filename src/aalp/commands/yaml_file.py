@@ -66,7 +66,7 @@ def check_groups(options: Mapping[str, Any], content: Mapping[str, Any], what: s
         group = options.get(name)
         if value is None and not dataclasses.is_dataclass(group) and group is not None:
             raise OptionError(f"{what}: {inside}{name} is null: give a value, or leave it out")
-        if not dataclasses.is_dataclass(group):
+        if not dataclasses.is_dataclass(group) or isinstance(group, type):
             continue
         if not isinstance(value, Mapping):
             given = "null" if value is None else repr(value)

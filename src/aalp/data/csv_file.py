@@ -61,9 +61,9 @@ def open_csv(file: Path, root: Path | None, label_column: str, layout: Layout, t
         return split_files(paths, labels, tuple(names), layout, test_share, seed, str(file))
     splits = {number: str(row[split_column]).strip().lower() for number, row in numbered.items()}
     files = _by_split(file, splits, paths, labels)
-    lacking = sorted(set(labels) - set(files["train"][1]))
-    if lacking:
-        raise DataError(f"'{file}' has no training images of class '{names[lacking[0]]}': give it some")
+    untrained = sorted(set(labels) - set(files["train"][1]))
+    if untrained:
+        raise DataError(f"'{file}' has no training images of class '{names[untrained[0]]}': give it some")
     return opened(files, tuple(names), layout)
 
 
