@@ -19,7 +19,7 @@ from aalp.errors import AalpError, ModelError, OptionError
 from aalp.evaluation.audit import audit
 from aalp.evaluation.autoattack import _squares_fit, _standard, autoattack_part
 from aalp.evaluation.robustness import evaluate
-from aalp.method.threat import L2, Linf
+from aalp.method.threat import L2, Linf, Threat
 from aalp.models.classifier import Classifier
 
 
@@ -159,3 +159,22 @@ def test_a_network_that_cannot_be_copied_is_refused(kept: object) -> None:
     with pytest.raises(ModelError, match=message):
         audit(classifier, images, labels, Linf(0.1))
     assert evaluate(classifier, images, labels, Linf(0.1), "pgd-2").results  # needs no copy
+
+
+class Root(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.sqrt()
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.8)], ids=["linf", "l2"])
+@pytest.mark.parametrize("attack", ["fgsm", "pgd-5", "cw-5", "apgd-ce", "apgd-t", "fab-t"])
+def test_pixels_without_a_finite_slope_keep_no_attack_from_the_others(attack: str, threat: Threat) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 4)
+    with torch.no_grad():
+        linear.weight[:, :8] = 0  # a slope of 0 x infinity where such a pixel is black, of infinity at the other black ones
+    classifier = Classifier(nn.Sequential(Root(), nn.Flatten(), linear))
+    images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
+    images[:, :, :2] = 0
+    evaluation = evaluate(classifier, images, classifier(images).argmax(1), threat, attack)
+    assert evaluation.robust_accuracy < 0.7

@@ -22,6 +22,9 @@ MOMENTUM = 0.75
 RHO = 0.75
 """A step size is halved where fewer than this share of the steps since the last check rose."""
 
+STEEP = 1e15
+"""Stands for an infinite slope, as a root has it at 0; the squares of a million of them are finite in float32."""
+
 FIRST_CHECK, CHECK_SHRINKS, LAST_CHECK = 22, 3, 6
 
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -153,7 +156,8 @@ def _ascent(view: Logits, images: Tensor, labels: Tensor, targets: Tensor, loss:
         logits = view(leaf)
         value = loss(logits, labels, targets)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
-    return logits.detach(), value.detach(), gradient
+    # Else one pixel that has no slope would leave its whole image where it is, in L2.
+    return logits.detach(), value.detach(), gradient.nan_to_num(0.0, STEEP, -STEEP)
 
 
 def _confirmed(views: Views, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:

@@ -75,7 +75,8 @@ def _boundary(views: Views, images: Tensor, labels: Tensor, targets: Tensor) -> 
         logits = views.steady(leaf)
         gap = logits.gather(1, targets[:, None])[:, 0] - logits.gather(1, labels[:, None])[:, 0]
         (gradient,) = torch.autograd.grad(gap.sum(), leaf)
-    return gap.detach(), gradient
+    # A plane needs finite slopes: pixels without one stay, and do not keep the others from going.
+    return gap.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _stepped(images: Tensor, now: Tensor, gap: Tensor, gradient: Tensor, threat: Threat) -> Tensor:

@@ -50,7 +50,10 @@ class Threat(ABC):
 
     @abstractmethod
     def steepest_step(self, gradient: Tensor) -> Tensor:
-        """The direction (N, ...) of unit norm along which a linear loss with this gradient rises fastest."""
+        """The direction (N, ...) of unit norm along which a linear loss with this gradient rises fastest.
+
+        A pixel whose slope is no number stays; infinite slopes outweigh all others.
+        """
 
     @abstractmethod
     def project(self, candidates: Tensor, images: Tensor) -> Tensor:
@@ -124,6 +127,8 @@ class L2(Threat):
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
         tiny = torch.finfo(gradient.dtype).tiny
+        # One pixel whose slope is no number or infinite, as that of a root at 0, must not take the others with it.
+        gradient = gradient.nan_to_num(0.0)
         # Largest entry first: the squares of a very small or very large gradient leave float32's range.
         scaled = gradient / _per_image(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
         return scaled / _per_image(scaled.flatten(1).norm(dim=1).clamp_min(tiny), scaled)
