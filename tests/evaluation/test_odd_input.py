@@ -178,3 +178,32 @@ def test_pixels_without_a_finite_slope_keep_no_attack_from_the_others(attack: st
     images[:, :, :2] = 0
     evaluation = evaluate(classifier, images, classifier(images).argmax(1), threat, attack)
     assert evaluation.robust_accuracy < 0.7
+
+
+class LeavesEarly(nn.Module):
+    """Images whose first pixel is black have their logits from another layer; the head sees the others, or all of them."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.whole, self.early, self.logits = whole, nn.Linear(64, 4), nn.Linear(64, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.flatten(1)
+        late = pixels[:, 0] > 0
+        if self.whole:
+            return torch.where(late[:, None], self.logits(pixels), self.early(pixels))
+        if late.all():
+            return self.logits(pixels)
+        return self.early(pixels).index_put((late.nonzero()[:, 0],), self.logits(pixels[late]))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("late", [2, 1])
+def test_a_network_whose_head_does_not_give_every_image_s_logits_is_refused(whole: bool, late: int) -> None:
+    # Of one late image the prediction had become that of all of them.
+    images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.1
+    classifier = Classifier(LeavesEarly(whole)).eval()
+    classifier.verify(images)
+    images[late:, :, 0, 0] = 0
+    with pytest.raises(ModelError, match="output is not what the network's last Linear 'logits' gives"):
+        evaluate(classifier, images, classifier(images).argmax(1), Linf(0.01), "fgsm")

@@ -158,8 +158,7 @@ class _Run:
 
         def work(_number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
             images, _ = read_rows(self.split, rows, self.device)
-            features = self.classifier.features(images)
-            logits = self.classifier.head(features)
+            features, logits = self.classifier.features_and_logits(images)
             predicted = logits.argmax(1)
             n90 = concentration_n(contributions(features, self.classifier.head_weight, predicted))
             return torch.where(logits.isfinite().all(1), predicted, NO_CLASS).cpu(), n90.cpu()
