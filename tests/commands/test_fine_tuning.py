@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from aalp.cli import main
 from aalp.commands.fine_tuning import start_from
-from aalp.commands.loading import load
+from aalp.commands.loading import load, load_weights
 from aalp.errors import ModelError, RunError
 from aalp.models.classifier import Classifier
 from aalp.models.small_cnn import SmallCNN
@@ -85,6 +87,32 @@ def test_a_state_dict_of_another_program_is_taken_whatever_it_puts_before_its_na
         start_from(classifier, tmp_path / name, True, CLASSES, lambda line: None)
         images = torch.rand(4, 1, 8, 8)
         assert torch.equal(classifier(images), theirs(images))
+
+
+class Inside(nn.Module):
+    """A network below a name that is also what wrappers put before names, beside buffers that are named as a Classifier's."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.add_module(name, nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+        self.register_buffer("mean", torch.rand(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return next(self.children())(images - self.mean)
+
+
+@pytest.mark.parametrize("name", ["module", "network", "model"])
+def test_a_network_s_own_names_are_taken_as_they_are(name) -> None:
+    theirs, ours = Inside(name), Inside(name)
+    load_weights(Classifier(ours), theirs.state_dict(), "w.pt")
+    images = torch.rand(4, 1, 8, 8)
+    assert torch.equal(ours(images), theirs(images))
+
+
+def test_an_average_by_torch_is_taken_without_its_count() -> None:
+    theirs, ours = (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) for _ in range(2))
+    load_weights(Classifier(ours), AveragedModel(theirs).state_dict(), "w.pt")
+    assert torch.equal(ours[1].weight, theirs[1].weight)
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(fresh, tmp_path) -> None:

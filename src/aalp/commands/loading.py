@@ -173,10 +173,13 @@ WRAPPERS = ("", "module.", "_orig_mod.", "model.", "network.", "model._orig_mod.
 
 def own_names(classifier: Classifier, tensors: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
     """The tensors under the names of the classifier or of its network, whichever they fit, and that module."""
-    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    own = classifier.network.state_dict().keys()
+    if own <= tensors.keys():  # a network may itself have a `module`, or a `mean` beside its `network`
+        return classifier.network, tensors
+    # Torch's AveragedModel counts what it has averaged beside the weights.
+    tensors = {name.removeprefix("module."): value for name, value in tensors.items() if name != "n_averaged"}
     if "mean" in tensors and any(name.startswith("network.") for name in tensors):
         return classifier, tensors
-    own = classifier.network.state_dict().keys()
     stripped = (
         {name.removeprefix(prefix): value for name, value in tensors.items()}
         for prefix in WRAPPERS
