@@ -39,6 +39,22 @@ def test_a_constant_model_is_as_robust_as_it_is_right(threat: Threat, attacks: l
     assert evaluation.predictions.tolist() == [1] * 6
 
 
+class Mirrored(Classifier):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.flip(3))
+
+
+def test_clean_accuracy_is_of_what_is_attacked_and_not_of_the_bare_network() -> None:
+    torch.manual_seed(0)
+    network, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), torch.rand(40, 1, 8, 8)
+    subclass, hooked = Mirrored(network).eval(), Classifier(network).eval()
+    hooked.register_forward_pre_hook(lambda _module, inputs: (inputs[0].flip(3),))
+    for classifier in (subclass, hooked):
+        labels = classifier(images).argmax(1)
+        assert (network(images).argmax(1) != labels).any()
+        assert evaluate(classifier, images, labels, Linf(1e-6), "fgsm").clean_accuracy == 1
+
+
 def test_without_an_attack_there_is_no_robust_accuracy() -> None:
     images, labels = torch.rand(2, 1, 8, 8), torch.tensor([1, 0])
     evaluation = evaluate(Classifier(Constant()), images, labels, Linf(0.3), ["clean"])
