@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from test_cli import parsed
+from torch import nn
 
 from aalp.cli import main
 from aalp.commands import dry_run, training_cost
@@ -19,6 +20,7 @@ from aalp.commands.dry_run import attack_passes, audit_cost, evaluation_cost
 from aalp.data.split import ResidentSplit
 from aalp.evaluation.attack_gates import QUICK
 from aalp.method.threat import Linf
+from aalp.models.classifier import Classifier
 
 
 def files(folder: Path) -> set[tuple[str, int]]:
@@ -219,6 +221,17 @@ def test_minutes_of_attacks_by_hand(small_classifier: Any, monkeypatch: pytest.M
     assert (untrained["minutes"], untrained["at_most"]) == (pytest.approx(10 * 5000 * 0.25 / 60), True)
     audited = audit_cost(classifier, split, Linf(0.1), QUICK, 10, 2)
     assert audited["minutes"] == pytest.approx(8 * ((700 + 400 + 280) * 0.5 + (QUICK.noises + 1000) * 0.25) / 60)
+
+
+def test_a_network_without_a_gradient_costs_something_too() -> None:
+    class Steps(nn.Sequential):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward((images > 0.5).float())
+
+    classifier = Classifier(Steps(nn.Flatten(), nn.Linear(64, 4))).requires_grad_(False).eval()
+    split = ResidentSplit(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    assert audit_cost(classifier, split, Linf(0.1), QUICK, 10, 2)["minutes"] >= 0
+    assert evaluation_cost(classifier, split, Linf(0.1), ["square"], 10, 2, trained=True)["minutes"] >= 0
 
 
 @pytest.mark.parametrize(

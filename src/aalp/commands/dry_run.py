@@ -16,6 +16,7 @@ from aalp.data.split import Split, as_float
 from aalp.evaluation.attack_gates import Effort
 from aalp.evaluation.autoattack import STANDARD
 from aalp.evaluation.foreign_attacks import is_foreign
+from aalp.evaluation.model_gates import WithGradient
 from aalp.method.pgd import evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
@@ -117,11 +118,12 @@ def _probe(classifier: Classifier, split: Split, threat: Threat, batch_size: int
     classifier = classifier.to(device())
     images = as_float(split.read(rows).to(device()))
     labels = split.labels[rows].to(device())
-    perturb(classifier, images, labels, threat, steps=1)  # what is only paid once
+    attacked = WithGradient(classifier)  # the audit and square take a network without one, too
+    perturb(attacked, images, labels, threat, steps=1)  # what is only paid once
     _wait()
     generator = torch.Generator(images.device).manual_seed(0)
     start = time.perf_counter()
-    adversarial = perturb(classifier, images, labels, threat, steps=PROBE_STEPS, generator=generator)
+    adversarial = perturb(attacked, images, labels, threat, steps=PROBE_STEPS, generator=generator)
     _wait()
     middle = time.perf_counter()
     with torch.no_grad(), evaluating(classifier):
