@@ -12,8 +12,8 @@ from PIL import ExifTags, Image
 
 from aalp.data.check import Found, Seen, duplicates, imbalance, look
 from aalp.data.contact_sheet import THUMBNAIL, contact_sheet
-from aalp.data.sources import DataOptions, Loaded, open_source
-from aalp.data.split import ResidentSplit
+from aalp.data.sources import DataOptions, open_source
+from aalp.data.split import Loaded, ResidentSplit
 
 
 def photograph(seed: int, size: tuple[int, int] = (48, 48)) -> Image.Image:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aalp.data.images import Resizing
-from aalp.data.split import ResidentSplit
+from aalp.data.split import Loaded, ResidentSplit
 from aalp.errors import DataError
 from aalp.method.batches import ROUNDING, ordinary
 
@@ -79,8 +79,8 @@ def as_tensors(images: Any, labels: Any, num_classes: int, what: str) -> tuple[T
     return ordinary(images), ordinary(labels.long())
 
 
-def open_npz(path: Path) -> tuple[ResidentSplit, ResidentSplit, tuple[str, ...]]:
-    """Training split, test split and class names of an archive.
+def open_npz(path: Path) -> Loaded:
+    """The splits of an archive; classes are called by their labels.
 
     Raises:
         DataError: there is none, or its arrays are not images and labels.
@@ -113,7 +113,7 @@ def open_npz(path: Path) -> tuple[ResidentSplit, ResidentSplit, tuple[str, ...]]
     if num_classes < 2:
         raise DataError(f"'{path}' has training labels of 1 class: at least 2 classes are needed")
     check_every_class(splits[0].labels, f"'{path}'")
-    return splits[0], splits[1], tuple(str(label) for label in range(num_classes))
+    return Loaded(splits[0], splits[1], tuple(str(label) for label in range(num_classes)))
 
 
 def _refuse_bomb(path: Path) -> None:

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from aalp.data.images import eight_bit, in_colour, unreadable, upright
 from aalp.data.loaders import Tick
-from aalp.data.sources import Loaded
-from aalp.data.split import Split, as_float
+from aalp.data.split import Loaded, Split, as_float
 from aalp.data.stored import StoredSplit
 from aalp.errors import DataError
 

@@ -7,15 +7,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from aalp.data.folder import VALIDATION, Opened, opened, split_files
+from aalp.data.folder import VALIDATION, opened, split_files
 from aalp.data.images import Layout
+from aalp.data.split import Loaded
 from aalp.errors import DataError
 
 PATH_COLUMNS = ("path", "image", "file", "file_name", "filename")
 """How the column of the paths may be called; the labels' column is `label` unless the options name another."""
 
 
-def open_csv(file: Path, root: Path | None, label_column: str, layout: Layout, test_share: float, seed: int) -> Opened:
+def open_csv(file: Path, root: Path | None, label_column: str, layout: Layout, test_share: float, seed: int) -> Loaded:
     """The images that a CSV lists: a header with path, label and maybe split (train, test, validation), a row an image.
 
     Classes are the different labels in alphabetical order, or by number where all are whole numbers.

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from aalp.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Decoding, Layout, decoding_like
 from aalp.data.paths import Paths, shown
+from aalp.data.split import Loaded
 from aalp.data.stored import FileSplit
 from aalp.errors import DataError
 from aalp.links import leads_outside
-
-
-@dataclass(frozen=True)
-class Opened:
-    """What a reader of stored images brings.
-
-    Attributes:
-        validation: the source's own validation images; None where they are to be held out of the training ones.
-    """
-
-    train: FileSplit
-    test: FileSplit
-    validation: FileSplit | None
-    classes: tuple[str, ...]
-
 
 VALIDATION = ("validation", "val", "valid")
 """How a validation split is called."""
 
 
-def open_folder(root: Path, layout: Layout, test_share: float, seed: int) -> Opened:
+def open_folder(root: Path, layout: Layout, test_share: float, seed: int) -> Loaded:
     """Find the images of DIR/train/CLASS, DIR/test/CLASS and maybe DIR/val/CLASS, or of DIR/CLASS, split by the seed.
 
     Where there is no test/ but a val/, as ImageNet has it, that is the test split: validation images are then held
@@ -105,11 +90,11 @@ def split_names(found: Iterable[str]) -> dict[str, str] | None:
     return {"train": names["train"], "test": test} | of_its_own
 
 
-def opened(files: Mapping[str, tuple[Sequence[Path], Sequence[int]]], classes: tuple[str, ...], layout: Layout) -> Opened:
+def opened(files: Mapping[str, tuple[Sequence[Path], Sequence[int]]], classes: tuple[str, ...], layout: Layout) -> Loaded:
     """The splits of these files and labels."""
     decoding = _decoding(files["train"][0], layout)
     made = {split: FileSplit(torch.tensor(labels), decoding, Paths(paths)) for split, (paths, labels) in files.items()}
-    return Opened(made["train"], made["test"], made.get("validation"), classes)
+    return Loaded(made["train"], made["test"], classes, made.get("validation"))
 
 
 def _decoding(paths: Sequence[Path], layout: Layout) -> Decoding:
@@ -130,7 +115,7 @@ def split_files(
     test_share: float,
     seed: int,
     name: str,
-) -> Opened:
+) -> Loaded:
     """Training and test split of files that have none of their own."""
     train, test = split_rows(labels, classes, test_share, seed, name)
     files = {

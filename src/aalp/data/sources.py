@@ -20,11 +20,11 @@ from aalp.data import hugging_face
 from aalp.data.arrays import open_npz, resized, with_channels
 from aalp.data.csv_file import open_csv
 from aalp.data.digest import digest_of
-from aalp.data.folder import Opened, open_folder
+from aalp.data.folder import open_folder
 from aalp.data.images import Layout, Resizing
 from aalp.data.loaders import Tick
 from aalp.data.paths import shown
-from aalp.data.split import ResidentSplit, Split, held_out, resident_bytes
+from aalp.data.split import Loaded, ResidentSplit, Split, held_out, resident_bytes
 from aalp.data.stored import StoredSplit
 from aalp.data.torchvision_sets import download
 from aalp.errors import DataError, OptionError, unknown_name
@@ -116,26 +116,6 @@ class Source:
     def validation_digest(self) -> str:
         """Of the validation images: `digest` tells neither which are held out nor what a source has of its own."""
         return digest_of(self.validation)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a reader brings, before images are decoded and validation images are held out.
-
-    Attributes:
-        validation: the source's own validation images, if it has any.
-    """
-
-    train: Split
-    test: Split
-    classes: tuple[str, ...]
-    validation: Split | None = None
-
-    @property
-    def splits(self) -> dict[str, Split]:
-        """The splits by name."""
-        own = {} if self.validation is None else {"validation": self.validation}
-        return {"train": self.train, **own, "test": self.test}
 
 
 def open_source(name: str, options: DataOptions) -> Loaded:
@@ -260,25 +240,20 @@ def _read_digits(_argument: str, _options: DataOptions) -> Loaded:
 
 
 def _read_npz(argument: str, _options: DataOptions) -> Loaded:
-    return Loaded(*open_npz(Path(argument).expanduser()))
+    return open_npz(Path(argument).expanduser())
 
 
 def _layout(options: DataOptions) -> Layout:
     return Layout(options.size, options.channels, options.resizing)
 
 
-def _of_files(found: Opened) -> Loaded:
-    return Loaded(found.train, found.test, found.classes, found.validation)
-
-
 def _read_folder(argument: str, options: DataOptions) -> Loaded:
-    path = Path(argument).expanduser()
-    return _of_files(open_folder(path, _layout(options), options.test_share, options.split_seed))
+    return open_folder(Path(argument).expanduser(), _layout(options), options.test_share, options.split_seed)
 
 
 def _read_csv(argument: str, options: DataOptions) -> Loaded:
     path, label = Path(argument).expanduser(), options.label_column or "label"
-    return _of_files(open_csv(path, options.root, label, _layout(options), options.test_share, options.split_seed))
+    return open_csv(path, options.root, label, _layout(options), options.test_share, options.split_seed)
 
 
 def _read_hugging_face(argument: str, options: DataOptions) -> Loaded:
@@ -293,7 +268,7 @@ def _read_hugging_face(argument: str, options: DataOptions) -> Loaded:
 
 
 def _read_torchvision(argument: str, options: DataOptions) -> Loaded:
-    return Loaded(*download(argument, options.cache.expanduser()))
+    return download(argument, options.cache.expanduser())
 
 
 READERS: dict[str, Callable[[str, DataOptions], Loaded]] = {

@@ -60,6 +60,26 @@ class ResidentSplit:
         return self.pixels[indices]
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What a reader brings, before images are decoded and validation images are held out.
+
+    Attributes:
+        validation: the source's own validation images, if it has any.
+    """
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    validation: Split | None = None
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name."""
+        own = {} if self.validation is None else {"validation": self.validation}
+        return {"train": self.train, **own, "test": self.test}
+
+
 def as_float(pixels: Tensor) -> Tensor:
     """Images in [0, 1] as float32, whether they come as uint8 or as float."""
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()

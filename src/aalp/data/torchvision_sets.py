@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from aalp.data.arrays import as_images, check_images
-from aalp.data.split import ResidentSplit
+from aalp.data.split import Loaded, ResidentSplit
 from aalp.errors import DataError, unknown_name
 
 TORCHVISION = ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN")
 
 
-def download(argument: str, root: Path) -> tuple[ResidentSplit, ResidentSplit, tuple[str, ...]]:
-    """The training and the test split of a data set, and its class names; downloaded where `root` does not hold it yet.
+def download(argument: str, root: Path) -> Loaded:
+    """The splits of a data set; downloaded where `root` does not hold it yet.
 
     Raises:
         DataError: its name is unknown, or it cannot be downloaded.
@@ -42,4 +42,4 @@ def download(argument: str, root: Path) -> tuple[ResidentSplit, ResidentSplit, t
     names: Sequence[str] = getattr(dataset, "classes", [str(label) for label in range(num_classes)])
     for split in splits:
         check_images(split.pixels, split.labels, num_classes, argument)
-    return splits[0], splits[1], tuple(names)
+    return Loaded(splits[0], splits[1], tuple(names))
