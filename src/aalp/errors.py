@@ -52,6 +52,11 @@ class RankLostError(AalpError):
     exit_code = 5
 
 
+def first_line(error: Exception) -> str:
+    """What another library says went wrong, to stand inside a line of ours; the error's kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not in a table, with the nearest one that is."""
     names = sorted(known)

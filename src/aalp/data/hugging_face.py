@@ -22,7 +22,7 @@ from aalp.data.folder import split_names, split_rows
 from aalp.data.images import Layout, decode, decoding_like
 from aalp.data.split import ResidentSplit
 from aalp.data.stored import RowSplit, stored_image
-from aalp.errors import DataError
+from aalp.errors import DataError, first_line
 
 EXTRA = 'datasets is not installed: pip install "aalp[hf]"'
 
@@ -113,7 +113,7 @@ def stream(
         except DataError:
             raise
         except Exception as error:  # what comes over a network breaks in many ways
-            raise DataError(f"'{name}' cannot be streamed: {_first_line(error)}; try again") from error
+            raise DataError(f"'{name}' cannot be streamed: {first_line(error)}; try again") from error
         if not images:
             raise DataError(f"'{name}' has no images in its {split} split: name a source with at least one")
         classes = classes or _classes(values, table, whole=most is None)
@@ -145,7 +145,7 @@ def _open(name: str, label_column: str | None, streaming: bool) -> Table:
             raise
         except Exception as error:  # missing files, no network, foreign formats: many kinds
             raise DataError(
-                f"Hugging Face data set '{name}' cannot be loaded: {_first_line(error)}; name a folder that save_to_disk made, "
+                f"Hugging Face data set '{name}' cannot be loaded: {first_line(error)}; name a folder that save_to_disk made, "
                 "or a data set on the hub"
             ) from error
     by_name = dict(found) if isinstance(found, dict) else {"train": found}
@@ -231,7 +231,3 @@ def _quiet(datasets: Any) -> Iterator[None]:
     finally:
         if not before:
             datasets.enable_progress_bars()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aalp.errors import ModelError
+from aalp.errors import ModelError, first_line
 from aalp.models.heads import find_head
 from aalp.models.published import ImageShape, Normalisation, Published
 
@@ -93,7 +93,7 @@ def pretrained(name: str, classes: Sequence[str] | None, num_classes: int, image
             raise
         except Exception as error:  # missing files, no network, foreign formats: transformers raises many kinds
             raise ModelError(
-                f"Hugging Face model '{name}' cannot be loaded: {_first_line(error)}; name a folder with config.json and "
+                f"Hugging Face model '{name}' cannot be loaded: {first_line(error)}; name a folder with config.json and "
                 "model.safetensors, or a model on the hub"
             ) from error
     network = HuggingFaceNetwork(model)
@@ -128,7 +128,7 @@ def from_config(config: Mapping[str, Any], num_classes: int, image_shape: ImageS
         except ModelError:
             raise
         except Exception as error:
-            raise ModelError(f"the stored Hugging Face configuration does not build: {_first_line(error)}") from error
+            raise ModelError(f"the stored Hugging Face configuration does not build: {first_line(error)}") from error
 
 
 def _config(transformers: Any, name: str, content: Mapping[str, Any]) -> Any:
@@ -214,7 +214,3 @@ def _quiet(transformers: Any) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
