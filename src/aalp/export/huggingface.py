@@ -21,6 +21,7 @@ from torch import Tensor
 
 from aalp.export.source import source, timm_arguments
 from aalp.export.subject import Predict, Subject
+from aalp.models.hugging_face import quiet_transformers
 
 MODELING = '''"""An image classifier that aalp exported. It takes images in [0, 1]: the normalisation is inside."""
 
@@ -69,7 +70,7 @@ def is_native(subject: Subject) -> bool:
 def write_hf_folder(subject: Subject, folder: Path) -> None:
     """config.json, model.safetensors, the image processor's configuration, and the source where it is needed."""
     if is_native(subject):
-        with _silent():
+        with quiet_transformers():
             _write_timm(subject, folder)
     else:
         _write_own(subject, folder)
@@ -161,7 +162,7 @@ def load_hf_folder(subject: Subject, folder: Path) -> Predict:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     native = is_native(subject)
-    with _own_module_cache(), _silent():
+    with _own_module_cache(), quiet_transformers():
         model: Any = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=not native)
         processor: Any = AutoImageProcessor.from_pretrained(folder)
     model.eval()
@@ -196,19 +197,3 @@ def _own_module_cache() -> Iterator[None]:
             for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
                 del sys.modules[name]
             sys.modules.update(known)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """No progress bars and notes of transformers on stderr."""
-    from transformers.utils import logging
-
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()

@@ -68,7 +68,7 @@ def pretrained(name: str, classes: Sequence[str] | None, num_classes: int, image
         raise ModelError(f"there is no folder '{name}': name one that save_pretrained made, or a model on the hub")
     transformers = _transformers()
     place = str(Path(name).expanduser())
-    with _quiet(transformers):
+    with quiet_transformers():
         try:
             content = transformers.PreTrainedConfig.get_config_dict(place)[0]
             if "model_type" not in content:
@@ -118,7 +118,7 @@ def from_config(config: Mapping[str, Any], num_classes: int, image_shape: ImageS
         ModelError: it is not one of an image classifier.
     """
     transformers = _transformers()
-    with _quiet(transformers):
+    with quiet_transformers():
         try:
             built = _config(transformers, "stored", config)
             if int(built.num_labels) != num_classes:
@@ -202,9 +202,10 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without transformers' own lines and bars: what a user should know, we say."""
-    logging = transformers.utils.logging
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own lines and bars on stderr: what a user should know, we say."""
+    from transformers.utils import logging
+
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
