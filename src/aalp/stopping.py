@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,31 @@ STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 ECHO_SECONDS = 2.0
 """For how long after the first signal of a kind another one is taken for the same."""
+
+
+def stopping_signals() -> list[int]:
+    """The numbers of `STOPPING`; Windows has no SIGUSR1."""
+    return [int(getattr(signal, name)) for name in STOPPING if hasattr(signal, name)]
+
+
+@contextmanager
+def handled(handler: Callable[[int, object], None], before: dict[int, Any] | None = None) -> Iterator[None]:
+    """Gives these signals to a handler inside the block.
+
+    Args:
+        before: where the handlers of before go, by number, for a handler that gives a signal back; they come back after it.
+    """
+    before = {} if before is None else before
+    try:
+        for number in stopping_signals():
+            before[number] = signal.signal(number, handler)
+    except ValueError:  # not the main thread: there signals are somebody else's
+        before.clear()
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextmanager
@@ -38,18 +63,8 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(number, before[number])
             signal.raise_signal(number)
 
-    try:
-        for name in STOPPING:
-            if hasattr(signal, name):  # Windows has no SIGUSR1
-                number = getattr(signal, name)
-                before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: there signals are somebody else's
-        before.clear()
-    try:
+    with handled(note, before):
         yield received
-    finally:
-        for caught, handler in before.items():
-            signal.signal(caught, handler)
 
 
 @contextmanager
@@ -76,9 +91,8 @@ def leave_stopping_to_main(_worker: int = 0) -> None:
     def obey_the_next(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
 
-    for name in STOPPING:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), obey_the_next if name == "SIGTERM" else signal.SIG_IGN)
+    for number in stopping_signals():
+        signal.signal(number, obey_the_next if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 class Stopped(BaseException):
@@ -92,20 +106,9 @@ class Stopped(BaseException):
 @contextmanager
 def raised_signals() -> Iterator[None]:
     """Turns these signals into `Stopped` at once, for work that is saved piece by piece."""
-    before: dict[int, Any] = {}
 
     def stop(number: int, _frame: object) -> None:
         raise Stopped(number)
 
-    try:
-        for name in STOPPING:
-            if hasattr(signal, name):
-                number = getattr(signal, name)
-                before[number] = signal.signal(number, stop)
-    except ValueError:  # not the main thread: there signals are somebody else's
-        before.clear()
-    try:
+    with handled(stop):
         yield
-    finally:
-        for caught, handler in before.items():
-            signal.signal(caught, handler)

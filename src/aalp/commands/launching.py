@@ -11,10 +11,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from aalp.errors import OptionError, RankLostError
-from aalp.stopping import STOPPING
+from aalp.stopping import handled, stopping_signals
 
 POLL_SECONDS = 0.05
 ECHO_SECONDS = 2.0
@@ -127,15 +126,12 @@ def _environment(devices: int, nodes: int) -> dict[str, str]:
 def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     """Wait for all to end well, or for the first that does not; its exit code."""
 
-    def forward(number: int, _frame: Any) -> None:
+    def forward(number: int, _frame: object) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, forward) for number in _stopping()}
-    try:
+    with handled(forward):
         while True:
             codes = [process.poll() for process in processes]
             if all(code == 0 for code in codes):
@@ -143,9 +139,6 @@ def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> int:
             if any(code not in (None, 0) for code in codes):
                 return _first_failure(processes)
             time.sleep(POLL_SECONDS)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int:
@@ -166,7 +159,7 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     assert code is not None
     if code >= 0:
         return code
-    if -code in _stopping():  # so early that nothing was there to be saved
+    if -code in stopping_signals():  # so early that nothing was there to be saved
         return 128 - code
     name = signal.Signals(-code).name
     hint = " (out of memory?)" if name == "SIGKILL" else ""
@@ -177,13 +170,9 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     return 128 - code
 
 
-def _stopping() -> list[int]:
-    return [int(getattr(signal, name)) for name in STOPPING if hasattr(signal, name)]
-
-
 def _stopped() -> list[int]:
     """The exit codes of a process that was told to stop, and did."""
-    return [128 + number for number in _stopping()]
+    return [128 + number for number in stopping_signals()]
 
 
 def _follow_launcher() -> None:
