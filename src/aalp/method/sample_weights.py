@@ -10,7 +10,7 @@ weights (N,) are >= 0 and carry no gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from aalp.errors import OptionError
 
 Rule = Literal["uniform", "confidence", "correct", "agreement"]
+RULES: tuple[str, ...] = get_args(Rule)
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,6 @@ agreement: cosine of the two losses' gradients, 0 where they conflict."""
         for name in ("gamma", "boost"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"weights {name} is {getattr(self, name)}: it has to be a finite number of at least 0")
-
-
-RULES: tuple[str, ...] = ("uniform", "confidence", "correct", "agreement")
 
 
 @torch.no_grad()
