@@ -63,3 +63,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"unknown {kind} '{name}': {hint}known are {', '.join(names)}"
+
+
+def check_at_least_zero(name: str, value: float) -> None:
+    """Raise an OptionError where a number is below 0 or not finite."""
+    if not 0 <= value < float("inf"):
+        raise OptionError(f"{name} is {value}: it has to be a finite number of at least 0")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise an OptionError where a number is outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise OptionError(f"{name} is {value}: it has to lie in [0, 1]")

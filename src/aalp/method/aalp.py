@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from aalp.errors import ModelError, OptionError, unknown_name
+from aalp.errors import ModelError, OptionError, check_at_least_zero, check_share, unknown_name
 from aalp.method import losses
 from aalp.method.contributions import contributions
 from aalp.method.guided_dropout import GuidedDropout, keep_mask, ramped
@@ -18,8 +18,6 @@ from aalp.method.objective_base import (
     LossParts,
     Objective,
     averaged,
-    check_at_least_zero,
-    check_share,
     conflict,
     shared_cross_entropy,
 )

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aalp.errors import OptionError
+from aalp.errors import OptionError, check_share
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class GuidedDropout:
             if getattr(self, name) not in choices:
                 raise OptionError(f"dropout {name} is '{getattr(self, name)}': choose {' or '.join(choices)}")
         for name in ("fraction", "mass", "ramp"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"dropout {name} is {getattr(self, name)}: it has to lie in [0, 1]")
+            check_share(f"dropout {name}", getattr(self, name))
         if not 0 <= self.probability < 1:
             raise OptionError(f"dropout probability is {self.probability}: it has to lie in [0, 1)")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aalp.errors import DataError, OptionError
+from aalp.errors import DataError, check_share
 from aalp.method import losses
 from aalp.method.batches import class_numbers, float_images
 from aalp.method.pgd import ImageClassifier, InnerLoss
@@ -121,15 +121,3 @@ def conflict(clean_logits: Tensor, adversarial_logits: Tensor, labels: Tensor, p
         "misclassified_rate": wrong,
         "misclassified_share": wrong * pairing / pairing.mean().clamp_min(torch.finfo(torch.float32).tiny),
     }
-
-
-def check_at_least_zero(name: str, value: float) -> None:
-    """Raise an OptionError where a number is below 0 or not finite."""
-    if not 0 <= value < float("inf"):
-        raise OptionError(f"{name} is {value}: it has to be a finite number of at least 0")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise an OptionError where a number is outside [0, 1]."""
-    if not 0 <= value <= 1:
-        raise OptionError(f"{name} is {value}: it has to lie in [0, 1]")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from aalp.errors import check_at_least_zero, check_share
 from aalp.method import losses
 from aalp.method.aalp import AALP
 from aalp.method.objective_base import (
@@ -19,8 +20,6 @@ from aalp.method.objective_base import (
     LossParts,
     Objective,
     averaged,
-    check_at_least_zero,
-    check_share,
     conflict,
     shared_cross_entropy,
 )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aalp.errors import OptionError
+from aalp.errors import OptionError, check_at_least_zero
 
 Rule = Literal["uniform", "confidence", "correct", "agreement"]
 RULES: tuple[str, ...] = get_args(Rule)
@@ -40,8 +40,7 @@ agreement: cosine of the two losses' gradients, 0 where they conflict."""
         if self.rule not in RULES:
             raise OptionError(f"weights rule is '{self.rule}': choose {', '.join(RULES)}")
         for name in ("gamma", "boost"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise OptionError(f"weights {name} is {getattr(self, name)}: it has to be a finite number of at least 0")
+            check_at_least_zero(f"weights {name}", getattr(self, name))
 
 
 @torch.no_grad()

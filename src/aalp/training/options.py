@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aalp.data.augment import Augmentation
-from aalp.errors import OptionError
+from aalp.errors import OptionError, check_share
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ class TrainingOptions:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise OptionError(f"training {name} is {getattr(self, name)}: it has to be at least 0")
         for name in ("warmup", "awp_start"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"training {name} is {getattr(self, name)}: it has to lie in [0, 1]")
+            check_share(f"training {name}", getattr(self, name))
         if not 0 <= self.ema < 1:
             raise OptionError(f"training ema is {self.ema}: it has to lie in [0, 1)")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
