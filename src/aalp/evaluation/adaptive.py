@@ -7,8 +7,6 @@ ascends on, it hands back the iterate that the deployed network gets most wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -16,15 +14,13 @@ from aalp.evaluation.model_gates import WithGradient
 from aalp.method.contributions import contributions
 from aalp.method.guided_dropout import GuidedDropout, guided_set, keep_mask
 from aalp.method.losses import logit_pairing, margin
-from aalp.method.pgd import ImageClassifier, perturb
+from aalp.method.pgd import ImageClassifier, PerImageLoss, perturb
 from aalp.method.threat import Threat
 
 HIGH = GuidedDropout(score="signed", selection="mass", mass=0.9)
 """High-contribution features: the fewest that carry 90 % of the positive contributions to the label."""
 
 MASK = GuidedDropout()
-
-PerImageLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def pairing_loss(clean_logits: Tensor, weight: float = 1.0) -> PerImageLoss:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from aalp.data.loaders import Tick
 from aalp.distributed import ALONE, Ranks
 from aalp.evaluation.adaptive import adaptive_attack
-from aalp.evaluation.attacks import Attack, AttackFunction, run_attack
-from aalp.evaluation.autoattack import autoattack_part
+from aalp.evaluation.attacks import Attack, run_attack
+from aalp.evaluation.autoattack import AttackFunction, autoattack_part
 from aalp.evaluation.black_box import random_noise, train_stand_in, transfer
 from aalp.evaluation.dealing import attacked_batches
 from aalp.evaluation.findings import Finding, share_finding
@@ -23,7 +23,7 @@ from aalp.evaluation.gates import CONVERGED, SILENT
 from aalp.evaluation.journal import AttackedBatch, Journal
 from aalp.evaluation.model_gates import WithGradient
 from aalp.method.losses import cross_entropy, misclassified
-from aalp.method.pgd import equal_step, perturb
+from aalp.method.pgd import PerImageLoss, equal_step, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed, seed_global_generators
@@ -31,8 +31,6 @@ from aalp.seeding import derive_seed, seed_global_generators
 LAST_STEPS = 10
 LOGIT_SPREAD = 10.0
 ADAPTIVE = (("pairing", False), ("pairing", True), ("features", False), ("features", True))
-
-PerImageLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)

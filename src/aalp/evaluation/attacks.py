@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 
 from aalp.errors import ModelError, OptionError, unknown_name
-from aalp.evaluation.autoattack import SEARCHED_ROUGHLY, STANDARD, autoattack_part, exact_part
+from aalp.evaluation.autoattack import SEARCHED_ROUGHLY, STANDARD, AttackFunction, autoattack_part, exact_part
 from aalp.evaluation.foreign_attacks import OwnAttack, foreign_attack, is_foreign, leaving, own_attack
 from aalp.method.losses import cross_entropy, margin, misclassified
 from aalp.method.pgd import equal_step, evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier, forget
-
-AttackFunction = Callable[[Classifier, Tensor, Tensor, Threat, int], Tensor]
-"""(classifier, images, labels, threat, seed) -> candidates; `run_attack` checks them."""
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,11 @@ SQUARES = 5
 CAPACITY = 64
 """How many images at least keep a CPU or GPU busy: targets and queries go through the network together up to that many."""
 
-PartFunction = Callable[[Classifier, Tensor, Tensor, Threat, int], Tensor]
-"""(classifier, images, labels, threat, seed) -> candidates."""
+AttackFunction = Callable[[Classifier, Tensor, Tensor, Threat, int], Tensor]
+"""(classifier, images (N, ...) in [0, 1], labels (N,), threat, seed) -> candidates (N, ...); `run_attack` checks them."""
 
 
-def autoattack_part(part: str, queries: int = 5000, search: Literal["bf16", "float32"] = "float32") -> PartFunction:
+def autoattack_part(part: str, queries: int = 5000, search: Literal["bf16", "float32"] = "float32") -> AttackFunction:
     """One part of AutoAttack standard.
 
     Args:
@@ -114,7 +114,7 @@ def _package_square(classifier: Classifier, images: Tensor, labels: Tensor, thre
     return candidates.detach()[:, :, :height]
 
 
-def exact_part(part: str, seed: int) -> PartFunction:
+def exact_part(part: str, seed: int) -> AttackFunction:
     """One part as the package runs it: its `run_standard_evaluation` on the classifier as it is, in float32.
 
     A part at a time on the images that still stand is what that function does itself, with the same seed for each batch.

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from aalp.errors import AalpError, OptionError, unknown_name
+from aalp.evaluation.autoattack import AttackFunction
 from aalp.method.threat import Threat
 from aalp.models.buffers import kept_buffers
 from aalp.models.classifier import Classifier
@@ -32,8 +33,6 @@ from aalp.seeding import seed_global_generators
 
 OwnAttack = Callable[..., Tensor]
 """(model, images, labels) -> adversarial images; one that has a parameter `threat` is given the ball by that name."""
-
-AttackFunction = Callable[[Classifier, Tensor, Tensor, Threat, int], Tensor]
 
 LIBRARIES = {"foolbox": "foolbox", "art": "adversarial-robustness-toolbox"}
 """Prefixes of attacks from packages, and the packages' names."""

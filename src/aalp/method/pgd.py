@@ -20,6 +20,8 @@ from aalp.method.losses import cross_entropy
 from aalp.method.threat import Threat, check_threat
 
 PerImageLoss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (N, C), labels (N,) or other logits (N, C)) -> (N,)."""
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
