@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aalp.evaluation.views import Views
+from aalp.method.batches import per_image
 from aalp.method.losses import misclassified
 from aalp.method.threat import Threat
 from aalp.models.inference_copy import Logits
@@ -92,11 +93,7 @@ def _random_start(images: Tensor, threat: Threat, generator: torch.Generator) ->
 def _normalised(change: Tensor, threat: Threat) -> Tensor:
     flat = change.flatten(1)
     length = flat.abs().amax(1) if threat.norm == "Linf" else (flat**2).sum(1).sqrt()
-    return change / (_like(length, change) + 1e-12)
-
-
-def _like(values: Tensor, images: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (images.dim() - 1))
+    return change / (per_image(length, change) + 1e-12)
 
 
 @torch.no_grad()
@@ -118,7 +115,7 @@ def _search(
         fooled = _confirmed(views, now, labels, logits)
         if number == STEPS and views.is_rough:  # the last look is the deployed network's own
             fooled |= ~fooled & views.wrong(best, labels)
-            now = torch.where(_like(views.wrong(now, labels), now), now, best)
+            now = torch.where(per_image(views.wrong(now, labels), now), now, best)
         if bool(fooled.any()):
             candidates[rows[fooled]] = now[fooled]
             keep = ~fooled
@@ -131,7 +128,7 @@ def _search(
             return candidates
         if number > 0:
             better = value > best_value
-            mask = _like(better, now)
+            mask = per_image(better, now)
             best, best_gradient = torch.where(mask, now, best), torch.where(mask, gradient, best_gradient)
             best_value = torch.where(better, value, best_value)
             rises += value > previous
@@ -140,7 +137,7 @@ def _search(
                 stuck = (rises <= every * RHO) | (~reduced & (checked_value >= best_value))
                 reduced, checked_value = stuck, best_value
                 step = torch.where(stuck, step / 2, step)
-                mask = _like(stuck, now)
+                mask = per_image(stuck, now)
                 now, gradient = torch.where(mask, best, now), torch.where(mask, best_gradient, gradient)
                 every, since = max(every - CHECK_SHRINKS, LAST_CHECK), 0
                 rises = torch.zeros_like(rises)
@@ -173,7 +170,7 @@ def _stepped(
     now: Tensor, before: Tensor, images: Tensor, gradient: Tensor, step: Tensor, threat: Threat, share: float
 ) -> Tensor:
     """A step and a part of the last one, each back into the ball."""
-    sizes = _like(step, now)
+    sizes = per_image(step, now)
     if threat.norm == "Linf":
         low, high = (images - threat.eps).clamp_min(0), (images + threat.eps).clamp_max(1)
         ahead = torch.clamp(now + sizes * gradient.sign(), low, high)
@@ -182,7 +179,7 @@ def _stepped(
     def back(points: Tensor) -> Tensor:
         change = points - images
         length = (change**2).flatten(1).sum(1).sqrt().clamp_max(threat.eps)
-        return (images + _normalised(change, threat) * _like(length, change)).clamp(0, 1)
+        return (images + _normalised(change, threat) * per_image(length, change)).clamp(0, 1)
 
     ahead = back(now + sizes * _normalised(gradient, threat))
     return back(now + (ahead - now) * share + (now - before) * (1 - share))

@@ -17,6 +17,7 @@ from torch import Tensor
 from aalp.errors import ModelError, OptionError, unknown_name
 from aalp.evaluation.autoattack import SEARCHED_ROUGHLY, STANDARD, AttackFunction, autoattack_part, exact_part
 from aalp.evaluation.foreign_attacks import OwnAttack, foreign_attack, is_foreign, leaving, own_attack
+from aalp.method.batches import per_image
 from aalp.method.losses import cross_entropy, margin, misclassified
 from aalp.method.pgd import equal_step, evaluating, perturb
 from aalp.method.threat import Threat
@@ -105,7 +106,7 @@ def run_attack(
     if attack.foreign:
         outside = leaving(candidates, images, threat)
         note_outside(outside)
-        candidates = torch.where(outside.view(-1, *[1] * (images.dim() - 1)), images, candidates)
+        candidates = torch.where(per_image(outside, images), images, candidates)
     # What is not finite is no image; elsewhere the projection undoes any step out of the ball before anything counts.
     candidates = torch.where(torch.isfinite(candidates), candidates, images)
     adversarial = threat.project(candidates.float(), images)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aalp.evaluation.hyperplane import shortest_change
 from aalp.evaluation.views import Views
+from aalp.method.batches import per_image
 from aalp.method.losses import misclassified
 from aalp.method.threat import Threat
 
@@ -59,7 +60,7 @@ def _search(views: Views, images: Tensor, labels: Tensor, targets: Tensor, threa
         if len(near):
             done[near] = views.wrong(now[near], labels[near])
             candidates[rows[done]] = now[done]
-        now = torch.where(_like(outside, now), images + (now - images) * BACKWARD, now)
+        now = torch.where(per_image(outside, now), images + (now - images) * BACKWARD, now)
         if bool(done.any()):
             keep = ~done
             rows, images, labels, targets, now = rows[keep], images[keep], labels[keep], targets[keep], now[keep]
@@ -88,10 +89,6 @@ def _stepped(images: Tensor, now: Tensor, gap: Tensor, gradient: Tensor, threat:
     change = shortest_change(points, torch.cat([normal, normal]), torch.cat([offset, offset]), threat)
     length = change.abs().amax(1) if threat.norm == "Linf" else (change**2).sum(1).sqrt()
     length = length.clamp_min(1e-8)
-    share = _like((length[:count] / (length[:count] + length[count:])).clamp(0, ALPHA_MAX), now)
+    share = per_image((length[:count] / (length[:count] + length[count:])).clamp(0, ALPHA_MAX), now)
     from_now, from_image = change[:count].reshape(now.shape), change[count:].reshape(now.shape)
     return ((now + OVERSHOOT * from_now) * (1 - share) + (images + from_image * OVERSHOOT) * share).clamp(0, 1)
-
-
-def _like(values: Tensor, images: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (images.dim() - 1))

@@ -19,6 +19,11 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
+def per_image(values: Tensor, images: Tensor) -> Tensor:
+    """Values (N,), one an image, shaped to multiply images (N, ...) or to choose between them."""
+    return values.view(-1, *[1] * (images.dim() - 1))
+
+
 def float_images(images: Tensor) -> Tensor:
     """The images (N, ...) as they are.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aalp.errors import OptionError
+from aalp.method.batches import per_image
 
 # Float32 arithmetic on images in [0, 1] rounds at 6e-8; a check of the ball must forgive a few such roundings and no more.
 # Where eps is above 1 it is relative to eps, as the rounding of a distance is.
@@ -123,22 +124,22 @@ class L2(Threat):
         radius = torch.rand(len(images), generator=generator, device=images.device, dtype=images.dtype)
         # In d dimensions the volume within radius r grows as r^d: the d-th root makes the points uniform in the ball.
         radius = radius.pow(1.0 / direction[0].numel()) * (scale * self.eps)
-        return images + self.steepest_step(direction) * _per_image(radius, images)
+        return images + self.steepest_step(direction) * per_image(radius, images)
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
         tiny = torch.finfo(gradient.dtype).tiny
         # One pixel whose slope is no number or infinite, as that of a root at 0, must not take the others with it.
         gradient = gradient.nan_to_num(0.0)
         # Largest entry first: the squares of a very small or very large gradient leave float32's range.
-        scaled = gradient / _per_image(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
-        return scaled / _per_image(scaled.flatten(1).norm(dim=1).clamp_min(tiny), scaled)
+        scaled = gradient / per_image(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
+        return scaled / per_image(scaled.flatten(1).norm(dim=1).clamp_min(tiny), scaled)
 
     def project(self, candidates: Tensor, images: Tensor) -> Tensor:
         change = candidates - images
         length = _length(change).clamp_min(torch.finfo(change.dtype).tiny)
         shrink = (self.eps / length).clamp_max(1.0).to(change.dtype)
         # Cutting to [0, 1] afterwards only moves points towards the image (which is in [0, 1]), so the ball still holds.
-        return (images + change * _per_image(shrink, change)).clamp_(0.0, 1.0)
+        return (images + change * per_image(shrink, change)).clamp_(0.0, 1.0)
 
     def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
         change = candidates - images
@@ -162,8 +163,3 @@ def _length(change: Tensor) -> Tensor:
     than the ball's tolerance."""
     length: Tensor = torch.linalg.vector_norm(change.flatten(1), dim=1, dtype=torch.float64)
     return length
-
-
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    """Values (N,) shaped to multiply images (N, ...)."""
-    return values.view(-1, *[1] * (like.dim() - 1))
