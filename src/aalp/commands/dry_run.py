@@ -17,6 +17,7 @@ from aalp.evaluation.attack_gates import Effort
 from aalp.evaluation.autoattack import STANDARD
 from aalp.evaluation.foreign_attacks import is_foreign
 from aalp.evaluation.model_gates import WithGradient
+from aalp.evaluation.targets import MOST_TARGETS
 from aalp.method.pgd import evaluating, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
@@ -71,7 +72,7 @@ def audit_cost(
 
 def attack_passes(name: str, classes: int) -> Passes:
     """Passes of one image for an attack of `aalp.evaluation.attacks`; all of them, as for an image that stands."""
-    targets = min(9, classes - 1)
+    targets = min(MOST_TARGETS, classes - 1)
     known = {
         "clean": (0, 1),
         "fgsm": (1, 1),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from aalp.evaluation.targets import over_targets
 from aalp.evaluation.views import Views
 from aalp.method.batches import per_image
 from aalp.method.losses import misclassified
@@ -64,23 +65,13 @@ def apgd_targeted(views: Views, images: Tensor, labels: Tensor, threat: Threat, 
         capacity: as many targets as fill it go through the network together; every image that stands has its own starts.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = views.judge(images).sort(dim=1).indices.flip(1)
-    candidates = images.clone()
-    targets = min(9, order.shape[1] - 1)
-    first, standing = 1, ~views.wrong(images, labels)
-    while first <= targets and bool(standing.any()):
-        rows = standing.nonzero()[:, 0]
-        # The first target breaks most of what breaks: aiming at others at the same time would be wasted on those.
-        together = 1 if first == 1 else min(max(1, capacity // len(rows)), targets + 1 - first)
-        starts = [_random_start(images[rows], threat, generator) for _ in range(together)]
-        aims = torch.cat([order[rows, rank] for rank in range(first, first + together)])
-        repeated = rows.repeat(together)
-        found = _search(views, images[repeated], labels[repeated], aims, threat, targeted_dlr, torch.cat(starts))
-        fooled = views.wrong(found, labels[repeated])
-        candidates[repeated[fooled]] = found[fooled]
-        standing[repeated[fooled]] = False
-        first += together
-    return candidates
+
+    def search(points: Tensor, truth: Tensor, aims: Tensor, times: int) -> Tensor:
+        starts = torch.cat([_random_start(part, threat, generator) for part in points.chunk(times)])
+        return _search(views, points, truth, aims, threat, targeted_dlr, starts)
+
+    # The first target breaks most of what breaks.
+    return over_targets(views, images, labels, capacity, search, first_alone=True)
 
 
 def _random_start(images: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:

@@ -20,6 +20,7 @@ from aalp.errors import OptionError
 from aalp.evaluation.apgd import apgd_ce, apgd_targeted
 from aalp.evaluation.fab import fab_targeted
 from aalp.evaluation.square import square_linf
+from aalp.evaluation.targets import MOST_TARGETS
 from aalp.evaluation.views import Views, views
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
@@ -141,7 +142,7 @@ def _standard(classifier: Classifier, threat: Threat, seed: int, device: torch.d
 
     attack = AutoAttack(classifier, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=device)
     # With C classes there are C - 1 others to aim at; the package would index past them.
-    targets = min(9, classifier.num_classes - 1)
+    targets = min(MOST_TARGETS, classifier.num_classes - 1)
     attack.apgd_targeted.n_target_classes = targets
     attack.fab.n_target_classes = targets
     attack.square.seed = seed

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aalp.evaluation.hyperplane import shortest_change
+from aalp.evaluation.targets import over_targets
 from aalp.evaluation.views import Views
 from aalp.method.batches import per_image
 from aalp.method.losses import misclassified
@@ -30,21 +31,11 @@ def fab_targeted(views: Views, images: Tensor, labels: Tensor, threat: Threat, c
     Args:
         capacity: as many targets as fill it go through the network together.
     """
-    order = views.judge(images).sort(dim=1).indices.flip(1)
-    candidates = images.clone()
-    targets = min(9, order.shape[1] - 1)
-    first, standing = 1, ~views.wrong(images, labels)
-    while first <= targets and bool(standing.any()):
-        rows = standing.nonzero()[:, 0]
-        together = min(max(1, capacity // len(rows)), targets + 1 - first)
-        aims = torch.cat([order[rows, rank] for rank in range(first, first + together)])
-        repeated = rows.repeat(together)
-        found = _search(views, images[repeated], labels[repeated], aims, threat)
-        fooled = views.wrong(found, labels[repeated])
-        candidates[repeated[fooled]] = found[fooled]
-        standing[repeated[fooled]] = False
-        first += together
-    return candidates
+
+    def search(points: Tensor, truth: Tensor, aims: Tensor, _times: int) -> Tensor:
+        return _search(views, points, truth, aims, threat)
+
+    return over_targets(views, images, labels, capacity, search)
 
 
 def _search(views: Views, images: Tensor, labels: Tensor, targets: Tensor, threat: Threat) -> Tensor:
