@@ -107,8 +107,7 @@ def share_finding(count: int, total: int, gate: Gate, what: str) -> Finding:
         passed = True
     elif low > gate.limit / 100:
         passed = False
-    detail = f"{what}: {count} of {total} images"
-    return Finding(100 * share, passed, detail if passed is not None else f"{detail}, too few images to decide")
+    return _judged(100 * share, passed, f"{what}: {count} of {total} images")
 
 
 def gain_finding(before: Tensor, after: Tensor, gate: Gate, what: str) -> Finding:
@@ -119,9 +118,7 @@ def gain_finding(before: Tensor, after: Tensor, gate: Gate, what: str) -> Findin
     """
     gained = int(before.sum()) - int(after.sum())
     finding = share_finding(max(0, gained), len(before), gate, what)
-    accuracies = f"{what}: accuracy {_percent(before)} -> {_percent(after)}"
-    undecided = "" if finding.passed is not None else ", too few images to decide"
-    return Finding(100 * gained / len(before), finding.passed, accuracies + undecided)
+    return _judged(100 * gained / len(before), finding.passed, f"{what}: accuracy {_percent(before)} -> {_percent(after)}")
 
 
 def rise_finding(weaker: Tensor, stronger: Tensor, gate: Gate, what: str) -> Finding:
@@ -141,8 +138,11 @@ def rise_finding(weaker: Tensor, stronger: Tensor, gate: Gate, what: str) -> Fin
         passed = True
     elif wilson_interval(against, against + other)[0] > 0.5:
         passed = False
-    detail = f"{what}: accuracy {_percent(weaker)} -> {_percent(stronger)}"
-    return Finding(100 * rise / total, passed, detail if passed is not None else f"{detail}, too few images to decide")
+    return _judged(100 * rise / total, passed, f"{what}: accuracy {_percent(weaker)} -> {_percent(stronger)}")
+
+
+def _judged(measured: float, passed: bool | None, detail: str) -> Finding:
+    return Finding(measured, passed, detail if passed is not None else f"{detail}, too few images to decide")
 
 
 def _percent(standing: Tensor) -> str:
