@@ -29,7 +29,7 @@ from aalp.data.sources import DataOptions, Source
 from aalp.data.split import Split, as_float
 from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import OptionError, RunError
-from aalp.evaluation.attacks import attack_by_name
+from aalp.evaluation.attacks import attack_by_name, check_attacks
 from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates
 from aalp.evaluation.foreign_attacks import is_foreign
 from aalp.evaluation.robustness import DEFAULT_ATTACKS
@@ -146,9 +146,7 @@ def _show_cost(
     seed: int,
 ) -> None:
     """What --dry-run says; on the images that would be attacked, and with the refusals that an evaluation has."""
-    for name in attacks:
-        if name not in ("clean", "autoattack"):
-            attack_by_name(name)
+    check_attacks(attacks)
     indices, split = chosen_images(loaded, source, split_name, count)
     config = {
         "path": path,
@@ -187,9 +185,7 @@ def evaluate_model(
         AalpError: the model does not fit the data.
     """
     threat = threat_options.build()
-    for name in attacks:
-        if name not in ("clean", "autoattack"):
-            attack_by_name(name)
+    check_attacks(attacks)
     if batch_size < 1 or (images is not None and images < 1):
         raise OptionError(f"images is {images} and batch_size is {batch_size}: both have to be at least 1")
     if record_path.exists():

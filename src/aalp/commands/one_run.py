@@ -20,7 +20,7 @@ from aalp.data.sources import Source
 from aalp.data.split import resident_bytes
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
-from aalp.evaluation.attacks import attack_by_name
+from aalp.evaluation.attacks import check_attacks
 from aalp.method.pgd import check_start
 from aalp.models.catalog import architecture
 from aalp.models.classifier import Classifier
@@ -69,9 +69,7 @@ def check(options: Mapping[str, Any], strict: bool = True) -> None:
     objective = build_objective(options["objective"], options["method"], strict)
     check_start(objective.inner, options["attack"].random_start)
     options["threat"].build()
-    for name in split_names(options["evaluation"].attacks):
-        if name not in ("clean", "autoattack"):
-            attack_by_name(name)
+    check_attacks(split_names(options["evaluation"].attacks))
 
 
 def check_evaluation(wanted: EvaluationOptions, source: Source) -> None:

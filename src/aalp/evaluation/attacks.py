@@ -7,7 +7,7 @@ Names: `fgsm`; `pgd-K` (cross-entropy, K steps); `cw-K` (PGD on the margin, K st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +65,17 @@ def attack_by_name(name: str, search: Literal["bf16", "float32"] = "float32", ex
         precision = search if name in SEARCHED_ROUGHLY else "float32"
         return Attack(name, autoattack_part(name, search=search), {"by": "aalp", "version": "standard", "search": precision})
     raise OptionError(unknown_name("attack", name, ["clean", "fgsm", "pgd-20", "cw-40", "autoattack", *STANDARD]))
+
+
+def check_attacks(names: Sequence[str]) -> None:
+    """Refuse names that no attack has before anything runs.
+
+    Raises:
+        OptionError: see `attack_by_name`.
+    """
+    for name in names:
+        if name not in ("clean", "autoattack"):
+            attack_by_name(name)
 
 
 def attack_by_function(function: OwnAttack) -> Attack:
