@@ -37,7 +37,6 @@ class Display:
         # FORCE_COLOR makes rich take a pipe for a terminal; a log must not get a bar's control characters all the same.
         self.live = sys.stderr.isatty() and not self.console.is_dumb_terminal and not quiet
         self._bar: Progress | None = None
-        self._attack = ""
         self._attack_started = 0.0
         self._last_line = time.perf_counter()
         self._first_step: tuple[int, float] | None = None
@@ -103,7 +102,7 @@ class Display:
     def attack(self, name: str, done: int, total: int) -> None:
         """To be called before and after each attacked batch."""
         if done == 0:
-            self._attack, self._attack_started = name, time.perf_counter()
+            self._attack_started = time.perf_counter()
         self._advance(name, done, total)
         if done == total and not self.live and total > 0:
             self.say(f"{name}: {total} images in {time.perf_counter() - self._attack_started:.1f} s")

@@ -40,12 +40,10 @@ class Trial:
     Attributes:
         number: from 0.
         values: of the searched options, by dotted name.
-        begun: whether a process that is gone had begun it.
     """
 
     number: int
     values: dict[str, Any]
-    begun: bool
     handle: Any
 
     def report(self, value: float, epoch: int) -> None:
@@ -87,7 +85,7 @@ class Study:
         lock = None
         with self._lock("ask"):
             study = self._open()
-            trial, begun = None, False
+            trial = None
             for found in study.trials:
                 if not found.state.is_finished():
                     lock = filelock.FileLock(self._lock_path(f"trial-{found.number:04d}"))
@@ -95,7 +93,7 @@ class Study:
                         lock.acquire(timeout=0)
                     except filelock.Timeout:  # another process is at it
                         continue
-                    trial, begun = _handle(study, found), True
+                    trial = _handle(study, found)
                     break
             number = len(study.trials)
             if trial is None and number < count:
@@ -111,7 +109,7 @@ class Study:
             yield None
             return
         try:
-            yield Trial(trial.number, values, begun, trial)
+            yield Trial(trial.number, values, trial)
         finally:
             lock.release()
 
@@ -139,7 +137,7 @@ class Study:
         return max(0, count - len(ended))
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every trial: number, state, value (None until it is complete), values of the options, epochs, seconds, reason."""
+        """Every trial: number, state, value (None until it is complete), values of the options, epochs, last value, reason."""
         return [
             {
                 "number": trial.number,
