@@ -103,11 +103,11 @@ def analyze_classifier(
     return Analysis(content, {name: column.tolist() for name, column in columns.items()}, shown)
 
 
-def gallery_rows(labels: Tensor, count: int = GALLERY_IMAGES) -> Tensor:
-    """The first image of each class, then the second of each, and so on, up to `count`: picked by no outcome."""
+def gallery_rows(labels: Tensor) -> Tensor:
+    """The first image of each class, then the second of each, and so on, up to `GALLERY_IMAGES`: picked by no outcome."""
     seen: dict[int, int] = {}
     order = []
     for row, label in enumerate(labels.tolist()):
         seen[label] = seen.get(label, 0) + 1
         order.append((seen[label], label, row))
-    return torch.tensor([row for _, _, row in sorted(order)[:count]], dtype=torch.int64)
+    return torch.tensor([row for _, _, row in sorted(order)[:GALLERY_IMAGES]], dtype=torch.int64)

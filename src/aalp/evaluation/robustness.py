@@ -259,7 +259,11 @@ class _Run:
         evaluation.broken_by[newly] = len(evaluation.names) - 1
 
 
-def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+Z = 1.959964
+"""The normal law's 97.5 % point."""
+
+
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927): sound near 0 and 1, where robust accuracies like to be.
 
     Raises:
@@ -267,7 +271,7 @@ def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[fl
     """
     if count == 0:
         raise ValueError("no interval without images")
-    share, spread = successes / count, z * z / count
+    share, spread = successes / count, Z * Z / count
     centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -17,9 +17,9 @@ Points = Mapping[float, float]
 """A curve: y by x."""
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def percent(value: float | None) -> str:
     """A share for people."""
-    return "-" if value is None else f"{value * 100:.{digits}f}\u00a0%"
+    return "-" if value is None else f"{value * 100:.1f}\u00a0%"
 
 
 def counted(count: int, what: str) -> str:
