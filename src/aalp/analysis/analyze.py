@@ -43,9 +43,9 @@ def analyze_classifier(
     threat: Threat,
     classes: Sequence[str],
     *,
-    batch_size: int = 250,
-    seed: int = 0,
-    tick: Tick = lambda name, done, total: None,
+    batch_size: int,
+    seed: int,
+    tick: Tick,
 ) -> Analysis:
     """Observations 1 and 2 and the robustness breakdown of a classifier, in float32 and evaluation mode.
 

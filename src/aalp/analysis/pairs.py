@@ -72,7 +72,7 @@ def collect_pairs(
     keep: Tensor,
     batch_size: int,
     seed: int,
-    tick: Tick = lambda name, done, total: None,
+    tick: Tick,
 ) -> Pairs:
     """Attack every image with PGD-20 on the cross-entropy, and keep what the network makes of both images of the pair.
 

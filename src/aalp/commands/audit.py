@@ -168,8 +168,8 @@ def audit_model(
     record_path: Path,
     about: dict[str, Any],
     display: Display,
-    drops: Drops = (None, None),
-    ranks: Ranks = ALONE,
+    drops: Drops,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Audit on the test split, write the record, return it.
 
@@ -229,7 +229,7 @@ def audit_once(
     options: Mapping[str, Any],
     source: Source,
     display: Display,
-    ranks: Ranks = ALONE,
+    ranks: Ranks,
 ) -> None:
     """Audit a run with the options it was trained and evaluated with, unless that is done already.
 

@@ -159,7 +159,7 @@ def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
     return {**under, **over, **nested}
 
 
-def build_objective(name: str, options: MethodOptions, strict: bool = True) -> Objective:
+def build_objective(name: str, options: MethodOptions, strict: bool) -> Objective:
     """The objective of this name with its numbers.
 
     Args:

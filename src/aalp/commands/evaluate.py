@@ -175,8 +175,8 @@ def evaluate_model(
     record_path: Path,
     about: dict[str, Any],
     display: Display,
-    ranks: Ranks = ALONE,
-    exact: bool = False,
+    ranks: Ranks,
+    exact: bool,
 ) -> dict[str, Any]:
     """Evaluate on a split, write JSON record and Parquet table, return the record.
 

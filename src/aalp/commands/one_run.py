@@ -111,7 +111,7 @@ def training_plan(
     source: Source,
     classifier: Classifier,
     display: Display,
-    strict: bool = True,
+    strict: bool,
 ) -> Fit:
     """What the training loop needs, from the options of a run."""
     training: TrainingOptions = options["training"]
@@ -191,7 +191,7 @@ def train_run(
 
 
 def evaluate_run(
-    directory: RunDirectory, options: Mapping[str, Any], source: Source, display: Display, ranks: Ranks = ALONE
+    directory: RunDirectory, options: Mapping[str, Any], source: Source, display: Display, ranks: Ranks
 ) -> dict[str, Any]:
     """Evaluate a run on its test (or validation) split into evaluations/SPLIT.json, unless that is there; the record."""
     wanted: EvaluationOptions = options["evaluation"]

@@ -184,7 +184,7 @@ def stored_model(
     options: ModelOptions | None,
     source: Source,
     config: dict[str, Any],
-    tell: Tell = lambda line: None,
+    tell: Tell,
 ) -> LoadedModel:
     """The classifier with these weights: of a run, of a file, ours or another program's, or a published model as it is."""
     if options is not None and options.init_from is not None:

@@ -118,7 +118,7 @@ def stop_if_left() -> None:
 
 
 @contextmanager
-def claim(directory: RunDirectory, ranks: Ranks = ALONE) -> Iterator[bool]:
+def claim(directory: RunDirectory, ranks: Ranks) -> Iterator[bool]:
     """Whether this command alone works on a run while it is in here. Together."""
     with ExitStack() as stack:
         yield ranks.from_main(lambda: stack.enter_context(claimed(directory.config)))

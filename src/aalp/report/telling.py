@@ -13,7 +13,7 @@ SEARCH_STEPS = 100
 """What a part of AutoAttack counts for: the steps of APGD and FAB."""
 
 
-def telling(record: Mapping[str, Any], config: Mapping[str, Any], digest: str | None = None) -> tuple[Any, ...]:
+def telling(record: Mapping[str, Any], config: Mapping[str, Any], digest: str | None) -> tuple[Any, ...]:
     """What evaluations of a run are ordered by: the largest speaks for it. Accuracy has no say, or the choice would flatter.
 
     First the data that the run was trained on, then whether anything was attacked, test images, the threat that it was

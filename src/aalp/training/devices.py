@@ -30,7 +30,7 @@ def make_fabric(
     loggers: Sequence[Any],
     classifier: Classifier,
     image_shape: tuple[int, int, int],
-    strategy: Strategy = "ddp",
+    strategy: Strategy,
 ) -> Fabric:
     """Fabric on this process's device, launched; with several ranks and ddp it shares gradients among them.
 
