@@ -23,7 +23,7 @@ from aalp.commands.opening import (
     stored_source,
     stored_threat,
 )
-from aalp.commands.resuming import journal_of, stopping
+from aalp.commands.resuming import journal_of, stopping, written
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import as_float
 from aalp.distributed import ALONE, Ranks, joined
@@ -34,9 +34,8 @@ from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
 from aalp.evaluation.verdict import Audit
 from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions
-from aalp.store.files import remove_leftovers
-from aalp.store.records import read_record, write_record
-from aalp.store.run import RunDirectory, free_path, still_free
+from aalp.store.records import read_record
+from aalp.store.run import RunDirectory, free_path
 
 Drops = tuple[DropUnderAutoAttack | None, DropUnderAutoAttack | None]
 """What evaluations say of a model and of its reference."""
@@ -212,15 +211,7 @@ def audit_model(
         "model": loaded.about,
         **_content(found),
     }
-
-    def write() -> dict[str, Any]:
-        with still_free(record_path) as place:
-            record = write_record(place, "audit", content)
-            remove_leftovers(place.parent, f"{place.stem}.")
-        journal.remove()
-        return {**record, "path": str(place)}
-
-    return ranks.from_main(write)
+    return ranks.from_main(lambda: written(record_path, "audit", content, journal))
 
 
 def audit_once(

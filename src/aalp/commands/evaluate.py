@@ -23,7 +23,7 @@ from aalp.commands.opening import (
     stored_source,
     stored_threat,
 )
-from aalp.commands.resuming import journal_of, stopping
+from aalp.commands.resuming import journal_of, stopping, written
 from aalp.commands.trust import check_attack_trust
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import Split, as_float
@@ -37,9 +37,7 @@ from aalp.evaluation.robustness import evaluate as run_evaluation
 from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions
 from aalp.models.classifier import Classifier
-from aalp.store.files import remove_leftovers
-from aalp.store.records import write_record, write_table
-from aalp.store.run import RunDirectory, free_path, still_free
+from aalp.store.run import RunDirectory, free_path
 from aalp.training.trackers import TrackerName, check_tracker, log_figures, tracking
 
 
@@ -222,17 +220,7 @@ def evaluate_model(
             )
     evaluation = dataclasses.replace(evaluation, indices=indices)
     content = {**about, **content_of(evaluation, source, split_name, loaded, batch_size), "gates": gates}
-
-    def write() -> dict[str, Any]:
-        with still_free(record_path) as place:
-            # The record last: where it exists, the evaluation is whole.
-            write_table(place.with_suffix(".parquet"), table_of(evaluation))
-            record = write_record(place, "evaluation", content)
-            remove_leftovers(place.parent, f"{place.stem}.")
-        journal.remove()
-        return {**record, "path": str(place)}
-
-    return ranks.from_main(write)
+    return ranks.from_main(lambda: written(record_path, "evaluation", content, journal, table_of(evaluation)))
 
 
 def _cheap_gates(classifier: Classifier, split: Split, threat: Threat, seed: int) -> list[dict[str, Any]]:

@@ -1,11 +1,11 @@
-"""What an attack that takes long needs to be stopped and to go on: a journal of its own, and signals that save."""
+"""What an attack that takes long needs: a journal to be stopped and go on with, signals that save, the record at its end."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from aalp.method.pgd import evaluating
 from aalp.method.precision import multiplies_bfloat16
 from aalp.seeding import seed_global_generators
 from aalp.stopping import Stopped, raised_signals
-from aalp.store.records import versions
+from aalp.store.files import remove_leftovers
+from aalp.store.records import versions, write_record, write_table
+from aalp.store.run import still_free
 
 
 def journal_of(folder: Path, loaded: LoadedModel, source: Source, *about: Any) -> Journal:
@@ -62,3 +64,21 @@ def stopping(command: str) -> Iterator[None]:
             yield
     except Stopped as stopped:
         raise InterruptedRunError(stopped.number, command) from stopped
+
+
+def written(
+    path: Path, kind: str, content: Mapping[str, Any], journal: Journal, table: Mapping[str, Sequence[Any]] | None = None
+) -> dict[str, Any]:
+    """Write what the attacks came to, at this path or the next free one, and remove the journal; the record with its path.
+
+    Args:
+        table: of the images, to lie beside the record as a Parquet file.
+    """
+    with still_free(path) as place:
+        # The record last: where it exists, all is whole.
+        if table is not None:
+            write_table(place.with_suffix(".parquet"), table)
+        record = write_record(place, kind, content)
+        remove_leftovers(place.parent, f"{place.stem}.")
+    journal.remove()
+    return {**record, "path": str(place)}
