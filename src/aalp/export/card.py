@@ -14,7 +14,7 @@ from aalp.export.source import needs
 from aalp.export.subject import Subject
 from aalp.models.catalog import is_own_code
 from aalp.plain import flat
-from aalp.store.records import same_threat
+from aalp.store.records import same_threat, split_size
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 
@@ -164,10 +164,9 @@ def _figures(subject: Subject) -> str:
     for title, accuracy, interval in rows:
         between = "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
         lines.append(f"| {_line(title)} | {accuracy:.1%} | {between} |")
-    whole = data.get("split_images", data.get("test_images"))
     attacked = "" if record["attacks"] else "Nothing was attacked: this model's robustness is unknown. "
     measured = f"attack seed {record['seed']}; measured {_line(record['created'][:10])} with `{_line(record['command'])}`"
-    where = f"{record['images']} of {whole} {_line(data.get('split', 'test'))} images of {_line(data['name'])}"
+    where = f"{record['images']} of {split_size(data)} {_line(data.get('split', 'test'))} images of {_line(data['name'])}"
     return "\n".join(lines) + (
         f"\n\n{attacked}On {where}, {_line(threat['norm'])} eps {fraction(threat['eps'])}, float32, {measured}. Intervals are "
         "over images, and say nothing about other training seeds."
@@ -227,7 +226,7 @@ def _limits(subject: Subject) -> str:
                 f"- AutoAttack has not run: {'the figures are optimistic' if record['attacks'] else 'nothing was attacked'}. "
                 f"`aalp evaluate {subject.typed} --attacks autoattack` runs it."
             )
-        whole = record["data"].get("split_images", record["data"].get("test_images"))
+        whole = split_size(record["data"])
         if whole and record["images"] < whole:
             lines.append(f"- The figures are of {record['images']} of {whole} images: see the intervals.")
         if record["data"].get("split", "test") != "test":

@@ -14,7 +14,7 @@ import torch
 from aalp.export.source import source
 from aalp.export.subject import Predict, Subject
 from aalp.store.checkpoint import state_for
-from aalp.store.records import same_threat
+from aalp.store.records import same_threat, split_size
 
 MODULE = "model.py"
 WEIGHTS = "model.pt"
@@ -87,10 +87,9 @@ def model_info(subject: Subject) -> dict[str, Any]:
         info["unreliable"] = subject.audit["verdict"] == "fail"
     if record:
         data = record["data"]
-        whole = data.get("split_images", data.get("test_images"))
         info["footnote"] = (
             f"Trained with {subject.metadata.get('objective', 'an unknown objective')}; measured by aalp on "
-            f"{record['images']} of {whole} {data.get('split', 'test')} images."
+            f"{record['images']} of {split_size(data)} {data.get('split', 'test')} images."
         )
     return info
 

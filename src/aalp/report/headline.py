@@ -9,6 +9,7 @@ from typing import Any
 
 from aalp.report.collect import Group, Run
 from aalp.report.figures import Interval, counted, percent
+from aalp.store.records import split_size
 
 VERDICTS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", None: "not audited"}
 
@@ -159,7 +160,7 @@ def caption(groups: Sequence[Group]) -> str:
 def images_of(record: Mapping[str, Any]) -> str:
     """How many images of which split and data a record is about."""
     data = record["data"]
-    whole = data.get("split_images", data.get("test_images"))
+    whole = split_size(data)
     what = f"{data.get('split', 'test')} image"
     if whole and whole != record["images"]:
         return f"{record['images']} of {counted(whole, what)} of {data['name']}"

@@ -48,6 +48,12 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
     return dict(record)
 
 
+def split_size(data: Mapping[str, Any]) -> int | None:
+    """How many images the split has, by a record's `data`; audits and the oldest evaluations have the test split's alone."""
+    found: int | None = data.get("split_images", data.get("test_images"))
+    return found
+
+
 def same_threat(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two threats, as records and weights tell them, are known and the same; norms are written in two ways."""
     if not {"norm", "eps"} <= one.keys() & other.keys():
