@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from aalp.export.plain_formats import (
 )
 from aalp.export.robustbench import load_robustbench, write_robustbench
 from aalp.export.subject import Predict, Subject, compare
-from aalp.store.files import write_atomically
+from aalp.store.files import umask, write_atomically
 from aalp.store.records import write_record
 
 
@@ -110,9 +109,7 @@ def _aside(folder: Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
-        mask = os.umask(0)
-        os.umask(mask)
-        aside.chmod(0o777 & ~mask)  # mkdtemp makes folders private
+        aside.chmod(0o777 & ~umask())  # mkdtemp makes folders private
     except OSError as error:
         raise RunError(f"'{folder}' cannot be made: {error.strerror}; choose another --out") from error
     return aside

@@ -32,7 +32,7 @@ def write_atomically(path: Path, content: bytes | bytearray) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             # mkstemp makes files private; a result is as readable as any other file of the user.
-            os.chmod(aside, 0o666 & ~_umask())
+            os.chmod(aside, 0o666 & ~umask())
             os.replace(aside, path)
         except BaseException:
             Path(aside).unlink(missing_ok=True)
@@ -117,7 +117,8 @@ def _locked(path: Path, wait: bool) -> Iterator[bool]:
         os.close(handle)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files of this process do without."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
