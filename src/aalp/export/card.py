@@ -9,14 +9,12 @@ from typing import Any
 import yaml
 
 from aalp.export.huggingface import is_native
-from aalp.export.robustbench import dataset_name, fraction
+from aalp.export.robustbench import NORMS, dataset_name, fraction
 from aalp.export.source import needs
 from aalp.export.subject import Subject
 from aalp.models.catalog import is_own_code
 from aalp.plain import flat
 from aalp.store.records import same_threat, split_size
-
-NORMS = {"linf": "Linf", "l2": "L2"}
 
 
 def card(subject: Subject, name: str, files: Sequence[str], checked: Mapping[str, Any]) -> str:

@@ -28,6 +28,9 @@ ARCHITECTURES = {
 }
 """Built-in models as the leaderboard's column names them."""
 
+NORMS = {"linf": "Linf", "l2": "L2"}
+"""Norms as the leaderboard writes them, by the option's value."""
+
 
 def write_robustbench(subject: Subject, folder: Path) -> None:
     """model.py, model.pt (tensors only), and model_info/DATASET/THREAT/NAME.json, which is where RobustBench keeps it."""
@@ -37,7 +40,7 @@ def write_robustbench(subject: Subject, folder: Path) -> None:
     torch.save(state_for(subject.classifier, tensors), folder / WEIGHTS)
     info = model_info(subject)
     threat = subject.metadata.get("threat") or {}
-    place = folder / "model_info" / info["dataset"] / {"linf": "Linf", "l2": "L2"}.get(str(threat.get("norm")), "Linf")
+    place = folder / "model_info" / info["dataset"] / NORMS.get(str(threat.get("norm")), "Linf")
     place.mkdir(parents=True)
     text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
     (place / f"{entry_name(subject)}.json").write_text(text, encoding="utf-8")
