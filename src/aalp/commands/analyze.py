@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import Source
 from aalp.errors import OptionError, RunError
 from aalp.method.objectives import OBJECTIVES
+from aalp.report.collect import grouped, without_seed
 from aalp.report.figures import counted
 from aalp.store.records import read_record, write_csv, write_record, write_table
 from aalp.store.run import RunDirectory, free_path
@@ -117,7 +117,7 @@ def _rank(cell: Path) -> tuple[int, str, int]:
     config = read_yaml(cell / "config.yaml")
     names = list(OBJECTIVES)
     objective = str(config.get("objective"))
-    return names.index(objective) if objective in names else len(names), _without_seed(cell.name), int(config.get("seed", 0))
+    return names.index(objective) if objective in names else len(names), without_seed(cell.name), int(config.get("seed", 0))
 
 
 def _common_folder(paths: Sequence[Path]) -> Path:
@@ -137,7 +137,8 @@ READING = frozenset({"root", "streaming", "memory_limit", "workers", "cache"})
 
 
 def _measured(records: Mapping[Path, Mapping[str, Any]], configs: Mapping[Path, Mapping[str, Any]]) -> list[Measured]:
-    groups = _group_names(configs)
+    paths = list(configs)
+    groups = {paths[at]: name for name, group in grouped(list(configs.items())) for at in group}
     names = [path.name for path in records]
     return [
         Measured(
@@ -160,29 +161,6 @@ def _compared_options(config: Mapping[str, Any]) -> dict[str, Any]:
     # The setting covers the images; how many of the training split are held out, it does not.
     data = {key: value for key, value in options.get("data_options", {}).items() if key not in READING}
     return options | {"data_options": data}
-
-
-def _group_names(configs: Mapping[Path, Mapping[str, Any]]) -> dict[Path, str]:
-    """A name for the runs that differ in their seed alone: the shortest that tells the groups apart."""
-    groups: dict[str, list[Path]] = {}
-    for path, config in configs.items():
-        options = repr(sorted((key, value) for key, value in config.items() if key not in ("seed", "evaluation")))
-        same = groups.setdefault(options, [])
-        # The same seed again is another model: it differs in something that no option tells.
-        again = any(configs[other].get("seed") == config.get("seed") for other in same)
-        groups.setdefault(f"{options} {path}", []).append(path) if again else same.append(path)
-    firsts = [group[0] for group in groups.values()]
-    candidates = (
-        [str(configs[path]["objective"]) for path in firsts],
-        [_without_seed(path.name) for path in firsts],
-        [str(path) for path in firsts],
-    )
-    names = next(names for names in candidates if len(set(names)) == len(names))
-    return {path: name for name, group in zip(names, groups.values(), strict=True) for path in group}
-
-
-def _without_seed(name: str) -> str:
-    return re.sub(r"-seed\d+$", "", name)
 
 
 COLUMNS = {

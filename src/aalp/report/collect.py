@@ -144,29 +144,39 @@ def _trained_digest(directory: RunDirectory, config: Mapping[str, Any], records:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Groups in the order of their first runs, each named by its objective where that tells it apart."""
-    by_options: dict[str, list[Run]] = {}
-    for run in runs:
-        options = repr(sorted((name, value) for name, value in run.config.items() if name not in ("seed", "evaluation")))
+    """Groups in the order of their first runs, see `grouped`."""
+    found = grouped([(run.path, run.config) for run in runs])
+    return [
+        Group(name, tuple(runs[at] for at in places), series(number), number) for number, (name, places) in enumerate(found)
+    ]
+
+
+def grouped(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[tuple[str, list[int]]]:
+    """Which runs, by path and configuration, differ in their seed alone: for each group a name and the places of its runs.
+
+    A name is the shortest of objective, folder name and path that tells all groups apart.
+    """
+    by_options: dict[str, list[int]] = {}
+    for place, (path, config) in enumerate(runs):
+        options = repr(sorted((name, value) for name, value in config.items() if name not in ("seed", "evaluation")))
         same = by_options.setdefault(options, [])
         # The same seed again is another model: its weights differ in something that no option tells.
-        known = any(other.seed == run.seed for other in same)
-        by_options.setdefault(f"{options}{run.path}", []).append(run) if known else same.append(run)
-    groups = list(by_options.values())
-    names = _names(groups)
-    return [Group(name, tuple(group), series(at), at) for at, (name, group) in enumerate(zip(names, groups, strict=True))]
-
-
-def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """The shortest of objective, folder name and path that tells all groups apart."""
-    for choices in (
-        [group[0].objective for group in groups],
-        [re.sub(r"-seed\d+$", "", group[0].path.name) for group in groups],
-        [str(group[0].path) for group in groups],
+        again = any(runs[other][1].get("seed", 0) == config.get("seed", 0) for other in same)
+        by_options.setdefault(f"{options}{path}", []).append(place) if again else same.append(place)
+    firsts = [runs[group[0]] for group in by_options.values()]
+    for names in (
+        [str(config.get("objective", path.name)) for path, config in firsts],
+        [without_seed(path.name) for path, _ in firsts],
+        [str(path) for path, _ in firsts],
     ):
-        if len(set(choices)) == len(groups) and all(choices):
+        if len(set(names)) == len(names) and all(names):
             break
-    return choices
+    return list(zip(names, by_options.values(), strict=True))
+
+
+def without_seed(name: str) -> str:
+    """The name of the row of a comparison that a run's folder is of."""
+    return re.sub(r"-seed\d+$", "", name)
 
 
 def _record(path: Path, kind: str) -> dict[str, Any]:
