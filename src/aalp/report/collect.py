@@ -95,6 +95,16 @@ class Group:
     number: int
 
 
+def runs_of(groups: Sequence[Group]) -> list[Run]:
+    """Every run, group by group."""
+    return [run for group in groups for run in group.runs]
+
+
+def evaluations_of(groups: Sequence[Group]) -> list[Mapping[str, Any]]:
+    """The evaluation that speaks for each run that has one."""
+    return [run.evaluation for run in runs_of(groups) if run.evaluation]
+
+
 def read_run(path: Path, config: Mapping[str, Any]) -> Run:
     """Everything that a run directory holds.
 

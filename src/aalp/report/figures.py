@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aalp.report.blocks import Figure, Table
-from aalp.report.collect import Group, Run
+from aalp.report.collect import Group, Run, evaluations_of, runs_of
 from aalp.report.style import LIGHT, axis, label, layout, names_axis, share_axis
 
 Interval = Callable[[int, int], tuple[float, float]]
@@ -95,14 +95,14 @@ def column(name: str) -> Callable[[Run], Points]:
 
 def epoch_axis(groups: Sequence[Group]) -> dict[str, Any]:
     """An axis of epochs; of few of them, plotly left alone has an epoch 1.5."""
-    longest = max((len(run.metrics.get("epoch", ())) for group in groups for run in group.runs), default=0)
+    longest = max((len(run.metrics.get("epoch", ())) for run in runs_of(groups)), default=0)
     return axis("epoch", dtick=1) if longest <= 10 else axis("epoch")
 
 
 def training(groups: Sequence[Group]) -> list[Figure]:
     """Loss and accuracies over the epochs."""
     over_epochs = epoch_axis(groups)
-    steps = sorted({int((run.config.get("training") or {}).get("validation_steps", 0)) for g in groups for run in g.runs})
+    steps = sorted({int((run.config.get("training") or {}).get("validation_steps", 0)) for run in runs_of(groups)})
     attack = f"PGD-{steps[0]}" if len(steps) == 1 and steps[0] else "PGD"
     wanted = (
         ("validation_clean", "Clean accuracy while training", "Images held out of the training split, not attacked."),
@@ -193,7 +193,7 @@ def eps_curve(groups: Sequence[Group]) -> Figure | None:
     def points(run: Run) -> dict[float, float]:
         return {row["eps"]: row["accuracy"] for row in (run.analysis or {}).get("eps_curve", ())}
 
-    records = [run.analysis for group in groups for run in group.runs if run.analysis]
+    records = [run.analysis for run in runs_of(groups) if run.analysis]
     radii = sorted({record["threat"]["eps"] for record in records})
     if not radii:
         return None
@@ -270,8 +270,7 @@ def attacks(groups: Sequence[Group], interval: Interval) -> Figure | None:
 
 def _splits(groups: Sequence[Group]) -> str:
     """Of which splits the images of the evaluations are."""
-    records = [run.evaluation for group in groups for run in group.runs if run.evaluation]
-    return " and ".join(sorted({str(record["data"].get("split", "test")) for record in records}))
+    return " and ".join(sorted({str(record["data"].get("split", "test")) for record in evaluations_of(groups)}))
 
 
 def attack_accuracies(run: Run) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aalp.report.collect import Group, Run
+from aalp.report.collect import Group, Run, evaluations_of, runs_of
 from aalp.report.figures import Interval, counted, percent
 from aalp.store.records import split_size
 
@@ -57,7 +57,7 @@ SUBJECTS = ("data", "number of images", "threat", "attacks")
 
 def differing(groups: Sequence[Group]) -> list[str]:
     """In which of `SUBJECTS` the evaluations that speak for the runs differ."""
-    records = [run.evaluation for group in groups for run in group.runs if run.evaluation]
+    records = evaluations_of(groups)
     subjects = [
         (
             f"{record['data'].get('digest') or record['data']['name']} {record['data'].get('split', 'test')}",
@@ -141,7 +141,7 @@ def radius(threat: Mapping[str, Any]) -> str:
 
 def caption(groups: Sequence[Group]) -> str:
     """What the headline figures were measured on."""
-    records = [run.evaluation for group in groups for run in group.runs if run.evaluation]
+    records = evaluations_of(groups)
     if not records:
         return "No model has been evaluated yet."
     first, apart = records[0], differing(groups)
@@ -169,12 +169,12 @@ def images_of(record: Mapping[str, Any]) -> str:
 
 def lead(groups: Sequence[Group]) -> list[str]:
     """The headline in sentences made from the numbers."""
-    found = [(group, run) for group in groups for run in group.runs if run.evaluation]
+    found = [run for run in runs_of(groups) if run.evaluation]
     if not found:
         return []
     if len(groups) > 1:
         return _comparison(groups)
-    run = found[0][1]
+    run = found[0]
     record: Mapping[str, Any] = run.evaluation or {}
     parameters = record["model"].get("parameters")
     size = f" with {parameters:,} parameters" if parameters else ""
@@ -185,7 +185,7 @@ def lead(groups: Sequence[Group]) -> list[str]:
 
 
 def _comparison(groups: Sequence[Group]) -> list[str]:
-    evaluated = [(run, run.evaluation) for group in groups for run in group.runs if run.evaluation]
+    evaluated = [(run, run.evaluation) for run in runs_of(groups) if run.evaluation]
     apart, data = differing(groups), list(dict.fromkeys(run.data for run, _ in evaluated))
     of = f"of {data[0]}" if len(data) == 1 else f"trained on {listed(data)}"
     threat = "Each row names its own threat" if "threat" in apart else f"Threat: {radius(evaluated[0][1]['threat'])}"
@@ -251,12 +251,12 @@ def listed(names: Sequence[str]) -> str:
 
 def cautions(groups: Sequence[Group]) -> list[str]:
     """What a reader has to know before comparing or believing the figures."""
-    evaluated = [(run, run.evaluation) for group in groups for run in group.runs if run.evaluation]
+    evaluated = [(run, run.evaluation) for run in runs_of(groups) if run.evaluation]
     records = [record for _, record in evaluated]
     lines = []
     if apart := differing(groups):
         lines.append(f"The evaluations differ in {listed(apart)}: their figures do not compare.")
-    for run in (run for group in groups for run in group.runs if run.metrics and run.unfinished):
+    for run in (run for run in runs_of(groups) if run.metrics and run.unfinished):
         lines.append(f"The training of {run.path.name} has not come to its end: {run.unfinished}.")
     for run, record in evaluated:
         if not run.of_trained_data(record):

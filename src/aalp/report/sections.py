@@ -11,7 +11,7 @@ import yaml
 from aalp.plain import flat
 from aalp.report import class_figures, figures, observations
 from aalp.report.blocks import Code, Gallery, Gates, Missing, Section, Statements, Table, Text
-from aalp.report.collect import Group, Run
+from aalp.report.collect import Group, Run, runs_of
 from aalp.report.figures import Interval, counted
 from aalp.report.gallery import gallery
 from aalp.report.headline import VERDICTS, differing, listed, radius
@@ -41,16 +41,12 @@ def sections(groups: Sequence[Group], interval: Interval, record: Mapping[str, A
     ]
 
 
-def _runs(groups: Sequence[Group]) -> list[Run]:
-    return [run for group in groups for run in group.runs]
-
-
 def _missing(groups: Sequence[Group], text: str, verb: str, lacks: Callable[[Run], bool]) -> list[Missing]:
     """A note if any run lacks something, with the commands that make it."""
-    without = [run for run in _runs(groups) if lacks(run)]
+    without = [run for run in runs_of(groups) if lacks(run)]
     if not without:
         return []
-    which = "" if len(without) == len(_runs(groups)) else f" for {len(without)} of {len(_runs(groups))} runs"
+    which = "" if len(without) == len(runs_of(groups)) else f" for {len(without)} of {len(runs_of(groups))} runs"
     return [Missing(f"{text}{which}.", [f"aalp {verb} {shlex.quote(str(run.path))}" for run in without])]
 
 
@@ -83,7 +79,7 @@ def _unattacked(run: Run) -> bool:
 
 
 def _about_analysis(groups: Sequence[Group]) -> str:
-    records = [run.analysis for run in _runs(groups) if run.analysis]
+    records = [run.analysis for run in runs_of(groups) if run.analysis]
     if not records:
         return ""
     subjects = sorted(
@@ -126,13 +122,13 @@ def _observation(number: int, groups: Sequence[Group], record: Mapping[str, Any]
         found += [*observations.first(groups, about), observations.first_table(groups, about)]
     else:
         found += [*observations.second(groups), observations.second_table(groups, about)]
-        if not any("conflict_rate" in run.metrics for run in _runs(groups)):
+        if not any("conflict_rate" in run.metrics for run in runs_of(groups)):
             found.append(Text("None of these runs pairs logits, so there was no conflict to record in training."))
     found = [block for block in found if block]
     text = f"Observation {number} is not measured on test images yet"
     found += _missing(groups, text, "analyze", lambda run: run.analysis is None)
-    if len(groups) > 1 and record is None and all(run.analysis for run in _runs(groups)):
-        together = " ".join(shlex.quote(str(run.path)) for run in _runs(groups))
+    if len(groups) > 1 and record is None and all(run.analysis for run in runs_of(groups)):
+        together = " ".join(shlex.quote(str(run.path)) for run in runs_of(groups))
         found.append(
             Missing("What the runs together say of this observation is not written down yet.", [f"aalp analyze {together}"])
         )
@@ -237,7 +233,7 @@ def _data_row(run: Run, name: str) -> list[str]:
 
 
 def _reproduce(groups: Sequence[Group], command: str) -> list[Any]:
-    runs = _runs(groups)
+    runs = runs_of(groups)
     records = [record for run in runs for record in (*run.evaluations, *run.audits, run.analysis) if record]
     typed = [str(record.get("command") or "") for record in records]
     commits = {str(record.get("environment", {}).get("commit") or "").partition("+")[0] for record in records}
