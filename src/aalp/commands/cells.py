@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from aalp.data.sources import Source
 from aalp.distributed import Ranks
 from aalp.errors import InterruptedRunError
 from aalp.store.files import write_atomically
-from aalp.store.records import read_record, write_record
+from aalp.store.records import read_csv, read_record, write_record
 from aalp.store.run import RunDirectory
 from aalp.training.devices import Strategy
 from aalp.training.trackers import tracking
@@ -177,6 +176,5 @@ def _audited(
 
 
 def _last_metric(directory: RunDirectory, column: str) -> float | None:
-    with directory.metrics.open(newline="", encoding="utf-8") as file:
-        value = list(csv.DictReader(file))[-1].get(column)
+    value = read_csv(directory.metrics)[-1].get(column)
     return float(value) if value else None

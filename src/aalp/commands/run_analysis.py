@@ -23,7 +23,7 @@ from aalp.errors import AalpError, RunError
 from aalp.method.threat import Threat
 from aalp.report.figures import counted
 from aalp.store.checkpoint import write_tensors
-from aalp.store.records import read_record, read_table, write_csv, write_record, write_table
+from aalp.store.records import read_csv, read_record, read_table, write_csv, write_record, write_table
 from aalp.store.run import RunDirectory, free_path, still_free
 
 BATCH_SIZE = 250
@@ -124,8 +124,7 @@ def _training(run: RunDirectory) -> list[dict[str, float]]:
     if not run.metrics.is_file():
         return []
     try:
-        with run.metrics.open(newline="", encoding="utf-8") as file:
-            return training_rows(list(csv.DictReader(file)))
+        return training_rows(read_csv(run.metrics))
     except (OSError, ValueError, csv.Error) as error:
         raise RunError(f"'{run.metrics}' is not a readable training log: {error}; restore it or move it away") from error
 

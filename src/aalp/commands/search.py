@@ -24,7 +24,7 @@ from aalp.errors import AalpError, DataError, InterruptedRunError, OptionError, 
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
 from aalp.plain import Plain
-from aalp.store.records import write_record
+from aalp.store.records import read_csv, write_record
 from aalp.store.run import RunDirectory
 from aalp.training.options import CheckpointOptions, TrainingOptions
 from aalp.training.plan import steps_per_epoch
@@ -180,8 +180,7 @@ def _epochs_done(directory: RunDirectory) -> list[tuple[int, float]]:
     if not directory.metrics.is_file():
         return []
     try:
-        with directory.metrics.open(newline="", encoding="utf-8") as file:
-            return [(int(row["epoch"]), float(row["validation_robust"])) for row in csv.DictReader(file)]
+        return [(int(row["epoch"]), float(row["validation_robust"])) for row in read_csv(directory.metrics)]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RunError(f"'{directory.metrics}' is not a readable table: {error}; remove that trial's folder") from error
 

@@ -16,7 +16,7 @@ from aalp.errors import RunError
 from aalp.report.style import Series, series
 from aalp.report.telling import age, of_trained_data, outdated, same_subject, telling
 from aalp.store.checkpoint import read_foreign_tensors, read_metadata
-from aalp.store.records import read_record
+from aalp.store.records import read_csv, read_record
 from aalp.store.run import RunDirectory
 
 NEEDED = {
@@ -207,8 +207,7 @@ def _metrics(path: Path) -> dict[str, list[float | None]]:
     if not path.is_file():
         return {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(path)
         columns = list(rows[0]) if rows else []
         return {name: [_number(row[name]) for row in rows] for name in columns}
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:

@@ -96,6 +96,16 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
+def read_csv(path: Path) -> list[dict[str | Any, str | Any]]:
+    """The rows of a CSV table by column, as text; None has the cells beyond the header. Callers say what an error means.
+
+    Raises:
+        OSError, ValueError, csv.Error: the file is missing, or is not one.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def environment() -> dict[str, Any]:
     """Versions, commit and hardware that a result was made with."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

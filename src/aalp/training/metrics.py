@@ -9,6 +9,7 @@ from typing import Any
 
 from aalp.errors import RunError
 from aalp.store.files import write_atomically
+from aalp.store.records import read_csv
 from aalp.store.run import RunDirectory
 
 
@@ -21,8 +22,7 @@ def read_rows(run: RunDirectory, epochs: int) -> list[dict[str, Any]]:
     if epochs == 0 or not run.metrics.is_file():
         return []
     try:
-        with run.metrics.open(newline="", encoding="utf-8") as file:
-            rows = [dict(row) for row in csv.DictReader(file)][:epochs]
+        rows = read_csv(run.metrics)[:epochs]
     except (OSError, ValueError, csv.Error) as error:
         raise RunError(f"'{run.metrics}' is not a readable table: {error}; move it away to go on without it") from error
     if any(None in row or row.keys() != rows[0].keys() for row in rows):
