@@ -14,7 +14,7 @@ from aalp.models import hugging_face
 from aalp.models.classifier import Classifier
 from aalp.models.heads import class_order, reorder_head
 from aalp.models.preact_resnet import preact_resnet18, thin_resnet, wide_resnet
-from aalp.models.published import ImageShape, Published, Tell, timm_model, torchvision_model
+from aalp.models.published import ImageShape, Normalisation, Published, Tell, timm_model, torchvision_model
 from aalp.models.small_cnn import SmallCNN
 from aalp.own_code import imported
 from aalp.plain import Plain
@@ -73,7 +73,7 @@ def build(
     num_classes: int,
     image_shape: ImageShape,
     options: ModelOptions | None = None,
-    default_normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+    default_normalisation: Normalisation | None = None,
     classes: Sequence[str] | None = None,
     stored: Mapping[str, Any] | None = None,
     tell: Tell = lambda line: None,
@@ -111,18 +111,7 @@ def build(
         tell(
             f"the published head of '{name}' has {before} and the data has {num_classes} classes: it is replaced by a fresh one"
         )
-    if isinstance(found.network, Classifier):
-        if options.mean is not None or options.head is not None:
-            raise ModelError(
-                f"model '{name}' is a Classifier with a normalisation of its own: leave out mean and std, and head"
-            )
-        classifier = found.network
-    else:
-        own = found.normalisation
-        # Published for three channels; a model made for grey images has none of its own.
-        fits = own is not None and len(own[0]) in (1, image_shape[0])
-        mean, std = (own if fits else default_normalisation) or (None, None)
-        classifier = Classifier(found.network, options.mean or mean, options.std or std, options.head)
+    classifier = _wrapped(name, found, image_shape[0], options, default_normalisation)
     if classifier.num_classes != num_classes:
         # The layer that was taken for the head, by default the last one defined, may not be it.
         head = "" if isinstance(found.network, Classifier) else ", or name the layer of its logits: --model_options.head NAME"
@@ -133,6 +122,23 @@ def build(
     if classes is not None and found.classes is not None:
         order_classes(classifier, found.classes, classes, f"model '{name}'", tell)
     return classifier
+
+
+def _wrapped(
+    name: str, found: Published, channels: int, options: ModelOptions, default_normalisation: Normalisation | None
+) -> Classifier:
+    """The network with a normalisation: that of the options, else its own, else the default; a Classifier has one inside."""
+    if isinstance(found.network, Classifier):
+        if options.mean is not None or options.head is not None:
+            raise ModelError(
+                f"model '{name}' is a Classifier with a normalisation of its own: leave out mean and std, and head"
+            )
+        return found.network
+    own = found.normalisation
+    # Published for three channels; a model made for grey images has none of its own.
+    fits = own is not None and len(own[0]) in (1, channels)
+    mean, std = (own if fits else default_normalisation) or (None, None)
+    return Classifier(found.network, options.mean or mean, options.std or std, options.head)
 
 
 def order_classes(classifier: Classifier, own: Sequence[str], wanted: Sequence[str], what: str, tell: Tell) -> None:
@@ -165,7 +171,7 @@ def _network(
     collection, _, rest = name.partition(":")
     if options.pretrained and collection not in (*COLLECTIONS, "hf"):
         raise ModelError(f"model '{name}' has no published weights: leave out pretrained, or start with --init-from")
-    if (options.arguments and not rest) or (options.arguments and collection == "hf"):
+    if options.arguments and (not rest or collection == "hf"):
         raise ModelError(f"model '{name}' takes no arguments: leave out --model_options.arguments")
     if name in BUILT_IN:
         return Published(BUILT_IN[name](num_classes, image_shape), None)
@@ -178,7 +184,7 @@ def _network(
                 raise ModelError(f"the weights of '{name}' do not say how it is built: train it anew")
             return Published(hugging_face.from_config(config, num_classes, image_shape), None)
         return hugging_face.pretrained(rest, classes, num_classes, image_shape)
-    if ":" in name and collection not in (*COLLECTIONS, "hf"):
+    if is_own_code(name):
         return Published(_from_factory(name, num_classes, image_shape, options.arguments), None)
     raise ModelError(unknown_name("model", name, [*BUILT_IN, *KNOWN]))
 
