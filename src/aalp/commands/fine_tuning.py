@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aalp.commands.loading import own_names, weights_file
 from aalp.errors import ModelError
@@ -31,35 +31,15 @@ def start_from(classifier: Classifier, path: Path, keep_normalisation: bool, cla
         ModelError: its weights do not fit the model, but for the head.
     """
     file = weights_file(path, "best")
-    tensors, own_classes = read_foreign_tensors(file), None
-    if is_ours(file):
-        tensors, metadata = read_tensors(file)
-        if metadata.get("kind") == "weights" and isinstance(metadata.get("classes"), list):
-            own_classes = [str(name) for name in metadata["classes"]]
-        if metadata.get("kind") == "state":
-            tensors = under("model.", tensors)
+    tensors, own_classes = _start_weights(file)
     target, named = own_names(classifier, tensors)
     if target is classifier:
         normalisation: dict[str, Tensor] = {name: named.pop(name) for name in ("mean", "std") if name in named}
         named = {name.removeprefix("network."): value for name, value in named.items()}
         if keep_normalisation:
             _take_normalisation(classifier, normalisation)
-    network = classifier.network
     fresh = _head_of_other_classes(classifier, named)
-    own = network.state_dict()
-    rest = {name: value for name, value in named.items() if name not in fresh}
-    rest |= {name: own[name] for name in fresh if name in own}
-    try:
-        missing, foreign = network.load_state_dict(state_for(network, rest), strict=False)
-    except Exception as error:  # a network may read its tensors with code of its own, and raise anything
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise ModelError(
-            f"the weights in '{file}' do not fit the model: {reason}; name their own --model, or read images of the size and "
-            "channels that they were made for (--data_options.size, --data_options.channels)"
-        ) from error
-    if missing or foreign:
-        word, name = ("lack", missing[0]) if missing else ("have", foreign[0])
-        raise ModelError(f"the weights in '{file}' do not fit the model: they {word} '{name}'; name their own --model")
+    _load(classifier.network, {name: value for name, value in named.items() if name not in fresh}, fresh, file)
     if fresh:
         before = next(iter(fresh.values())).shape[0]
         tell(
@@ -70,6 +50,38 @@ def start_from(classifier: Classifier, path: Path, keep_normalisation: bool, cla
     tell(f"start weights from {file}, its head included")
     if own_classes is not None:
         order_classes(classifier, own_classes, classes, f"'{file}'", tell)
+
+
+def _start_weights(file: Path) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The tensors of a file by name, and its classes where it is one of ours that tells them."""
+    if not is_ours(file):
+        return read_foreign_tensors(file), None
+    tensors, metadata = read_tensors(file)
+    if metadata.get("kind") == "state":
+        return under("model.", tensors), None
+    told = metadata.get("classes") if metadata.get("kind") == "weights" else None
+    return tensors, [str(name) for name in told] if isinstance(told, list) else None
+
+
+def _load(network: nn.Module, tensors: dict[str, Tensor], kept: Collection[str], file: Path) -> None:
+    """Put tensors into a network that keeps its own under some names; each of its others has to be there, and no further one.
+
+    Raises:
+        ModelError: it is not so.
+    """
+    own = network.state_dict()
+    whole = tensors | {name: own[name] for name in kept if name in own}
+    try:
+        missing, foreign = network.load_state_dict(state_for(network, whole), strict=False)
+    except Exception as error:  # a network may read its tensors with code of its own, and raise anything
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise ModelError(
+            f"the weights in '{file}' do not fit the model: {reason}; name their own --model, or read images of the size and "
+            "channels that they were made for (--data_options.size, --data_options.channels)"
+        ) from error
+    if missing or foreign:
+        word, name = ("lack", missing[0]) if missing else ("have", foreign[0])
+        raise ModelError(f"the weights in '{file}' do not fit the model: they {word} '{name}'; name their own --model")
 
 
 def _head_of_other_classes(classifier: Classifier, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
