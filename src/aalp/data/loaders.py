@@ -53,6 +53,11 @@ def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
     return everything[torch.randperm(len(everything), generator=generator)]
 
 
+def order_of(labels: Tensor, balanced: bool, seed: int, epoch: int) -> Tensor:
+    """The order (N,) in which an epoch visits images with these labels (N,)."""
+    return balanced_order(labels, seed, epoch) if balanced else epoch_order(len(labels), seed, epoch)
+
+
 def row_batches(rows: Tensor, batch_size: int, name: str, tick: Tick) -> Iterator[Tensor]:
     """These rows in pieces of at most `batch_size`; `tick` is called with the name before each and after the last."""
     done = 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning_fabric import Fabric
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from aalp.data.augment import augment
-from aalp.data.loaders import Loader, balanced_order, epoch_order
+from aalp.data.loaders import Loader, order_of
 from aalp.errors import DivergedError, InterruptedRunError
 from aalp.method.pgd import AttackOptions
 from aalp.models.classifier import Classifier
@@ -35,7 +36,7 @@ from aalp.training.devices import (
 from aalp.training.host_memory import keep_freed_memory
 from aalp.training.metrics import read_rows, write_rows
 from aalp.training.plan import Fit, steps_per_epoch
-from aalp.training.schedule import one_cycle, step_down
+from aalp.training.schedule import rate_factor
 from aalp.training.sharded_weights import Weights
 from aalp.training.state import Progress, load_state, save_state
 from aalp.training.step import OuterLoss, TrainingStep
@@ -129,7 +130,9 @@ class _Trainer:
             self._save()  # a full disk or a folder that cannot be written to shows now, not after an epoch
         for epoch in range(self.progress.step // per_epoch, options.epochs):
             self.clock = self.saved_at = time.perf_counter()
-            order = self._order(epoch)[: per_epoch * options.batch_size]
+            order = order_of(plan.train.labels, options.balance == "classes", plan.seed, epoch)[
+                : per_epoch * options.batch_size
+            ]
             for images, labels in loader.batches(order, start=self.progress.step - epoch * per_epoch):
                 self._one_step(images, labels, per_epoch * options.epochs)
                 stop, due = self._agreed(received)
@@ -156,11 +159,6 @@ class _Trainer:
         """Raise an InterruptedRunError where a signal reached any rank. Together."""
         self._stop_if(self._agreed(received)[0])
 
-    def _order(self, epoch: int) -> Tensor:
-        if self.plan.options.balance == "classes":
-            return balanced_order(self.plan.train.labels, self.plan.seed, epoch)
-        return epoch_order(len(self.plan.train), self.plan.seed, epoch)
-
     def _agreed(self, received: list[int]) -> tuple[int, bool]:
         """The signal that any rank got (0 for none), and whether the main one's clock says that a state is due."""
         due = self.plan.ranks.is_main and time.perf_counter() - self.saved_at >= self.plan.checkpoint.seconds()
@@ -181,13 +179,8 @@ class _Trainer:
     def _one_step(self, images: Tensor, labels: Tensor, total_steps: int) -> None:
         plan, options, progress = self.plan, self.plan.options, self.progress
         share = progress.step / total_steps
-        if options.schedule == "one-cycle":
-            # The very first step of a rise from 0 would not move: it gets one step's worth.
-            factor = max(one_cycle(share, options.warmup), 1 / total_steps)
-        else:
-            factor = step_down(share, options.milestones)
         for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * factor
+            group["lr"] = options.lr * rate_factor(options, share, total_steps)
         seed = derive_seed("step", plan.seed, progress.step)
         generator = torch.Generator(self.fabric.device).manual_seed(seed)
         # For random layers inside the network: never the numbers that decide a flip or a random start, which would couple
@@ -204,17 +197,7 @@ class _Trainer:
         # All at once: each number that is fetched by itself makes the host wait for the device.
         values = dict(zip(measured, torch.stack([value.float() for value in measured.values()]).tolist(), strict=True))
         if not math.isfinite(values["loss"]):
-            self.optimizer.zero_grad()
-            for statistic, value in zip(norm_buffers(plan.classifier), before, strict=True):
-                statistic.copy_(value)  # what this batch was like went into them
-            self._refuse_broken_weights()
-            self._save()
-            plan.ranks.wait()
-            terms = ", ".join(f"{name} {values[name]:g}" for name in parts)
-            raise DivergedError(
-                f"the loss is {values['loss']} at step {progress.step} ({terms or 'one term'}): {CALMER}; "
-                f"the weights before that step are in {plan.run.state(progress.step)}"
-            )
+            self._give_up(values["loss"], {name: values[name] for name in parts}, before)
         self.step.update()
         plan.ranks.average(batch_statistics(plan.classifier))
         self.averager.update(progress.step)
@@ -228,6 +211,20 @@ class _Trainer:
         self._add("images", len(labels))
         if plan.ranks.is_main:
             plan.tick(progress.step, total_steps, values["loss"])
+
+    def _give_up(self, loss: float, parts: Mapping[str, float], statistics: Sequence[Tensor]) -> NoReturn:
+        """Save the state before this step, with the batch statistics of then, and raise a DivergedError. Together."""
+        self.optimizer.zero_grad()
+        for statistic, value in zip(norm_buffers(self.plan.classifier), statistics, strict=True):
+            statistic.copy_(value)  # what this batch was like went into them
+        self._refuse_broken_weights()
+        self._save()
+        self.plan.ranks.wait()
+        terms, step = ", ".join(f"{name} {value:g}" for name, value in parts.items()), self.progress.step
+        raise DivergedError(
+            f"the loss is {loss} at step {step} ({terms or 'one term'}): {CALMER}; "
+            f"the weights before that step are in {self.plan.run.state(step)}"
+        )
 
     def _refuse_broken_weights(self) -> None:
         """Raise a DivergedError where weights are not finite, as gradients of a finite loss may have made them. Together."""
