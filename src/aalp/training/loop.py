@@ -207,8 +207,8 @@ class _Trainer:
             if overfitting.is_watched(attack) and progress.step % overfitting.EVERY == 0:
                 self._watch(images, labels, generator, attack, share)
         for name, value in values.items():
-            self._add(name, value * len(labels))
-        self._add("images", len(labels))
+            progress.add(name, value * len(labels))
+        progress.add("images", len(labels))
         if plan.ranks.is_main:
             plan.tick(progress.step, total_steps, values["loss"])
 
@@ -237,9 +237,6 @@ class _Trainer:
             kept = f"the newest weights that were are in {states[-1]}" if states else "none were saved before"
             raise DivergedError(f"the weights are not finite any more after step {self.progress.step}: {CALMER}; {kept}")
 
-    def _add(self, name: str, value: float) -> None:
-        self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
-
     def _attack(self, share: float) -> AttackOptions:
         """The attack of this moment of the training."""
         if self.progress.attack_steps:
@@ -253,7 +250,7 @@ class _Trainer:
         progress = self.progress
         trained, judged = overfitting.accuracies(self.step, images, labels, generator, attack, attack.eps_share(share))
         for name, value in {"watched_training_attack": trained, "watched_pgd": judged, "watches": 1.0}.items():
-            self._add(name, value)
+            progress.add(name, value)
         if overfitting.is_overfitted(trained, judged, overfitting.images_looked_at(len(labels))):
             progress.attack_steps = 3 * attack.steps
             seen = f"{trained:.0%} accuracy under the attack of training, {judged:.0%} under PGD-{overfitting.JUDGE.steps}"
@@ -266,12 +263,8 @@ class _Trainer:
     def _end_epoch(self, epoch: int, validation: Loader) -> dict[str, Any]:
         progress = self.progress
         seconds, progress.epoch_seconds = progress.epoch_seconds, 0.0
-        images, watches = progress.sums.pop("images"), progress.sums.pop("watches", 1.0)
-        row: dict[str, Any] = {"epoch": epoch + 1, "step": progress.step, "lr": self.optimizer.param_groups[0]["lr"]}
-        # In an order of their own: a state that was saved within the epoch has lost the one in which they came.
-        names = sorted(progress.sums, key=lambda name: (name != "loss", name))
-        row |= {name: progress.sums[name] / (watches if name.startswith("watched_") else images) for name in names}
-        progress.sums = {}
+        means, images = progress.take_means()
+        row: dict[str, Any] = {"epoch": epoch + 1, "step": progress.step, "lr": self.optimizer.param_groups[0]["lr"], **means}
         shadow, plan = self.averager.shadow, self.plan
         assert isinstance(shadow, Classifier)
         with self.averager.weights.whole():

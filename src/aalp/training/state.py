@@ -42,6 +42,22 @@ class Progress:
     epoch_seconds: float = 0.0
     attack_steps: int = 0
 
+    def add(self, name: str, value: float) -> None:
+        """Add to one of the sums."""
+        self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def take_means(self) -> tuple[dict[str, float], float]:
+        """The epoch's sums as means over its images, of what was watched now and then over the looks, and the images.
+
+        The sums begin anew.
+        """
+        images, watches = self.sums.pop("images"), self.sums.pop("watches", 1.0)
+        # In an order of their own: a state that was saved within the epoch has lost the one in which they came.
+        names = sorted(self.sums, key=lambda name: (name != "loss", name))
+        means = {name: self.sums[name] / (watches if name.startswith("watched_") else images) for name in names}
+        self.sums = {}
+        return means, images
+
 
 def save_state(
     run: RunDirectory,
@@ -54,13 +70,13 @@ def save_state(
 ) -> None:
     """Write the state under the number of its step, and drop all but the newest `keep`; the main rank does. Together.
 
-    Args:
-        about: JSON on what is trained, and on what.
-
     Every tensor is whole, however the weights are shared out: any number of processes goes on with it.
 
     Randomness needs no state: every step derives its seeds from its number (see `aalp.seeding`). Neither does
     adversarial weight perturbation: it is undone within the step.
+
+    Args:
+        about: JSON on what is trained, and on what.
 
     Raises:
         RunError: the state cannot be written; those before it are as they were.
