@@ -25,6 +25,7 @@ from aalp.commands.tables import text_table
 from aalp.data.split import as_float
 from aalp.evaluation.apgd import apgd_ce
 from aalp.evaluation.views import Views, blur, views
+from aalp.export.subject import Plain
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 from aalp.models.inference_copy import in_bfloat16
@@ -65,7 +66,7 @@ def main() -> None:
 def searched(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, scale: float) -> list[dict[str, Any]]:
     """Accuracy under APGD-CE, by seed, in float32 and by each view in bfloat16, where images are shrunk to `scale`."""
     offset = 1 - scale
-    network = nn.Sequential(Stretch(offset, scale), nn.Sequential(_Normalise(classifier), copy.deepcopy(classifier.network)))
+    network = nn.Sequential(Stretch(offset, scale), copy.deepcopy(Plain(classifier)))
     squeezed = Classifier(network).eval().requires_grad_(False)
     images, ball = offset + scale * images, type(threat)(scale * threat.eps)
     seen = views(squeezed, images)
@@ -96,17 +97,6 @@ def searched(classifier: Classifier, images: Tensor, labels: Tensor, threat: Thr
 def left(seen: Views, images: Tensor, labels: Tensor, threat: Threat) -> list[float]:
     """Accuracy under APGD-CE by seed, counted by the judge."""
     return [1 - float(seen.wrong(apgd_ce(seen, images, labels, threat, seed), labels).float().mean()) for seed in range(SEEDS)]
-
-
-class _Normalise(nn.Module):
-    """A classifier's normalisation, as a layer."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.mean, self.std = (nn.Buffer(values.view(1, -1, 1, 1).clone()) for values in (classifier.mean, classifier.std))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
 
 
 def shown(row: dict[str, Any]) -> list[str]:
