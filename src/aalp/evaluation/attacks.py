@@ -21,7 +21,8 @@ from aalp.method.batches import per_image
 from aalp.method.losses import cross_entropy, margin, misclassified
 from aalp.method.pgd import equal_step, evaluating, perturb
 from aalp.method.threat import Threat
-from aalp.models.classifier import Classifier, forget
+from aalp.models.classifier import Classifier
+from aalp.models.copies import forget
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ from aalp.method.losses import cross_entropy, margin, misclassified
 from aalp.method.pgd import evaluating
 from aalp.method.precision import full_precision
 from aalp.method.threat import Threat, check_threat
-from aalp.models.classifier import Classifier, check_classifier, copied
+from aalp.models.classifier import Classifier, check_classifier
+from aalp.models.copies import copied
 from aalp.seeding import derive_seed
 
 CHEAP_IMAGES = 64

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from aalp.method.losses import margin, misclassified
 from aalp.method.precision import multiplies_bfloat16
 from aalp.method.threat import Threat
-from aalp.models.classifier import Classifier, copied, laid_out
+from aalp.models.classifier import Classifier, laid_out
+from aalp.models.copies import copied
 from aalp.models.inference_copy import Logits, alike, folded, in_bfloat16
 
 SearchPrecision = Literal["auto", "bf16", "float32"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +16,6 @@ from aalp.errors import DataError, ModelError
 from aalp.method.batches import float_images
 from aalp.method.pgd import evaluating
 from aalp.models.heads import Head, find_head, head_layer
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def check_classifier(model: object) -> None:
@@ -222,12 +218,6 @@ def _hooks_seen(network: nn.Module) -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
-@torch.no_grad()
-def forget(network: nn.Module, images: Tensor) -> None:
-    """One pass without history: torch does not copy a network that keeps a tensor of its last pass with it."""
-    network(images.detach())
-
-
 def laid_out(classifier: Classifier, image_shape: Sequence[int]) -> Classifier:
     """The classifier itself in channels last, the layout in which convolutions are fastest (the logits are the same).
 
@@ -242,28 +232,6 @@ def laid_out(classifier: Classifier, image_shape: Sequence[int]) -> Classifier:
         classifier.contiguous = True
     classifier.verified = verified  # whoever sees the first real batch looks at it, too
     return classifier
-
-
-def copied(network: Network, images: Tensor) -> Network:
-    """A copy with weights and buffers of its own.
-
-    Args:
-        images: (N, ...) what it takes, if it has to be run for it to be copied.
-
-    Raises:
-        ModelError: it keeps something that Python does not copy, such as a lock, an open file or another library's handle.
-    """
-    try:
-        try:
-            return copy.deepcopy(network)
-        except RuntimeError:
-            forget(network, images)
-            return copy.deepcopy(network)
-    except (TypeError, ValueError) as error:  # what `copy` and ctypes raise
-        raise ModelError(
-            f"the network does not let itself be copied ({error}): keep what is no tensor outside the module, as a global, "
-            "or give its class a __deepcopy__"
-        ) from error
 
 
 def with_own_buffers(classifier: Classifier, tensors: Mapping[str, Tensor]) -> Classifier:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from aalp.method.pgd import evaluating
-from aalp.models.classifier import Classifier, copied
+from aalp.models.classifier import Classifier
+from aalp.models.copies import copied
 from aalp.models.inference_copy import Shift, out_of_relu, same_logits, scale_of
 
 PAIRS: dict[str, tuple[tuple[str, str], ...]] = {

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from aalp.models.classifier import copied
+from aalp.models.copies import copied
 
 Logits = Callable[[Tensor], Tensor]
 """Images (N, ...) -> logits (N, C)."""

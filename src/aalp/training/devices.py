@@ -17,7 +17,8 @@ from aalp.distributed import TIMEOUT, Ranks
 from aalp.errors import OptionError, RunError
 from aalp.method.pgd import evaluating
 from aalp.method.precision import multiplies_bfloat16
-from aalp.models.classifier import Classifier, forget
+from aalp.models.classifier import Classifier
+from aalp.models.copies import forget
 from aalp.store.run import RunDirectory
 
 Strategy = Literal["ddp", "fsdp"]
