@@ -22,8 +22,10 @@ from aalp.seeding import derive_seed
 
 
 def check_search() -> None:
-    """Raises:
-    AalpError: Optuna is not installed.
+    """Refuse a search before anything runs.
+
+    Raises:
+        AalpError: Optuna is not installed.
     """
     if find_spec("optuna") is None or find_spec("filelock") is None:
         raise AalpError('a search needs optuna: pip install "aalp[search]"')

@@ -49,8 +49,10 @@ def tracking(
 
 
 def check_tracker(tracker: TrackerName | None) -> None:
-    """Raises:
-    AalpError: the tracker is not installed.
+    """Refuse a tracker before anything runs.
+
+    Raises:
+        AalpError: it is not installed.
     """
     if tracker is not None and find_spec(tracker) is None:
         raise AalpError(f'the tracker {tracker} is not installed: pip install "aalp[{tracker}]"')
