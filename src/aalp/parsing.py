@@ -135,25 +135,7 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
         return words
     flags = {word.partition("=")[0] for word in words}
     if verb == "train" and "--resume" in flags and not flags & {"--config", "--data"}:
-        from aalp.commands.config import check_one_run
-        from aalp.commands.trust import check_attack_trust, check_trust
-        from aalp.commands.yaml_file import check_groups, read_yaml
-
-        run = Path(_value_of("--resume", words))
-        if not (run / "config.yaml").is_file():
-            raise AalpError(
-                f"'{run}' is not a run directory (it has no config.yaml): name one that `aalp train` made, "
-                "or start it with --config or --data"
-            )
-        config = read_yaml(run / "config.yaml")
-        check_one_run(run, config)
-        check_groups(_defaults(verb), config, f"'{run / 'config.yaml'}'")
-        model = config.get("model")
-        said = bool({"--trust_model_code", "--trust_model_code=true"} & set(words))
-        check_trust(run, model, said or "--model" in flags)
-        if "--evaluation.attacks" not in flags:
-            check_attack_trust(run, (config.get("evaluation") or {}).get("attacks", ""), said)
-        return ["--config", str(run / "config.yaml"), *words]
+        return ["--config", str(_config_of_the_run(words, flags)), *words]
     if "--config" not in flags:
         return words if "--data" in flags else ["--config", _preset(verb, "digits"), *words]
     name = _value_of("--config", words)
@@ -170,6 +152,33 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
     rest = words[at + 1 :] if "=" in words[at] else words[at + 2 :]
     # First, so that options override it wherever they stand.
     return ["--config", given, *words[:at], *rest]
+
+
+def _config_of_the_run(words: list[str], flags: set[str]) -> Path:
+    """The config.yaml of the run that --resume names, seen to be one whose code may run.
+
+    Raises:
+        AalpError: it is none, or names code that nobody said may run.
+    """
+    from aalp.commands.config import check_one_run
+    from aalp.commands.trust import check_attack_trust, check_trust
+    from aalp.commands.yaml_file import check_groups, read_yaml
+
+    run = Path(_value_of("--resume", words))
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise AalpError(
+            f"'{run}' is not a run directory (it has no config.yaml): name one that `aalp train` made, "
+            "or start it with --config or --data"
+        )
+    config = read_yaml(file)
+    check_one_run(run, config)
+    check_groups(_defaults("train"), config, f"'{file}'")
+    said = bool({"--trust_model_code", "--trust_model_code=true"} & set(words))
+    check_trust(run, config.get("model"), said or "--model" in flags)
+    if "--evaluation.attacks" not in flags:
+        check_attack_trust(run, (config.get("evaluation") or {}).get("attacks", ""), said)
+    return file
 
 
 def _preset(verb: str, name: str) -> str:
