@@ -20,6 +20,8 @@ from aalp.report.telling import same_subject
 from aalp.store.checkpoint import is_ours
 from aalp.store.run import free_path
 
+Record = Mapping[str, Any]
+
 
 def export(
     path: Path,
@@ -94,9 +96,6 @@ def report(record: Mapping[str, Any], subject: Subject) -> str:
     if subject.audit is None:
         lines.append(f"the card has no verdict: `aalp audit {subject.typed}` gives one")
     return "\n".join([*lines, f"export: {record['path']}"])
-
-
-Record = Mapping[str, Any]
 
 
 def _as_trained(run: Run | None) -> dict[str, Any]:

@@ -26,6 +26,9 @@ REFUSED = ("auto_map", "quantization_config", "backbone", "backbone_config", "us
 DROPPED = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
 """Which kernels compute the same: transformers chooses by itself, and may not fetch any."""
 
+MADE_UP = ("missing_keys", "mismatched_keys")
+"""Under what transformers tells which weights it had to make up."""
+
 EXTRA = 'transformers is not installed: pip install "aalp[hf]"'
 
 
@@ -98,17 +101,13 @@ def pretrained(name: str, classes: Sequence[str] | None, num_classes: int, image
             ) from error
     network = HuggingFaceNetwork(model)
     head = find_head(network).removeprefix("model.")
-    renewed = {str(key[0] if isinstance(key, tuple) else key) for kind in KINDS for key in info.get(kind, ())}
+    renewed = {str(key[0] if isinstance(key, tuple) else key) for kind in MADE_UP for key in info.get(kind, ())}
     foreign = sorted(key for key in renewed if key.rpartition(".")[0] != head)
     if foreign:
         raise ModelError(
             f"Hugging Face model '{name}' has no fitting weights for {foreign[0]}: its files do not fit its config"
         )
     return Published(network, normalisation, None if renewed else own, published if renewed else None)
-
-
-KINDS = ("missing_keys", "mismatched_keys")
-"""What transformers tells of weights that it had to make up."""
 
 
 def from_config(config: Mapping[str, Any], num_classes: int, image_shape: ImageShape) -> nn.Module:
