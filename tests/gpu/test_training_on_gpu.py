@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from training_logs import rows_without_times
 
 from aalp.data.loaders import Loader
 from aalp.data.split import ResidentSplit
@@ -126,16 +126,11 @@ def test_a_stopped_run_resumes_exactly(stop: int, precision: str, fit_plan: Make
     torch.rand(stop, device="cuda")  # what the process that goes on has drawn must not matter
     fit(make("stopped"), resume=True)
     assert weights(undisturbed.run) == weights(stopped.run)
-    assert rows(undisturbed.run) == rows(stopped.run)
+    assert rows_without_times(undisturbed.run) == rows_without_times(stopped.run)
 
 
 def weights(run: RunDirectory) -> list[bytes]:
     return [run.weights(which).read_bytes() for which in ("last", "best")]
-
-
-def rows(run: RunDirectory) -> list[dict[str, str]]:
-    with run.metrics.open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)]
 
 
 def test_a_state_that_was_saved_on_the_gpu_is_read_without_one(fit_plan: MakeFit) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,18 +18,13 @@ from aalp.method.threat import L2
 from aalp.models.classifier import Classifier
 from aalp.models.preact_resnet import thin_resnet
 from aalp.store.checkpoint import read_tensors
-from aalp.store.run import RunDirectory
+from aalp.store.records import read_csv
 from aalp.training import loop, validation
 from aalp.training.loop import fit
 from aalp.training.options import TrainingOptions
 from aalp.training.plan import Fit
 
 MakeFit = Callable[..., Fit]
-
-
-def metrics(run: RunDirectory) -> list[dict[str, str]]:
-    with run.metrics.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def final(plan: Fit) -> dict[str, Tensor]:
@@ -51,7 +45,7 @@ def test_every_objective_trains_an_epoch_and_logs_its_terms(name: str, fit_plan:
     assert progress.step == 4
     assert not same(before, final(plan))
     assert all(bool(torch.isfinite(value).all()) for value in final(plan).values())
-    (row,) = metrics(plan.run)
+    (row,) = read_csv(plan.run.metrics)
     terms = {"standard": set(), "at": set(), "trades": {"divergence"}, "mart": {"divergence"}}.get(name, {"pairing"})
     assert terms < set(row)
     assert all(float(value) == float(value) for value in row.values())
@@ -61,7 +55,7 @@ def test_a_training_learns_the_tiny_images(fit_plan: MakeFit, small_classifier: 
     classifier = small_classifier(3, mean=[0.3], std=[0.3]).train()
     plan = fit_plan(objective=Standard(), options={"epochs": 12, "lr": 0.1}, classifier=classifier)
     progress = fit(plan)
-    rows = metrics(plan.run)
+    rows = read_csv(plan.run.metrics)
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) / 2
     assert float(rows[-1]["validation_clean"]) > 0.9
     assert progress.best_clean == max(
@@ -76,7 +70,7 @@ def test_what_a_run_leaves_behind(fit_plan: MakeFit) -> None:
     fit(plan)
     assert ticks == [(step, 12) for step in range(1, 13)]
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
-    written = metrics(plan.run)
+    written = read_csv(plan.run.metrics)
     assert [{name: str(value) for name, value in row.items()} for row in rows] == written
     assert plan.run.states() == [plan.run.state(8), plan.run.state(12)]
     last, about = read_tensors(plan.run.weights("last"))
@@ -105,11 +99,11 @@ def test_training_without_an_adversary_is_judged_on_clean_images(
 def test_the_learning_rate_of_each_epoch_is_that_of_the_schedule(fit_plan: MakeFit) -> None:
     step = fit_plan("step", {"epochs": 4, "schedule": "step", "milestones": (0.5, 0.75), "lr": 0.08})
     fit(step)
-    assert [float(row["lr"]) for row in metrics(step.run)] == pytest.approx([0.08, 0.08, 0.008, 0.0008])
+    assert [float(row["lr"]) for row in read_csv(step.run.metrics)] == pytest.approx([0.08, 0.08, 0.008, 0.0008])
     cycle = fit_plan("cycle", {"epochs": 2, "warmup": 0.5, "lr": 0.08})
     fit(cycle)
     # The last steps of the epochs are numbers 3 and 7 of 8: 3/8 of a rise over 4/8, and 1/8 before the end of a fall.
-    assert [float(row["lr"]) for row in metrics(cycle.run)] == pytest.approx([0.08 * 3 / 4, 0.08 * 1 / 4])
+    assert [float(row["lr"]) for row in read_csv(cycle.run.metrics)] == pytest.approx([0.08 * 3 / 4, 0.08 * 1 / 4])
 
 
 def test_the_same_plan_gives_the_same_weights_and_another_seed_does_not(fit_plan: MakeFit) -> None:
@@ -264,7 +258,7 @@ def test_a_signal_stops_the_run_in_whichever_epoch_it_comes(epoch: int, fit_plan
     with pytest.raises(InterruptedRunError) as caught:
         fit(plan)
     assert caught.value.exit_code == 143
-    assert len(metrics(plan.run)) == epoch
+    assert len(read_csv(plan.run.metrics)) == epoch
     assert fit(replace(plan, report=lambda row: None), resume=True).step == 8
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from several_ranks import in_ranks
+from training_logs import rows_without_times
 
 from aalp.cli import main
 from aalp.errors import InterruptedRunError
@@ -19,6 +19,7 @@ from aalp.method.objectives import Standard
 from aalp.method.pgd import AttackOptions
 from aalp.method.threat import Linf
 from aalp.models.classifier import Classifier
+from aalp.store.records import read_csv
 from aalp.store.run import RunDirectory
 from aalp.training import overfitting
 from aalp.training import step as step_module
@@ -27,11 +28,6 @@ from aalp.training.plan import Fit
 from aalp.training.state import Progress, _progress
 
 MakeFit = Callable[..., Fit]
-
-
-def metrics(run: RunDirectory) -> list[dict[str, str]]:
-    with run.metrics.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +100,7 @@ def test_a_run_that_overfits_goes_on_with_more_steps_and_says_so(fit_plan: MakeF
         "catastrophic overfitting at step 4: 90% accuracy under the attack of training, 0% under PGD-5; "
         "the attack takes 3 steps from here on"
     ]
-    rows = metrics(plan.run)
+    rows = read_csv(plan.run.metrics)
     assert [float(row["attack_steps"]) for row in rows] == [1.0, 3.0]
     assert [row["watched_pgd"] for row in rows] == ["0.2", ""]
     assert [row["watched_training_attack"] for row in rows] == ["0.7", ""]
@@ -115,7 +111,7 @@ def test_an_attack_that_grows_has_no_fewer_steps_for_having_fallen_back(fit_plan
     plan = fit_plan(attack=AttackOptions(steps=8, first_steps=1), warn=lambda line: None)
     assert fit(plan).attack_steps == 6
     # Grown by one a step it would be 1, 2, 3, 4 and 5, 6, 7, 8; from the third on it has at least three times 2.
-    rows = metrics(plan.run)
+    rows = read_csv(plan.run.metrics)
     assert [float(row["attack_steps"]) for row in rows] == [(1 + 2 + 6 + 6) / 4, (6 + 6 + 7 + 8) / 4]
 
 
@@ -135,9 +131,7 @@ def test_a_run_that_fell_back_resumes_exactly(stop: int, fit_plan: MakeFit, over
     assert fit(make("stopped"), resume=True).attack_steps == 3
     for which in ("last", "best"):
         assert undisturbed.run.weights(which).read_bytes() == stopped.run.weights(which).read_bytes()
-    drop = {"seconds", "images_per_second"}
-    one, other = ([{k: v for k, v in row.items() if k not in drop} for row in metrics(p.run)] for p in (undisturbed, stopped))
-    assert one == other
+    assert rows_without_times(undisturbed.run) == rows_without_times(stopped.run)
 
 
 def test_states_of_before_there_was_a_fallback_are_read() -> None:
@@ -150,7 +144,7 @@ def test_training_without_an_adversary_has_no_attack_to_watch(fit_plan: MakeFit,
     plan = fit_plan(objective=Standard(), attack=AttackOptions(steps=1))
     fit(plan)
     assert looks == []
-    assert "attack_steps" not in metrics(plan.run)[0]
+    assert "attack_steps" not in read_csv(plan.run.metrics)[0]
 
 
 def test_the_look_sees_what_the_two_attacks_do(
@@ -188,7 +182,7 @@ def test_two_processes_look_at_the_images_that_one_does(fit_plan: MakeFit, monke
 
     fit(plan("one"))
     in_ranks(2, lambda ranks: fit(replace(plan("two"), ranks=ranks)).step)
-    one, two = metrics(plan("one").run), metrics(plan("two").run)
+    one, two = read_csv(plan("one").run.metrics), read_csv(plan("two").run.metrics)
     looks = [float(row[name]) for row in one for name in ("watched_training_attack", "watched_pgd")]
     assert min(looks) > 0.0
     assert looks == [float(row[name]) for row in two for name in ("watched_training_attack", "watched_pgd")]
@@ -241,5 +235,5 @@ def test_a_real_run_on_one_step_of_fgsm_is_rescued(
     words += ["--training.epochs", "8", "--training.batch_size", "32", "--training.warmup", "0.1", "--training.ema", "0.9"]
     assert main([*words, "--training.validation_steps", "1", "--data_options.validation", "60"]) == 0
     assert "catastrophic overfitting at step" in capsys.readouterr().err
-    steps = [float(row["attack_steps"]) for row in metrics(RunDirectory(tmp_path / "run"))]
+    steps = [float(row["attack_steps"]) for row in read_csv(RunDirectory(tmp_path / "run").metrics)]
     assert (steps[0], steps[-1]) == (1.0, 3.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
 import random
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from training_logs import rows_without_times
 
 from aalp import stopping
 from aalp.errors import InterruptedRunError, OptionError, RunError
@@ -26,13 +26,11 @@ from aalp.training.options import CheckpointOptions
 from aalp.training.plan import Fit
 
 MakeFit = Callable[..., Fit]
-TIMES = {"seconds", "images_per_second"}
 
 
 def left_behind(run: RunDirectory) -> dict[str, Any]:
     """Weights byte by byte, and metrics except for times."""
-    with run.metrics.open(newline="") as file:
-        rows = [[(name, value) for name, value in row.items() if name not in TIMES] for row in csv.DictReader(file)]
+    rows = [list(row.items()) for row in rows_without_times(run)]
     return {"rows": rows, **{which: run.weights(which).read_bytes() for which in ("last", "best")}}
 
 

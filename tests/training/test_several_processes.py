@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from several_ranks import in_ranks
+from training_logs import rows_without_times
 
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import InterruptedRunError, OptionError, RunError
@@ -50,11 +50,6 @@ def interrupted(plan: Fit, at: int) -> None:
         fit(replace(plan, tick=tick))
 
 
-def rows(run: RunDirectory) -> list[dict[str, str]]:
-    with run.metrics.open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)]
-
-
 def assert_close(one: RunDirectory, other: RunDirectory) -> None:
     """The same weights and metrics, up to the rounding of sums in another order."""
     for which in ("last", "best"):
@@ -62,7 +57,7 @@ def assert_close(one: RunDirectory, other: RunDirectory) -> None:
         assert about["epoch"] == also["epoch"]
         for name, values in tensors.items():
             assert torch.allclose(values, others[name], rtol=1e-4, atol=1e-6), (which, name)
-    for row, also_row in zip(rows(one), rows(other), strict=True):
+    for row, also_row in zip(rows_without_times(one), rows_without_times(other), strict=True):
         assert row.keys() == also_row.keys()
         for name, value in row.items():
             assert float(value) == pytest.approx(float(also_row[name]), rel=1e-4, abs=1e-5), name
@@ -128,7 +123,7 @@ def runs(fit_plan_in: MakeFit, tmp_path_factory: pytest.TempPathFactory, request
 
 def test_two_processes_train_the_weights_and_metrics_of_one(runs: Path) -> None:
     assert_close(RunDirectory(runs / "one"), RunDirectory(runs / "two"))
-    assert len(rows(RunDirectory(runs / "two"))) == 2
+    assert len(rows_without_times(RunDirectory(runs / "two"))) == 2
 
 
 def test_only_the_main_process_says_anything_and_replicas_stay_the_same(runs: Path) -> None:
@@ -151,7 +146,7 @@ def test_a_run_stopped_in_two_processes_goes_on_in_two_with_the_same_bytes(runs:
     for which in ("last", "best"):
         paths = [RunDirectory(runs / name).weights(which) for name in ("two", "two-two")]
         assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert rows(RunDirectory(runs / "two")) == rows(RunDirectory(runs / "two-two"))
+    assert rows_without_times(RunDirectory(runs / "two")) == rows_without_times(RunDirectory(runs / "two-two"))
 
 
 @pytest.mark.parametrize("name", ["one-two", "two-one"])

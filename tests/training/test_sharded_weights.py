@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 import torch
 from several_ranks import in_ranks
 from torch import Tensor, nn
+from training_logs import rows_without_times
 
 from aalp.distributed import ALONE, Ranks
 from aalp.method.pgd import AttackOptions
@@ -239,8 +239,7 @@ def test_a_network_with_batch_norm_trains_as_with_ddp_and_is_watched_alike(fit_p
         torch.testing.assert_close(read_tensors(fsdp.weights("last"))[0][name], values, rtol=1e-4, atol=1e-6)
     rows = []
     for run in (ddp, fsdp):
-        with run.metrics.open(newline="") as file:
-            rows.append([{k: float(v) for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)])
+        rows.append([{name: float(cell) for name, cell in row.items()} for row in rows_without_times(run)])
     assert "watched_pgd" in rows[0][0]
     for one, other in zip(*rows, strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)

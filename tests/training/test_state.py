@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from training_logs import rows_without_times
 
 from aalp.errors import DivergedError, InterruptedRunError, RunError
 from aalp.method.aalp import AALP
@@ -26,7 +26,6 @@ from aalp.training.sharded_weights import Weights
 from aalp.training.state import Progress, load_state, save_state
 
 MakeFit = Callable[..., Fit]
-TIMES = {"seconds", "images_per_second"}
 
 
 def trained(seed: int, steps: int, layout: torch.memory_format) -> tuple[nn.Module, Averager, torch.optim.Optimizer]:
@@ -176,8 +175,7 @@ def same_bytes(one: RunDirectory, other: RunDirectory) -> None:
 
 
 def rows(run: RunDirectory) -> list[list[tuple[str, str]]]:
-    with run.metrics.open(newline="") as file:
-        return [[(name, value) for name, value in row.items() if name not in TIMES] for row in csv.DictReader(file)]
+    return [list(row.items()) for row in rows_without_times(run)]
 
 
 def run_with_stops(
