@@ -73,10 +73,10 @@ def wrong_size(num_classes, image_shape):
 
 
 class Creates:
-    """Unpickled, this makes a file."""
+    """Unpickled, this makes a folder."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.mkdir, (self.path,)
@@ -143,11 +143,11 @@ def small_weights(folder: Path) -> None:
 
 
 def evil_pickle(folder: Path) -> None:
-    (folder / "evil.pt").write_bytes(pickle.dumps({"weight": Creates(str(folder / "executed"))}))
+    (folder / "evil.pt").write_bytes(pickle.dumps({"weight": Creates(folder / "executed")}))
 
 
 def evil_zip(folder: Path) -> None:
-    torch.save({"weight": Creates(str(folder / "executed"))}, folder / "evil.pt")
+    torch.save({"weight": Creates(folder / "executed")}, folder / "evil.pt")
 
 
 def torn(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import struct
 import zipfile
 import zlib
@@ -16,22 +15,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from bad_input import Creates
 
 from aalp.cli import VERBS, main
 from aalp.parsing import verb_function
 from aalp.store.checkpoint import write_tensors
 
 TRAIN = "train --run run --training.epochs 1 --training.batch_size 4 --attack.steps 1 --training.validation_steps 1 --quiet "
-
-
-class Creates:
-    """Unpickled, this makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (self.path,)
 
 
 def png(width: int, height: int) -> bytes:
