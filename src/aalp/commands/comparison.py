@@ -33,7 +33,6 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
     table = {
         name: {column: _spread([by_seed[name, seed].get(column) for seed in seeds]) for column in columns} for name in names
     }
-    judged = next(figure for figure in ("autoattack", "robust", "clean") if figure in columns)
     reference = "aalp" if "aalp" in names and not names[0].startswith("aalp") else names[0]
     step = 1 / min(cell["images"] for cell in cells)  # accuracies and n90 are means of whole numbers over the images
     threats = {cell["objective"]: cell.get("threat") for cell in cells}
@@ -45,11 +44,26 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
         for name in names
         if name != reference and threats[name] == threats[reference]
     }
-    compared = {
+    compared = _compared(reference, tests, columns, {name: threats[name] for name in names})
+    audits = {name: [cell.get("audit") for cell in cells if cell["objective"] == name] for name in names}
+    content = {"columns": columns, "seeds": seeds, "table": table, "compared": compared, "audits": audits}
+    return {**content, "cells": list(cells)}
+
+
+Test = dict[str, Any] | None
+"""What `_paired` gives."""
+
+
+def _compared(
+    reference: str, tests: Mapping[str, Mapping[str, Test]], columns: Sequence[str], threats: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the tests of each row against the reference, by figure, come to; rows of another threat stand apart."""
+    judged = next(figure for figure in ("autoattack", "robust", "clean") if figure in columns)
+    return {
         "reference": reference,
         "figure": judged,
         "differences": {name: found[judged] for name, found in tests.items() if found[judged] is not None},
-        "apart": {name: threats[name] for name in names if threats[name] != threats[reference]},
+        "apart": {name: threat for name, threat in threats.items() if threat != threats[reference]},
         "tests": sum(
             gap is not None and gap["interval"] is not None and column not in UNSHOWN
             for found in tests.values()
@@ -57,9 +71,6 @@ def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
         ),
         "real": {name: [column for column, gap in found.items() if gap and gap["real"]] for name, found in tests.items()},
     }
-    audits = {name: [cell.get("audit") for cell in cells if cell["objective"] == name] for name in names}
-    content = {"columns": columns, "seeds": seeds, "table": table, "compared": compared, "audits": audits}
-    return {**content, "cells": list(cells)}
 
 
 def judged_anew(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,9 +86,7 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
     return {"mean": found["mean"], "deviation": found["deviation"], "values": list(values)}
 
 
-def _paired(
-    pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], column: str, step: float
-) -> dict[str, Any] | None:
+def _paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], column: str, step: float) -> Test:
     """The paired t test of one figure over seeds; None where a run has no such figure."""
     gaps = [one[column] - other[column] for one, other in pairs if column in one and column in other]
     return _difference(gaps, step) if gaps else None
