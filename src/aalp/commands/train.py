@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,10 +138,7 @@ goes on in its own entry.
     if resume is not None and begun:
         directory = RunDirectory(resume)
     else:
-        short = data.partition(":")[2] or data
-        stem = f"{objective}-{Path(short).stem.lower()}"
-        named = resume or run
-        directory = ranks.from_main(lambda: begin(named, options) if named else begin_next(Path("runs"), stem, options))
+        directory = ranks.from_main(lambda: _begun(resume or run, options))
     display.say(describe(options, source, directory.path))
     if begun and _steps_done(directory.path) >= training.epochs * steps_per_epoch(source.train, training.batch_size):
         display.say(f"trained already: all of its {counted(training.epochs, 'epoch')}")
@@ -157,11 +155,19 @@ goes on in its own entry.
                 log_figures(loggers, evaluated)
                 display.result(report(evaluated), {"evaluation": evaluated})
     except InterruptedRunError as error:
-        again = resume_command(directory.path, options) + (" --evaluate" if evaluate else "")
-        again += "".join(f" --{name} {count}" for name, count in (("devices", devices), ("nodes", nodes)) if count > 1)
-        again += f" --strategy {strategy}" if strategy != "ddp" else ""
-        raise InterruptedRunError(error.signal_number, again) from error
+        given = {"devices": devices, "nodes": nodes, "strategy": strategy}
+        again = [f"--{name} {value}" for name, value in given.items() if value not in (1, "ddp")]
+        words = [resume_command(directory.path, options), *["--evaluate"] * evaluate, *again]
+        raise InterruptedRunError(error.signal_number, " ".join(words)) from error
     display.result(f"run: {directory.path}", results(directory, progress, judged=len(source.validation) > 0))
+
+
+def _begun(path: Path | None, options: Mapping[str, Any]) -> RunDirectory:
+    """A new run directory: this one, or the next free one of its name."""
+    if path is not None:
+        return begin(path, options)
+    short = options["data"].partition(":")[2] or options["data"]
+    return begin_next(Path("runs"), f"{options['objective']}-{Path(short).stem.lower()}", options)
 
 
 def results(directory: RunDirectory, progress: Progress, judged: bool) -> dict[str, Any]:
