@@ -9,7 +9,7 @@ from typing import Any
 from aalp.report.blocks import Figure, Table
 from aalp.report.collect import Group
 from aalp.report.figures import counted, percent
-from aalp.report.style import LIGHT, axis, label, layout, names_axis, share_axis
+from aalp.report.style import LIGHT, axis, label, layout, marker, names_axis, share_axis
 
 SHOWN_CLASSES = 30
 READABLE_CLASSES = 100
@@ -29,7 +29,6 @@ def per_class(groups: Sequence[Group], about: str) -> Figure | None:
     )
     for group, classes in tables:
         for what in ("clean", "robust") if len(tables) == 1 else ("robust",):
-            mark = {"symbol": group.look.symbol + ("-open" if what == "clean" else ""), "size": 10, "color": group.look.light}
             name = f"{group.name}, {what}" if len(tables) == 1 else group.name
             shown = [key for key in weakest if key in classes]
             data.append(
@@ -40,7 +39,7 @@ def per_class(groups: Sequence[Group], about: str) -> Figure | None:
                     "name": label(name, 40),
                     "x": [classes[key][what] for key in shown],
                     "y": [weakest.index(key) for key in shown],
-                    "marker": {**mark, "line": {"width": 2, "color": group.look.light}},
+                    "marker": marker(group.look, 10, filled=what != "clean"),
                 }
             )
         rows += [

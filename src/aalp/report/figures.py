@@ -8,7 +8,7 @@ from typing import Any
 
 from aalp.report.blocks import Figure, Table
 from aalp.report.collect import Group, Run, evaluations_of, runs_of
-from aalp.report.style import LIGHT, axis, label, layout, names_axis, share_axis
+from aalp.report.style import LIGHT, axis, bars, label, layout, marker, names_axis, share_axis
 
 Interval = Callable[[int, int], tuple[float, float]]
 """(successes, count) -> low and high end of the 95 % interval of their share."""
@@ -62,8 +62,8 @@ def line_figure(
                 }
                 for points in curves
             ]
-        marker = {"symbol": group.look.symbol, "size": 8, "color": group.look.light, "maxdisplayed": 9}
-        data.append({**common, **_xy(mean), "mode": "lines+markers", "line": style, "marker": marker})
+        mark = {"symbol": group.look.symbol, "size": 8, "color": group.look.light, "maxdisplayed": 9}
+        data.append({**common, **_xy(mean), "mode": "lines+markers", "line": style, "marker": mark})
         rows += [[group.name, f"{at:g}", percent(value)] for at, value in mean.items()]
     if not data:
         return None
@@ -157,7 +157,6 @@ def accuracy(groups: Sequence[Group], interval: Interval) -> Figure | None:
             rows.append(row)
             for what, filled in (("clean", False), ("robust", True)) if record["attacks"] else (("clean", False),):
                 low, high = interval(round(record[what] * record["images"]), record["images"])
-                mark = {"symbol": group.look.symbol + ("" if filled else "-open"), "size": 11, "color": group.look.light}
                 data.append(
                     {
                         "type": "scatter",
@@ -167,8 +166,8 @@ def accuracy(groups: Sequence[Group], interval: Interval) -> Figure | None:
                         "name": f"{label(row)}, {what}",
                         "showlegend": False,
                         "cliponaxis": False,
-                        "marker": {**mark, "line": {"width": 2, "color": group.look.light}},
-                        "error_x": _bars(record[what], low, high, group.look.light),
+                        "marker": marker(group.look, 11, filled),
+                        "error_x": bars([record[what]], [(low, high)], group.look),
                         "hovertemplate": f"{what} %{{x:.1%}} ({percent(low)} to {percent(high)})<extra></extra>",
                     }
                 )
@@ -180,11 +179,6 @@ def accuracy(groups: Sequence[Group], interval: Interval) -> Figure | None:
         "Filled: robust, the worst case over all attacks that ran. Open: clean. Bars: 95 % Wilson intervals over the images."
     )
     return Figure("accuracy", "Clean and robust accuracy", caption, data, drawn)
-
-
-def _bars(value: float, low: float, high: float, colour: str) -> dict[str, Any]:
-    more = {"thickness": 1.5, "width": 5, "color": colour}
-    return {"type": "data", "symmetric": False, "array": [high - value], "arrayminus": [value - low], **more}
 
 
 def eps_curve(groups: Sequence[Group]) -> Figure | None:
@@ -238,15 +232,6 @@ def attacks(groups: Sequence[Group], interval: Interval) -> Figure | None:
         means = [statistics.fmean(figures[name] for _, figures in found) for name in names]
         ends = [_ends(found, name, interval) for name in names]
         style = {"symbol": group.look.symbol, "size": 10, "color": group.look.light}
-        bars = {
-            "type": "data",
-            "symmetric": False,
-            "array": [high - mean for mean, (_, high) in zip(means, ends, strict=True)],
-            "arrayminus": [mean - low for mean, (low, _) in zip(means, ends, strict=True)],
-            "thickness": 1.5,
-            "width": 4,
-            "color": group.look.light,
-        }
         common: dict[str, Any] = {
             "type": "scatter",
             "mode": "markers",
@@ -255,7 +240,7 @@ def attacks(groups: Sequence[Group], interval: Interval) -> Figure | None:
         }
         common["cliponaxis"] = False  # markers at 0 and 100 % stay whole
         places = [columns.setdefault(name, len(columns)) for name in names]
-        data.append({**common, "x": places, "y": means, "marker": style, "error_y": bars})
+        data.append({**common, "x": places, "y": means, "marker": style, "error_y": bars(means, ends, group.look, 4)})
     if not data:
         return None
     several = any(len(group.runs) > 1 for group in groups)

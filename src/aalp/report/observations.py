@@ -9,7 +9,7 @@ from typing import Any
 from aalp.report.blocks import Figure, Table
 from aalp.report.collect import Group, Run
 from aalp.report.figures import column, epoch_axis, line_figure, percent
-from aalp.report.style import axis, count_axis, faint, label, layout, names_axis, share_axis
+from aalp.report.style import axis, bars, count_axis, faint, label, layout, marker, names_axis, share_axis
 
 
 def concentrations(run: Run, inputs: str, of_class: str) -> Mapping[str, Any]:
@@ -66,8 +66,6 @@ def _n90(groups: Sequence[Group], about: str) -> Figure | None:
             if group.name not in rows:
                 rows.append(group.name)
             mean = statistics.fmean(values)
-            mark = {"symbol": group.look.symbol + ("-open" if inputs == "clean" else ""), "size": 12, "color": group.look.light}
-            spread = {"array": [max(values) - mean], "arrayminus": [mean - min(values)], "color": group.look.light}
             data.append(
                 {
                     "type": "scatter",
@@ -76,8 +74,8 @@ def _n90(groups: Sequence[Group], about: str) -> Figure | None:
                     "y": [rows.index(group.name)],
                     "name": f"{label(group.name)}, {inputs}",
                     "showlegend": False,
-                    "marker": {**mark, "line": {"width": 2, "color": group.look.light}},
-                    "error_x": {"type": "data", "symmetric": False, "thickness": 1.5, "width": 5, **spread},
+                    "marker": marker(group.look, 12, filled=inputs != "clean"),
+                    "error_x": bars([mean], [(min(values), max(values))], group.look),
                 }
             )
     if not data:

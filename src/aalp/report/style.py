@@ -89,6 +89,20 @@ def faint(colour: str) -> str:
     return f"rgba({red},{green},{blue},0.16)"
 
 
+def marker(look: Series, size: int, filled: bool = True) -> dict[str, Any]:
+    """A model's marker, with an edge that an open one is seen by."""
+    symbol = look.symbol if filled else f"{look.symbol}-open"
+    return {"symbol": symbol, "size": size, "color": look.light, "line": {"width": 2, "color": look.light}}
+
+
+def bars(values: Sequence[float], ends: Sequence[tuple[float, float]], look: Series, width: int = 5) -> dict[str, Any]:
+    """Error bars of a model's values, from the lower to the higher end of each."""
+    up = [high - value for value, (_, high) in zip(values, ends, strict=True)]
+    down = [value - low for value, (low, _) in zip(values, ends, strict=True)]
+    more = {"thickness": 1.5, "width": width, "color": look.light}
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, **more}
+
+
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """An axis with a title and a quiet grid."""
     plain: dict[str, Any] = {
