@@ -191,14 +191,11 @@ def evaluate_model(
     indices, split = chosen_images(loaded, source, split_name, images)
     classifier = loaded.classifier.to(device())
     gates = ranks.from_main(lambda: _cheap_gates(classifier, split, threat, seed))
-    settings: dict[str, Any] = {"threat": [threat.norm, threat.eps], "attacks": attacks, "batch_size": batch_size, "seed": seed}
-    settings |= {"exact": exact}
+    settings = {"threat": [threat.norm, threat.eps], "attacks": attacks, "batch_size": batch_size, "seed": seed, "exact": exact}
+    # Another version of somebody's attack is another attack.
     foreign = {name: dict(attack_by_name(name).settings) for name in attacks if is_foreign(name)}
-    if foreign:  # another version of somebody's attack is another attack
-        settings["foreign"] = foreign
     which = [split_name, indices.tolist()] + [source.validation_digest] * (split_name == "validation")
-    journal = journal_of(record_path.parent, loaded, source, which, settings)
-    # Float32 images in contiguous layout: what the attacks' own packages expect.
+    journal = journal_of(record_path.parent, loaded, source, which, settings | ({"foreign": foreign} if foreign else {}))
     with display.bar(), stopping(about["command"]):
         evaluation = run_evaluation(
             classifier,
