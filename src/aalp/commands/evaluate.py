@@ -28,7 +28,7 @@ from aalp.commands.trust import check_attack_trust
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import Split, as_float
 from aalp.distributed import ALONE, Ranks, joined
-from aalp.errors import OptionError, RunError
+from aalp.errors import OptionError
 from aalp.evaluation.attacks import attack_by_name, check_attacks
 from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates
 from aalp.evaluation.foreign_attacks import is_foreign
@@ -186,8 +186,6 @@ def evaluate_model(
     check_attacks(attacks)
     if batch_size < 1 or (images is not None and images < 1):
         raise OptionError(f"images is {images} and batch_size is {batch_size}: both have to be at least 1")
-    if record_path.exists():
-        raise RunError(f"'{record_path}' exists already: choose another --out")
     indices, split = chosen_images(loaded, source, split_name, images)
     classifier = loaded.classifier.to(device())
     gates = ranks.from_main(lambda: _cheap_gates(classifier, split, threat, seed))
