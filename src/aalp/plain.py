@@ -6,6 +6,7 @@ mapping with `class_path` names, and a configuration may be a stranger's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,15 @@ _Deeper = Scalar | list[_Shallow] | dict[str, _Shallow]
 
 Plain = Scalar | list[_Deeper] | dict[str, _Deeper]
 """A scalar, or lists and mappings of such, three deep: as deep as options go (`method: {dropout: {probability: 0.5}}`)."""
+
+
+def number(value: object) -> float:
+    """A number, or a fraction such as 8/255; nan where it is neither."""
+    top, slash, bottom = str(value).partition("/")
+    try:
+        return float(top) / float(bottom) if slash else float(top)
+    except (ValueError, ZeroDivisionError):
+        return math.nan
 
 
 def flat(options: Mapping[str, Any], within: str = "") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from aalp.method.objective_base import Objective
 from aalp.method.objectives import OBJECTIVES
 from aalp.method.sample_weights import SampleWeights
 from aalp.method.threat import L2, Linf, Threat
+from aalp.plain import number
 from aalp.store.run import RunDirectory
 
 THREATS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2}
@@ -121,14 +122,10 @@ def parse_number(name: str, value: float | str) -> float:
     Raises:
         OptionError: it is neither.
     """
-    top, slash, bottom = str(value).partition("/")
-    try:
-        number = float(top) / float(bottom) if slash else float(top)
-    except (ValueError, ZeroDivisionError):
-        number = math.nan
-    if math.isnan(number):
+    found = number(value)
+    if math.isnan(found):
         raise OptionError(f"{name} is '{value}': give a number, or a fraction such as 8/255")
-    return number
+    return found
 
 
 def override(options: Mapping[str, Any], changes: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aalp.plain import number
 from aalp.store.records import same_threat
 
 SEARCH_STEPS = 100
@@ -19,15 +20,15 @@ def telling(record: Mapping[str, Any], config: Mapping[str, Any], digest: str | 
     First the data that the run was trained on, then whether anything was attacked, test images, the threat that it was
     trained for, AutoAttack, the weights that its options name, the steps of all attacks, the number of images, and age.
     """
-    norm = str((config.get("threat") or {}).get("norm", "")).lower()
+    threat = config.get("threat") or {}
     weights = (config.get("evaluation") or {}).get("weights", "best")
     autoattack, steps = strength(record)
     return (
         of_trained_data(record, config, digest),
         bool(record["attacks"]),
         record["data"].get("split", "test") == "test",
-        record["threat"]["norm"].lower() == norm,
-        abs(record["threat"]["eps"] - _radius(config)) < 1e-9,
+        record["threat"]["norm"].lower() == str(threat.get("norm", "")).lower(),
+        abs(record["threat"]["eps"] - number(threat.get("eps", "nan"))) < 1e-9,
         autoattack,
         Path(record["weights"]).stem == weights,
         steps,
@@ -89,11 +90,3 @@ def _same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """By digest; by name where a record does not say it."""
     by = "digest" if one.get("digest") and other.get("digest") else "name"
     return bool(one.get(by) == other.get(by))
-
-
-def _radius(config: Mapping[str, Any]) -> float:
-    top, slash, bottom = str((config.get("threat") or {}).get("eps", "nan")).partition("/")
-    try:
-        return float(top) / float(bottom) if slash else float(top)
-    except (ValueError, ZeroDivisionError):
-        return float("nan")
