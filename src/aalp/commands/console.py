@@ -81,8 +81,7 @@ class Display:
         self._step, self._total = step, total
         self._first_step = self._first_step or (step, time.perf_counter())
         self._advance(f"training  loss {loss:.3f}", step, total)
-        if not self.live and time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS:
-            self.say(f"step {step}/{total}  loss {loss:.3f}")
+        self._now_and_then(f"step {step}/{total}  loss {loss:.3f}")
 
     def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
         """To be called after each epoch, with its metrics."""
@@ -106,14 +105,18 @@ class Display:
         self._advance(name, done, total)
         if done == total and not self.live and total > 0:
             self.say(f"{name}: {total} images in {time.perf_counter() - self._attack_started:.1f} s")
-        elif not self.live and time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS:
-            self.say(f"{name}: {done}/{total} images")
+        else:
+            self._now_and_then(f"{name}: {done}/{total} images")
 
     def reading(self, name: str, done: int, total: int) -> None:
         """To be called after each image that is read into memory: small sets take no time, and have no line of their own."""
         self._advance(name, done, total)
+        self._now_and_then(f"{name}: {done}/{total}")
+
+    def _now_and_then(self, line: str) -> None:
+        """Say a line where there is no live display and nothing was said for a while."""
         if not self.live and time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS:
-            self.say(f"{name}: {done}/{total}")
+            self.say(line)
 
     def _advance(self, description: str, done: int, total: int) -> None:
         if self._bar is None:
