@@ -7,22 +7,25 @@ schedule below are ours, chosen by measurement (see docs/method.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from aalp.errors import OptionError, check_share
 
+Score = Literal["magnitude", "signed"]
+Selection = Literal["rank", "mass"]
+
 
 @dataclass(frozen=True)
 class GuidedDropout:
     """How Guided Dropout picks and drops features."""
 
-    score: Literal["magnitude", "signed"] = "magnitude"
+    score: Score = "magnitude"
     """What ranks a feature: |contribution|, or the signed contribution to the label (see docs on label leakage)."""
 
-    selection: Literal["rank", "mass"] = "rank"
+    selection: Selection = "rank"
     """Which features may be dropped: the lowest `fraction` by score, or all beyond the fewest that carry `mass` of it."""
 
     fraction: float = 0.8
@@ -41,7 +44,7 @@ class GuidedDropout:
     """Attack through the mask as well (one mask, fixed for all steps); off, the adversary sees the whole network."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("score", ("magnitude", "signed")), ("selection", ("rank", "mass"))):
+        for name, choices in (("score", get_args(Score)), ("selection", get_args(Selection))):
             if getattr(self, name) not in choices:
                 raise OptionError(f"dropout {name} is '{getattr(self, name)}': choose {' or '.join(choices)}")
         for name in ("fraction", "mass", "ramp"):
