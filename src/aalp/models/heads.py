@@ -50,9 +50,9 @@ def is_head(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear)
 
 
-def replace_head(network: nn.Module, num_classes: int, name: str | None = None) -> nn.Module:
+def replace_head(network: nn.Module, num_classes: int) -> nn.Module:
     """The network with a fresh head for this many classes (changed in place; a network that is its head comes back anew)."""
-    name = find_head(network) if name is None else name
+    name = find_head(network)
     old = head_layer(network, name)
     bias = old.bias is not None
     fresh: Head = (

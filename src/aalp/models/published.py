@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from aalp.errors import ModelError, unknown_name
-from aalp.models.heads import find_head, replace_head
+from aalp.models.heads import replace_head
 
 ImageShape = tuple[int, int, int]
 Normalisation = tuple[Sequence[float], Sequence[float]]
@@ -111,11 +111,12 @@ def torchvision_model(
         raise ModelError(unknown_name("torchvision model", name, _near(name, known)))
     check_arguments(f"torchvision:{name}", arguments)
     weights: Any = models.get_model_weights(name).DEFAULT
-    published = len(weights.meta["categories"])
+    categories = tuple(weights.meta["categories"])
+    replaced = pretrained and len(categories) != num_classes
     try:
         network = _torchvision_network(models, name, num_classes, image_shape, weights if pretrained else None, dict(arguments))
-        if pretrained and published != num_classes:
-            network = replace_head(network, num_classes, find_head(network))
+        if replaced:
+            network = replace_head(network, num_classes)
         if image_shape[0] != 3:
             _one_channel(network, image_shape[0])
     except ModelError:
@@ -129,12 +130,8 @@ def torchvision_model(
         # Built again without them they would not: so as a normalisation, which is stored with the weights.
         network.transform_input = False  # type: ignore[assignment]
         normalisation = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    return Published(
-        network,
-        normalisation,
-        tuple(weights.meta["categories"]) if pretrained and published == num_classes else None,
-        published if pretrained and published != num_classes else None,
-    )
+    classes = categories if pretrained and not replaced else None
+    return Published(network, normalisation, classes, fresh_head=len(categories) if replaced else None)
 
 
 def _torchvision_network(
