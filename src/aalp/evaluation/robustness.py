@@ -84,18 +84,8 @@ def evaluate(
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}: it has to be at least 1")
     check_classifier(classifier)
-    if hasattr(images, "read"):
-        split = cast(Split, images)
-    elif labels is None:
-        raise OptionError("labels are missing: give one integer for each image")
-    else:
-        images, labels = as_tensors(images, labels, classifier.num_classes, "the evaluation")
-        split = ResidentSplit(images.cpu(), labels.cpu())
-    if isinstance(attacks, str):
-        attacks = [name.strip() for name in attacks.split(",")]
-    elif callable(attacks):
-        attacks = [attacks]
-    wanted = [name for name in dict.fromkeys(attacks) if name != "clean"]
+    split = _as_split(images, labels, classifier.num_classes)
+    wanted = _wanted(attacks)
     if exact and {"autoattack", "square"}.intersection(wanted):
         check_exact_square(threat, split.image_shape)
     device = classifier.head_weight.device
@@ -117,6 +107,24 @@ def evaluate(
         if evaluation.measured_on is None:
             evaluation.measures |= dict.fromkeys(ADVERSARIAL_MEASURES, torch.full((len(split),), math.nan))
     return evaluation
+
+
+def _as_split(images: Tensor | Split, labels: Tensor | None, num_classes: int) -> Split:
+    if hasattr(images, "read"):
+        return cast(Split, images)
+    if labels is None:
+        raise OptionError("labels are missing: give one integer for each image")
+    images, labels = as_tensors(images, labels, num_classes, "the evaluation")
+    return ResidentSplit(images.cpu(), labels.cpu())
+
+
+def _wanted(attacks: str | OwnAttack | Sequence[str | OwnAttack]) -> list[str | OwnAttack]:
+    """Each attack that was asked for, once; not `clean`, which is measured in any case."""
+    if isinstance(attacks, str):
+        attacks = [name.strip() for name in attacks.split(",")]
+    elif callable(attacks):
+        attacks = [attacks]
+    return [name for name in dict.fromkeys(attacks) if name != "clean"]
 
 
 def _searched_in(
@@ -178,7 +186,7 @@ class _Run:
         # One attack of ours moves every image, fooled or not: its images are those that pairs are measured on.
         measuring = evaluation.measured_on is None and attack.name.startswith("pgd-")
         on = torch.ones_like(standing) if measuring else standing
-        result = self._attack(attack, standing, on, evaluation if measuring else None, len(evaluation.names))
+        result = self._attack(evaluation, attack, standing, on, measuring)
         if measuring:
             evaluation.measured_on = attack.name
         evaluation.results.append(result)
@@ -187,7 +195,7 @@ class _Run:
     def autoattack(self, evaluation: Evaluation, parts: Sequence[Attack]) -> None:
         standing = evaluation.predictions == evaluation.labels
         for part in parts:
-            result = self._attack(part, standing, standing, None, len(evaluation.names))
+            result = self._attack(evaluation, part, standing, standing)
             standing = result.standing
             evaluation.parts.append(result)
             self._blame(evaluation, f"autoattack/{part.name}", standing)
@@ -202,17 +210,18 @@ class _Run:
         )
 
     def _attack(
-        self, attack: Attack, standing: Tensor, on: Tensor, measured: Evaluation | None, number_of_attack: int
+        self, evaluation: Evaluation, attack: Attack, standing: Tensor, on: Tensor, measuring: bool = False
     ) -> AttackResult:
+        """Attack the images `on` (N, bool), of which `standing` may fall; with `measuring` the evaluation gets the measures."""
         after = standing.clone()
         rows_to_attack = on.nonzero()[:, 0]
         columns = {name: torch.full((len(standing),), math.nan) for name in ADVERSARIAL_MEASURES}
         seconds, outside = 0.0, 0
         # The same attack may run twice, alone and as a part of AutoAttack.
-        stage = f"{number_of_attack:02d}-{attack.name.replace(':', '-')}"
+        stage = f"{len(evaluation.names):02d}-{attack.name.replace(':', '-')}"
         for rows, batch in attacked_batches(
             *(rows_to_attack, self.batch_size, attack.name, self.tick),
-            lambda number, rows: self._attack_batch(attack, number, rows, measured is not None),
+            lambda number, rows: self._attack_batch(attack, number, rows, measuring),
             *(stage, self.journal, self.ranks),
         ):
             after[rows] &= ~batch.fooled
@@ -222,8 +231,8 @@ class _Run:
                 else:
                     columns[name][rows] = values
             seconds += batch.seconds
-        if measured is not None:
-            measured.measures |= columns
+        if measuring:
+            evaluation.measures |= columns
         return AttackResult(attack.name, after, len(rows_to_attack), seconds, dict(attack.settings), outside)
 
     def _attack_batch(self, attack: Attack, number: int, rows: Tensor, measure: bool) -> AttackedBatch:
