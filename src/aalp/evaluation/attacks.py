@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from aalp.errors import ModelError, OptionError, unknown_name
 from aalp.evaluation.autoattack import SEARCHED_ROUGHLY, STANDARD, AttackFunction, autoattack_part, exact_part
 from aalp.evaluation.foreign_attacks import OwnAttack, foreign_attack, is_foreign, leaving, own_attack
+from aalp.evaluation.views import Searched
 from aalp.method.batches import per_image
 from aalp.method.losses import cross_entropy, margin, misclassified
 from aalp.method.pgd import equal_step, evaluating, perturb
@@ -39,7 +39,7 @@ class Attack:
     foreign: bool = False
 
 
-def attack_by_name(name: str, search: Literal["bf16", "float32"] = "float32", exact_seed: int | None = None) -> Attack:
+def attack_by_name(name: str, search: Searched = "float32", exact_seed: int | None = None) -> Attack:
     """The attack of this name.
 
     Args:

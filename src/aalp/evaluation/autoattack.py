@@ -10,7 +10,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from aalp.evaluation.apgd import apgd_ce, apgd_targeted
 from aalp.evaluation.fab import fab_targeted
 from aalp.evaluation.square import square_linf
 from aalp.evaluation.targets import MOST_TARGETS
-from aalp.evaluation.views import Views, views
+from aalp.evaluation.views import Searched, Views, views
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 
@@ -41,7 +41,7 @@ AttackFunction = Callable[[Classifier, Tensor, Tensor, Threat, int], Tensor]
 """(classifier, images (N, ...) in [0, 1], labels (N,), threat, seed) -> candidates (N, ...); `run_attack` checks them."""
 
 
-def autoattack_part(part: str, queries: int = 5000, search: Literal["bf16", "float32"] = "float32") -> AttackFunction:
+def autoattack_part(part: str, queries: int = 5000, search: Searched = "float32") -> AttackFunction:
     """One part of AutoAttack standard.
 
     Args:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from aalp.evaluation.dealing import attacked_batches, deal_batches
 from aalp.evaluation.foreign_attacks import OwnAttack
 from aalp.evaluation.journal import AttackedBatch, Journal
 from aalp.evaluation.outcome import AttackResult, Evaluation
-from aalp.evaluation.views import SearchPrecision, search_precision
+from aalp.evaluation.views import Searched, SearchPrecision, search_precision
 from aalp.method.contributions import concentration_n, contributions
 from aalp.method.losses import logit_pairing
 from aalp.method.pgd import evaluating
@@ -129,7 +129,7 @@ def _wanted(attacks: str | OwnAttack | Sequence[str | OwnAttack]) -> list[str | 
 
 def _searched_in(
     search: SearchPrecision, classifier: Classifier, split: Split, threat: Threat, wanted: Sequence[str | OwnAttack]
-) -> Literal["bf16", "float32"]:
+) -> Searched:
     """The precision of AutoAttack's search; float32 where none of it is asked for."""
     if not {"autoattack", *STANDARD}.intersection(wanted):
         return "float32"

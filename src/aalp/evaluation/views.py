@@ -17,6 +17,10 @@ from aalp.models.copies import copied
 from aalp.models.inference_copy import Logits, alike, folded, in_bfloat16
 
 SearchPrecision = Literal["auto", "bf16", "float32"]
+"""What may be asked for; `auto` is decided for a model and a threat, see `search_precision`."""
+
+Searched = Literal["bf16", "float32"]
+"""What a search is run in."""
 
 ROUGH = 0.1
 """Largest error of a bfloat16 logit, in units of the logits' spread, with which a model is still searched in bfloat16."""
@@ -48,9 +52,7 @@ class Views:
         return misclassified(self.judge(images), labels)
 
 
-def search_precision(
-    wanted: SearchPrecision, classifier: Classifier, images: Tensor, threat: Threat
-) -> Literal["bf16", "float32"]:
+def search_precision(wanted: SearchPrecision, classifier: Classifier, images: Tensor, threat: Threat) -> Searched:
     """In what this classifier is searched; `auto` is bfloat16 where the hardware multiplies it.
 
     Float32 too where bfloat16 does not carry the classifier's logits, or what the threat's steps do to them.
