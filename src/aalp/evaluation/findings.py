@@ -22,7 +22,7 @@ class Gate:
     """A gate.
 
     Attributes:
-        source: letters of the sources above; "ours" where the limit is.
+        source: letters of the sources in `gates.py`; "ours" where the limit is.
         limit: the largest value that passes, in `unit`.
         unit: "points" (percent of all images), "images", or "" for a plain number.
         rule: the pass rule, with its number.

@@ -22,7 +22,7 @@ class AttackedBatch:
     Attributes:
         rows: (n,) positions of the images in the evaluation.
         fooled: (n,) bool: misclassified.
-        measures: per-image measurements by name, (n,) each.
+        measures: per-image measurements by name, (n, ...) each.
         seconds: wall time.
         earlier: read from a journal.
     """

@@ -45,7 +45,7 @@ class Evaluation:
         results: one for each attack that was asked for, AutoAttack as a whole with its parts in `parts`.
         parts: the parts of AutoAttack, in order.
         broken_by: (N,) index into `names` of the first attack that broke the image: 0 nothing, 1 clean.
-        measures: per-image measurements by name, (N,) each (see `_measure`); NaN where an image was not measured.
+        measures: per-image measurements by name, (N,) each (see `robustness.py`); NaN where an image was not measured.
         measured_on: name of the attack whose images the adversarial measurements are of, if any.
     """
 

@@ -20,7 +20,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Published:
-    """A network of somebody else's collection.
+    """A network that was built by its name, and what whoever published it says of it.
 
     Attributes:
         network: maps normalised images to logits.
