@@ -19,7 +19,10 @@ from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 
 GALLERY_IMAGES = 20
+"""Images that a report may show."""
+
 WEIGHT_CONFLICT_IMAGES = 200
+"""Images on which both losses' gradients in the weights are compared: two backward passes each."""
 
 
 @dataclass(frozen=True)

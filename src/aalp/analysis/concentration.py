@@ -16,7 +16,10 @@ from aalp.method.contributions import concentration_n, contributions, effective_
 from aalp.models.classifier import Classifier
 
 EVERY_COUNT_UP_TO = 256
+"""Features up to which the accuracy with the top k is measured for every k."""
+
 POINTS = 64
+"""Values of k in a curve over more features than can all be shown."""
 
 
 def feature_counts(features: int, points: int = POINTS) -> list[int]:

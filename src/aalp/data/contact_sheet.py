@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from aalp.data.check import THUMBNAIL
 
 GAP, NAMES, LINE = 6, 190, 14
+"""Pixels between pictures, for the names, and for a line of text."""
+
 MOST_CLASSES = 60
 
 

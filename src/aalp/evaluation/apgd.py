@@ -28,6 +28,7 @@ STEEP = 1e15
 """Stands for an infinite slope, as a root has it at 0; the squares of a million of them are finite in float32."""
 
 FIRST_CHECK, CHECK_SHRINKS, LAST_CHECK = 22, 3, 6
+"""Steps to the first check of the step size, how many fewer to each later one, and the fewest; of 100 in all."""
 
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (N, C), labels (N,), targets (N,)) -> what is maximised (N,)."""

@@ -29,8 +29,13 @@ from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed, seed_global_generators
 
 LAST_STEPS = 10
+"""Steps at the end of an attack over which its loss should not move any more."""
+
 LOGIT_SPREAD = 10.0
+"""Largest minus smallest of the rescaled logits."""
+
 ADAPTIVE = (("pairing", False), ("pairing", True), ("features", False), ("features", True))
+"""Kinds of adaptive attack, each without and through a Guided Dropout mask."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,13 @@ from aalp.method.threat import Threat
 
 STEPS = 100
 ALPHA_MAX = 0.1
+"""The largest share of the step from the image itself."""
+
 OVERSHOOT = 1.05
+"""How far past the linearised boundary a step goes, in units of the way to it."""
+
 BACKWARD = 0.9
+"""Share of its change that a misclassified point keeps, to look for a nearer one."""
 
 
 @torch.no_grad()

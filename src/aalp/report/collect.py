@@ -24,6 +24,7 @@ NEEDED = {
     "audit": ("verdict", "gates", "images", "threat", "data", "weights"),
     "analysis": ("images", "attack", "threat", "classes", "data", "model", "weights"),
 }
+"""What a report cannot do without, by the kind of record."""
 
 
 @dataclass(frozen=True)
