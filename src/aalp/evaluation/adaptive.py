@@ -14,7 +14,7 @@ from aalp.evaluation.model_gates import WithGradient
 from aalp.method.contributions import contributions
 from aalp.method.guided_dropout import GuidedDropout, guided_set, keep_mask
 from aalp.method.losses import logit_pairing, margin
-from aalp.method.pgd import ImageClassifier, PerImageLoss, perturb
+from aalp.method.pgd import ImageClassifier, PerImageLoss, View, perturb
 from aalp.method.threat import Threat
 
 HIGH = GuidedDropout(score="signed", selection="mass", mass=0.9)
@@ -54,19 +54,11 @@ def suppression_loss(classifier: ImageClassifier, clean_features: Tensor, labels
     return loss
 
 
-class _Features:
-    """The view of a classifier that gives features where logits are asked for, so that the one PGD loop ascends on them."""
-
-    def __init__(self, classifier: ImageClassifier) -> None:
-        self.classifier, self.training = classifier, classifier.training
-        self.head, self.features, self.modules = classifier.head, classifier.features, classifier.modules
+class _Features(View):
+    """Gives features where logits are asked for, so that the one PGD loop ascends on them."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
         return self.classifier.features(images)
-
-    @property
-    def head_weight(self) -> Tensor:
-        return self.classifier.head_weight
 
 
 def adaptive_attack(

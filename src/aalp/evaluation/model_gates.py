@@ -10,7 +10,7 @@ from torch import Tensor
 from aalp.evaluation.findings import NOT_FINITE, Finding, count_finding, undecided
 from aalp.evaluation.gates import DETERMINISTIC, GRADIENT, SLOPE, STABLE
 from aalp.method.losses import margin
-from aalp.method.pgd import ImageClassifier
+from aalp.method.pgd import ImageClassifier, View
 from aalp.method.threat import Threat
 
 PASSES = 5
@@ -23,25 +23,17 @@ ROUNDING = 1e-6
 """Of the logits: moves that float32 cannot tell from none."""
 
 
-class WithGradient:
+class WithGradient(View):
     """A classifier whose outputs always hang on the images, if only with gradient zero.
 
     Torch raises where a network cuts the graph; here that is a finding, not an error.
     """
-
-    def __init__(self, classifier: ImageClassifier) -> None:
-        self.classifier = classifier
-        self.training, self.head, self.modules = classifier.training, classifier.head, classifier.modules
 
     def __call__(self, images: Tensor, /) -> Tensor:
         return self.classifier(images) + 0 * images.flatten(1).sum(1, keepdim=True)
 
     def features(self, images: Tensor, /) -> Tensor:
         return self.classifier.features(images) + 0 * images.flatten(1).sum(1, keepdim=True)
-
-    @property
-    def head_weight(self) -> Tensor:
-        return self.classifier.head_weight
 
 
 @torch.no_grad()

@@ -53,6 +53,24 @@ class ImageClassifier(Protocol):
     def head_weight(self) -> Tensor: ...
 
 
+class View:
+    """A classifier seen in another way: what a subclass does not change is the classifier's own."""
+
+    def __init__(self, classifier: ImageClassifier) -> None:
+        self.classifier = classifier
+        self.training, self.head, self.modules = classifier.training, classifier.head, classifier.modules
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        return self.classifier(images)
+
+    def features(self, images: Tensor, /) -> Tensor:
+        return self.classifier.features(images)
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.classifier.head_weight
+
+
 @dataclass(frozen=True)
 class AttackOptions:
     """Settings of the attack used in training.

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from aalp.distributed import Ranks, Shard
-from aalp.method.pgd import ImageClassifier
+from aalp.method.pgd import ImageClassifier, View
 from aalp.method.threat import Threat
 
 
-class WholeBatch:
-    """The view of a classifier that runs this rank's images and answers for the whole batch.
+class WholeBatch(View):
+    """Runs this rank's images and answers for the whole batch.
 
     An objective that is given it, this rank's images and the whole batch's labels computes the whole batch's loss: means,
     sample weights, dropout masks, random pairs and quantiles are those of one process, and every rank has them all. Only
@@ -25,18 +25,14 @@ class WholeBatch:
     """
 
     def __init__(self, classifier: ImageClassifier, ranks: Ranks, count: int) -> None:
-        self.classifier, self.ranks, self.count = classifier, ranks, count
-        self.training, self.head, self.modules = classifier.training, classifier.head, classifier.modules
+        super().__init__(classifier)
+        self.ranks, self.count = ranks, count
 
     def __call__(self, images: Tensor, /) -> Tensor:
         return self.ranks.gather_rows(self.classifier(images), self.count)
 
     def features(self, images: Tensor, /) -> Tensor:
         return self.ranks.gather_rows(self.classifier.features(images), self.count)
-
-    @property
-    def head_weight(self) -> Tensor:
-        return self.classifier.head_weight
 
 
 @dataclass(frozen=True)
