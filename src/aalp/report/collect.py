@@ -95,6 +95,10 @@ class Group:
     look: Series
     number: int
 
+    def called(self, run: Run) -> str:
+        """A name of one of its runs that tells it from the others."""
+        return self.name if len(self.runs) == 1 else f"{self.name}, seed {run.seed}"
+
 
 def runs_of(groups: Sequence[Group]) -> list[Run]:
     """Every run, group by group."""

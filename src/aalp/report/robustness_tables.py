@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from aalp.report.blocks import Table
@@ -76,8 +76,6 @@ def _of_another_evaluation(run: Run) -> bool:
     return bool(source and record and Path(source).name != Path(record["path"]).name)
 
 
-def named(groups: Sequence[Group]) -> Iterator[tuple[Run, str]]:
+def named(groups: Sequence[Group]) -> list[tuple[Run, str]]:
     """Every run with a name that tells it from the others."""
-    for group in groups:
-        for run in group.runs:
-            yield run, group.name if len(group.runs) == 1 else f"{group.name}, seed {run.seed}"
+    return [(run, group.called(run)) for group in groups for run in group.runs]

@@ -97,7 +97,6 @@ def _audit(groups: Sequence[Group]) -> list[Any]:
     numbered = [(group, run) for group in groups for run in group.runs if run.audits]
     for group, run in numbered:
         record = run.audits[0]
-        name = group.name if len(group.runs) == 1 else f"{group.name}, seed {run.seed}"
         about = f"{record['line']}. " if record.get("line") else ""
         about += f"{counted(record['images'], 'test image')} of {record['data']['name']}, {radius(record['threat'])}, "
         about += f"weights {record['weights']}."
@@ -110,7 +109,7 @@ def _audit(groups: Sequence[Group]) -> list[Any]:
             about += f" Other audits: {earlier}."
         verdict = record["verdict"]
         shown = VERDICTS.get(verdict, str(verdict))
-        found.append(Gates(group, name, about, verdict, shown, record["gates"], folded=len(numbered) > 1))
+        found.append(Gates(group, group.called(run), about, verdict, shown, record["gates"], folded=len(numbered) > 1))
     return [*found, *_missing(groups, "Not audited yet", "audit", lambda run: not run.audits)]
 
 
@@ -154,9 +153,8 @@ def _gallery(groups: Sequence[Group]) -> list[Any]:
         run = next(run for run in group.runs if run.gallery)
         pictures, factor = gallery(run, 12 if len(shown) == 1 else 6, GALLERY_BUDGET // len(shown))
         about: Mapping[str, Any] = (run.analysis or {})["gallery"]
-        seed = f", seed {run.seed}" if len(group.runs) > 1 else ""
         caption = (
-            f"{group.name}{seed}: the first {counted(len(pictures), 'image')} of the analysis, under "
+            f"{group.called(run)}: the first {counted(len(pictures), 'image')} of the analysis, under "
             f"{about.get('attack', 'attack')}. The difference is amplified {factor:.3g} times; mid-grey means unchanged."
         )
         found.append(Gallery(group, caption, pictures))
