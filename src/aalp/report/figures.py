@@ -101,7 +101,6 @@ def epoch_axis(groups: Sequence[Group]) -> dict[str, Any]:
 
 def training(groups: Sequence[Group]) -> list[Figure]:
     """Loss and accuracies over the epochs."""
-    over_epochs = epoch_axis(groups)
     steps = sorted({int((run.config.get("training") or {}).get("validation_steps", 0)) for run in runs_of(groups)})
     attack = f"PGD-{steps[0]}" if len(steps) == 1 and steps[0] else "PGD"
     wanted = (
@@ -118,30 +117,16 @@ def training(groups: Sequence[Group]) -> list[Figure]:
         ),
     )
     found = [
-        line_figure(
-            name.replace("_", "-"),
-            title,
-            caption,
-            groups,
-            column(name),
-            over_epochs,
-            share_axis("accuracy"),
-            hovermode="x unified",
-        )
-        for name, title, caption in wanted
+        logged(name, name.replace("_", "-"), title, caption, groups, share_axis("accuracy")) for name, title, caption in wanted
     ]
     caption = "The objective's own loss, averaged over each epoch. Objectives differ in their terms, so heights do not compare."
-    loss = line_figure(
-        "loss",
-        "Training loss",
-        caption,
-        groups,
-        column("loss"),
-        over_epochs,
-        axis("loss", rangemode="tozero"),
-        hovermode="x unified",
-    )
-    return [figure for figure in (*found, loss) if figure]
+    found.append(logged("loss", "loss", "Training loss", caption, groups, axis("loss", rangemode="tozero")))
+    return [figure for figure in found if figure]
+
+
+def logged(metric: str, name: str, title: str, caption: str, groups: Sequence[Group], y: Mapping[str, Any]) -> Figure | None:
+    """The figure of a column of metrics.csv over the epochs."""
+    return line_figure(name, title, caption, groups, column(metric), epoch_axis(groups), y, hovermode="x unified")
 
 
 def accuracy(groups: Sequence[Group], interval: Interval) -> Figure | None:

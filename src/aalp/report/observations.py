@@ -8,7 +8,7 @@ from typing import Any
 
 from aalp.report.blocks import Figure, Table
 from aalp.report.collect import Group, Run
-from aalp.report.figures import column, epoch_axis, line_figure, percent
+from aalp.report.figures import column, epoch_axis, line_figure, logged, percent
 from aalp.report.style import axis, bars, count_axis, faint, label, layout, marker, names_axis, share_axis
 
 
@@ -109,20 +109,19 @@ def second(groups: Sequence[Group]) -> list[Figure]:
     """Observation 2: on part of the samples the pairing loss works against the classification loss."""
     caption = "Share of training samples whose pairing gradient works against classifying {}, by epoch (cosine below 0)."
     shares = "Share of the pairing loss that samples misclassified clean carry, by epoch."
+    # Conflicts may be as rare as 1 in 1,000: ticks of fewer digits would all be 0.1 %.
+    y = axis("share", rangemode="tozero", tickformat=".4~%")
     figures = [
-        _logged("conflict", "Conflict at adversarial logits", caption.format("the adversarial image"), groups, "conflict_rate"),
-        _logged("conflict-clean", "Conflict at clean logits", caption.format("the clean image"), groups, "conflict_rate_clean"),
-        _logged("misclassified", "Pairing loss of misclassified samples", shares, groups, "misclassified_share"),
+        logged(
+            "conflict_rate", "conflict", "Conflict at adversarial logits", caption.format("the adversarial image"), groups, y
+        ),
+        logged(
+            "conflict_rate_clean", "conflict-clean", "Conflict at clean logits", caption.format("the clean image"), groups, y
+        ),
+        logged("misclassified_share", "misclassified", "Pairing loss of misclassified samples", shares, groups, y),
         _weights(groups),
     ]
     return [figure for figure in figures if figure]
-
-
-def _logged(name: str, title: str, caption: str, groups: Sequence[Group], metric: str) -> Figure | None:
-    """A share that training logs, over the epochs."""
-    # Conflicts may be as rare as 1 in 1,000: ticks of fewer digits would all be 0.1 %.
-    y = axis("share", rangemode="tozero", tickformat=".4~%")
-    return line_figure(name, title, caption, groups, column(metric), epoch_axis(groups), y, hovermode="x unified")
 
 
 def _weights(groups: Sequence[Group]) -> Figure | None:
