@@ -122,7 +122,7 @@ BAD_DATA: dict[str, Case] = {
             lambda folder: [(folder / "pictures/dog" / f"{number}.png").unlink() for number in (0, 1)],
         ),
         FROM_FOLDER,
-        ("'pictures'", "at least 2"),
+        ("one image of class 'dog'", "add one"),
     ),
     "classes that differ between the splits": (
         images(*(f"pictures/{name}" for name in ("train/cat", "train/dog", "test/cat", "test/cow"))),

@@ -252,9 +252,8 @@ def _gradient(ascend: PerImageLoss, logits: Tensor, labels: Tensor, images: Tens
 def _in_float16(logits: Tensor) -> bool:
     """Whether what gave these logits works in float16, also where they are float32 in the end."""
     kind = logits.device.type
-    return logits.dtype == torch.float16 or (
-        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
-    )
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return logits.dtype == torch.float16 or (autocast and torch.get_autocast_dtype(kind) == torch.float16)
 
 
 def _with_clean(loss: AgainstClean, logits_of: Callable[[Tensor], Tensor], images: Tensor) -> PerImageLoss:
