@@ -80,6 +80,18 @@ def test_more_seeds_and_objectives_join_what_is_done(
     assert "aalp" not in out.partition("records:")[0]
 
 
+def test_a_cell_can_go_on_alone_whatever_numbers_the_other_rows_have(train_words: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["compare", *train_words[1:], "--run", str(run), "--objectives", "trades,at", "--seeds", "0", "--method.beta", "3"]
+    words += ["--evaluation.attacks", "fgsm", "--training.epochs", "1"]
+    assert main(words) == 0
+    assert main(["train", "--resume", str(run / "at-seed0"), "--quiet"]) == 0  # at has no beta, and train refuses one
+    config = run / "at-seed0" / "config.yaml"
+    assert "beta: null" in config.read_text()
+    config.write_text(config.read_text().replace("beta: null", "beta: 3.0"))  # as it was written at first
+    assert main(words) == 0
+
+
 def test_a_run_that_diverges_leaves_the_others_to_be_done(
     train_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from aalp.commands.audit import audit_once, audit_verdict
 from aalp.commands.beginning import begin_or_go_on, goes_on, resume_command
 from aalp.commands.building import build_classifier
 from aalp.commands.comparison import markdown, summary
-from aalp.commands.config import EvaluationOptions, quoted, split_names, to_plain
+from aalp.commands.config import EvaluationOptions, quoted, split_names, to_plain, with_own_numbers
 from aalp.commands.console import Display, command_line
 from aalp.commands.evaluation_record import cheap_verdict
 from aalp.commands.one_run import describe, evaluate_run, train_run
@@ -52,8 +52,8 @@ class Cells:
         return {(name, seed): self.directory(name, seed) for seed in self.seeds for name in self.rows}
 
     def options(self, name: str, seed: int) -> dict[str, Any]:
-        """What the run of a cell is made of."""
-        return {**self.rows[name], "seed": seed}
+        """What the run of a cell is made of, as `aalp train` takes it: it refuses numbers that an objective does not have."""
+        return with_own_numbers({**self.rows[name], "seed": seed})
 
     def left(self, name: str) -> list[int]:
         """The seeds with which a row is not evaluated yet."""

@@ -235,6 +235,9 @@ def same_options(run: Path, options: Mapping[str, Any], advice: str) -> None:
     before |= to_plain(override(groups, {name: before[name] for name in groups if name in before}, f"'{config}'"))
     for given in (before, now):
         given["data_options"] = {key: value for key, value in given.get("data_options", {}).items() if key not in FREE_OF_DATA}
+        if given.get("objective") in OBJECTIVES and "space" not in given:  # a search's are for all its objectives
+            _, accepted = OBJECTIVES[given["objective"]]
+            given["method"] = {key: value for key, value in given.get("method", {}).items() if key in accepted}
     for name in now:
         if before.get(name) != now[name]:
             key, then, wanted = _difference(name, before.get(name), now[name])
