@@ -205,6 +205,13 @@ def test_state_dicts_of_other_programs_are_read(name: str, write: Callable[[Path
     assert same(read_foreign_tensors(tmp_path / name), {"w": torch.ones(2)})
 
 
+@pytest.mark.parametrize(("own", "average"), [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_of_weights_and_their_average_in_one_file_neither_is_taken_unasked(own: str, average: str, tmp_path: Path) -> None:
+    torch.save({own: {"w": torch.ones(2)}, average: {"w": torch.zeros(2)}, "epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(RunError, match=f"holds two sets of weights, '{own}' and '{average}': save the one"):
+        read_foreign_tensors(tmp_path / "w.pth")
+
+
 class Creates:
     """Unpickled, this makes a folder."""
 

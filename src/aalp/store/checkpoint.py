@@ -75,12 +75,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "net")
 """Under what names trainers keep the weights in a checkpoint; where there are several, the first."""
 
+AVERAGE_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+"""Under what names they keep an average of the weights beside them (timm the first, torchvision the second)."""
+
 
 def read_foreign_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of any safetensors file, or of a `torch.save`d state dict that holds tensors only.
 
     Raises:
-        RunError: the file is missing or is neither; nothing in it is executed.
+        RunError: the file is missing, is neither, or holds two sets of weights; nothing in it is executed.
     """
     if path.suffix == ".safetensors":
         return _tensors(path, _open(path)[0])
@@ -93,6 +96,12 @@ def read_foreign_tensors(path: Path) -> dict[str, Tensor]:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it asks for {code.group(1)}, which is not run" if code else "torch cannot read it as tensors"
         raise RunError(f"'{path}' is not a plain state dict: {reason}; save model.state_dict() as safetensors") from error
+    if isinstance(state, dict):
+        both = [key for key in (*CHECKPOINT_KEYS, *AVERAGE_KEYS) if isinstance(state.get(key), dict)]
+        if len(both) > 1 and both[-1] in AVERAGE_KEYS:  # which of the two a published figure is of, the file does not say
+            raise RunError(
+                f"'{path}' holds two sets of weights, '{both[0]}' and '{both[-1]}': save the one that you mean alone"
+            )
     for key in CHECKPOINT_KEYS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
