@@ -233,6 +233,8 @@ def test_weights_of_another_program_get_the_same_figures(
         key: ours[key] for key in ("clean", "robust", "broken_by")
     }
     assert foreign["model"]["objective"] is None
+    for told in ("model", "parameters", "mean", "std"):
+        assert foreign["model"][told] == ours["model"][told] is not None
 
 
 def test_a_measure_that_is_not_finite_is_left_out(tiny_run: Path, tiny_npz: Path, tmp_path: Path) -> None:

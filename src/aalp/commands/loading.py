@@ -18,7 +18,7 @@ from aalp.errors import AalpError, ModelError, OptionError, RunError
 from aalp.method.pgd import in_evaluation_mode
 from aalp.models.catalog import ModelOptions, build, is_own_code
 from aalp.models.classifier import Classifier, laid_out, with_own_buffers
-from aalp.store.checkpoint import read_foreign_tensors, read_tensors, state_for
+from aalp.store.checkpoint import read_tensors, state_for
 from aalp.store.run import RunDirectory
 
 
@@ -32,7 +32,9 @@ class LoadedModel:
     @property
     def about(self) -> dict[str, Any]:
         """What records tell of the model; None where its file does not say it."""
-        return {key: self.metadata.get(key) for key in ("model", "objective", "method", "epoch", "seed", "parameters")}
+        told = {key: self.metadata.get(key) for key in ("model", "objective", "method", "epoch", "seed", "parameters")}
+        # The usual trap with somebody else's weights, and it may come from the data.
+        return told | {"mean": self.classifier.mean.tolist(), "std": self.classifier.std.tolist()}
 
 
 def load(path: str | Path, weights: str = "best", network: nn.Module | None = None) -> Classifier:
@@ -140,12 +142,6 @@ def _check_size(path: Path, name: str, make: Callable[[], Classifier], tensors: 
     held = sum(tensor.numel() for tensor in tensors.values())
     if wanted > held:
         raise ModelError(f"the weights in '{path}' do not fit the model: '{name}' has {wanted:,} and the file {held:,} numbers")
-
-
-def load_foreign(path: Path, classifier: Classifier, image_shape: Sequence[int]) -> LoadedModel:
-    """Weights that another program wrote (safetensors, or a state dict of tensors only) in a classifier built by name."""
-    load_weights(classifier, read_foreign_tensors(path), str(path))
-    return LoadedModel(ready(classifier, image_shape), {})
 
 
 def ready(classifier: Classifier, image_shape: Sequence[int]) -> Classifier:

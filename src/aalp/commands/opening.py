@@ -18,7 +18,7 @@ from aalp.commands.config import (
     override,
     to_plain,
 )
-from aalp.commands.loading import LoadedModel, load_foreign, load_model, ready, verify_on, weights_file
+from aalp.commands.loading import LoadedModel, load_model, load_weights, ready, verify_on, weights_file
 from aalp.commands.trust import check_trust
 from aalp.commands.yaml_file import read_yaml
 from aalp.data.loaders import Tick
@@ -31,7 +31,7 @@ from aalp.models.catalog import COLLECTIONS, ModelOptions, architecture, build, 
 from aalp.models.published import Tell
 from aalp.plain import flat
 from aalp.seeding import derive_seed
-from aalp.store.checkpoint import is_ours, read_metadata
+from aalp.store.checkpoint import is_ours, read_foreign_tensors, read_metadata
 from aalp.store.run import RunDirectory
 
 STORED: dict[str, Any] = {
@@ -217,8 +217,8 @@ def stored_model(
         keep_head=named is not None,
     )
     if named is None:
-        return load_foreign(file, classifier, source.image_shape)
-    about = {"model": named, "parameters": sum(parameter.numel() for parameter in classifier.parameters())}
+        load_weights(classifier, read_foreign_tensors(file), str(file))
+    about = {"model": name, "parameters": sum(parameter.numel() for parameter in classifier.parameters())}
     return LoadedModel(ready(classifier, source.image_shape), about | {"architecture": architecture(classifier, options)})
 
 
