@@ -173,7 +173,8 @@ class Classifier(nn.Module):
         if output.shape != from_head.shape or not _equal(output, from_head):
             raise ModelError(
                 f"the network's output is not what {name} gives: it has to return that layer's logits as they "
-                "are (no softmax or other step after it); name another final layer with head=... (--model_options.head)"
+                "are (no softmax or other step after it); name another final layer with head=... (--model_options.head), or, "
+                "to judge an ensemble or what does more to its logits, put an identity Linear at the end"
             )
         if features.dim() != 2:
             raise ModelError(f"{name} takes features of shape {tuple(features.shape)}: one row (N, D) an image is needed")
