@@ -122,6 +122,7 @@ def test_variants_are_rows_with_their_own_options(variant_words: list[str], tmp_
     assert slow["training"] == {**at["training"], "lr": 1e-4}
     own = json.loads((tmp_path / "run" / "heavy-seed0" / "evaluations" / "validation.json").read_text())
     assert own["data"]["split"] == "validation"
+    assert own["data"]["validation_digest"]
     assert own["images"] == own["data"]["split_images"] == record["cells"][0]["images"]
 
 

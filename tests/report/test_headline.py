@@ -6,7 +6,7 @@ from functools import partial
 
 from report_helpers import groups_of, make_run, write_evaluation
 
-from aalp.report.headline import cautions, lead
+from aalp.report.headline import cautions, differing, lead
 
 
 def runs_of(folder, name: str, *robust: float) -> list:
@@ -63,3 +63,15 @@ def test_a_model_whose_audit_fails_is_called_so_where_it_is_called_the_highest(t
     passing = make_run(tmp_path / "pass" / "alp", "alp", robust=0.9)
     write_evaluation(passing, "test", 0.9, gates=[{"name": "gradient exists", "passed": None}])
     assert cautions(groups_of(passing)) == []
+
+
+def test_validation_images_of_two_seeds_are_not_the_same_data(tmp_path):
+    def data(digest: str) -> dict[str, str]:
+        return {"name": "folder:pets", "split": "validation", "digest": "d" * 64, "validation_digest": digest}
+
+    paths = [make_run(tmp_path / name, name, analysis=False) for name in ("at", "aalp")]
+    for path, digest in zip(paths, "vv", strict=True):
+        write_evaluation(path, "test", 0.5, data=data(digest))
+    assert differing(groups_of(*paths)) == []
+    write_evaluation(paths[1], "test", 0.5, data=data("w"))
+    assert differing(groups_of(*paths)) == ["data"]

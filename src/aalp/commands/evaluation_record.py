@@ -70,7 +70,14 @@ def content_of(evaluation: Evaluation, source: Source, split: str, loaded: Loade
         "threat": {"norm": evaluation.threat.norm, "eps": evaluation.threat.eps},
         "seed": evaluation.seed,
         "batch_size": batch_size,
-        "data": {"name": source.name, "split": split, "digest": source.digest, "split_images": len(whole_split(source, split))},
+        "data": {
+            "name": source.name,
+            "split": split,
+            "digest": source.digest,
+            "split_images": len(whole_split(source, split)),
+            # Which images are held out is another seed's matter, and not in the data's digest.
+            **({"validation_digest": source.validation_digest} if split == "validation" else {}),
+        },
         "model": loaded.about,
     }
 

@@ -60,7 +60,7 @@ def differing(groups: Sequence[Group]) -> list[str]:
     records = evaluations_of(groups)
     subjects = [
         (
-            f"{record['data'].get('digest') or record['data']['name']} {record['data'].get('split', 'test')}",
+            _images(record["data"]),
             str(record["images"]),
             f"{record['threat']['norm'].lower()} {record['threat']['eps']:.6g}",
             attacks_of(record),
@@ -68,6 +68,11 @@ def differing(groups: Sequence[Group]) -> list[str]:
         for record in records
     ]
     return [name for name, values in zip(SUBJECTS, zip(*subjects, strict=True), strict=False) if len(set(values)) > 1]
+
+
+def _images(data: Mapping[str, Any]) -> str:
+    """What tells the images of one evaluation from those of another; validation images are drawn by a seed."""
+    return f"{data.get('digest') or data['name']} {data.get('split', 'test')} {data.get('validation_digest', '')}"
 
 
 def _told(record: Mapping[str, Any], names: Sequence[str]) -> list[str]:
