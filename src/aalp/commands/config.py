@@ -235,8 +235,10 @@ def same_options(run: Path, options: Mapping[str, Any], advice: str) -> None:
     before |= to_plain(override(groups, {name: before[name] for name in groups if name in before}, f"'{config}'"))
     for given in (before, now):
         given["data_options"] = {key: value for key, value in given.get("data_options", {}).items() if key not in FREE_OF_DATA}
-        if given.get("objective") in OBJECTIVES and "space" not in given:  # a search's are for all its objectives
-            _, accepted = OBJECTIVES[given["objective"]]
+    alone = "space" not in now and before.get("objective") == now.get("objective")  # a search's are for all its objectives
+    if alone and now.get("objective") in OBJECTIVES:
+        _, accepted = OBJECTIVES[now["objective"]]
+        for given in (before, now):
             given["method"] = {key: value for key, value in given.get("method", {}).items() if key in accepted}
     for name in now:
         if before.get(name) != now[name]:
