@@ -167,7 +167,7 @@ class _Run:
         def work(_number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
             images, _ = read_rows(self.split, rows, self.device)
             logits = self.classifier(images)  # as deployed: a subclass or a hook may do more than the network
-            features, _ = self.classifier.features_and_logits(images)
+            features = self.classifier.checked_features(images)
             predicted = logits.argmax(1)
             n90 = concentration_n(contributions(features, self.classifier.head_weight, predicted))
             return torch.where(logits.isfinite().all(1), predicted, NO_CLASS).cpu(), n90.cpu()

@@ -152,20 +152,17 @@ class Classifier(nn.Module):
         # The probe must not move BatchNorm statistics nor draw dropout. And no `eval()`: a layer may have a `train` of its own
         # that does more than set the mode, as a LoRA layer merges its weights there, and would be left as that made it.
         with evaluating(self):
-            self._from_head(images[:2])
+            self.checked_features(images[:2])
         self.verified = len(images) > 0  # of no images any output is the head's
 
-    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The head's input (N, D) and logits (N, C) of one pass, every image's looked at as `verify` does those of two.
+    def checked_features(self, images: Tensor) -> Tensor:
+        """The head's input (N, D), every image's looked at as `verify` does those of two.
 
         A network that sends images different ways may give the first two what its head says, and others something else.
 
         Raises:
             ModelError: as `verify`.
         """
-        return self._from_head(images)
-
-    def _from_head(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features, from_head, output = self._run(images)
         name = f"the network's last {type(self.linear).__name__} '{self.head_name}'"
         if not isinstance(output, Tensor):
@@ -187,7 +184,7 @@ class Classifier(nn.Module):
             )
         if not _close(F.linear(features, self.head_weight, self.linear.bias), output):
             raise ModelError(f"{name} gives something else than its weight times its input plus its bias: end in a plain one")
-        return features, output
+        return features
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor, object]:
         """The network's pass, seen at its head: the head's input and output, and the network's output."""
