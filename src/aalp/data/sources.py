@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -134,13 +134,15 @@ def open_source(name: str, options: DataOptions) -> Loaded:
         raise OptionError(f"data streaming is on and '{name}' is no Hugging Face data set: leave it out")
     loaded = READERS[kind](argument, options)
     if options.channels is not None and isinstance(loaded.train, ResidentSplit):
-        loaded = _changed(loaded, lambda split: _repainted(split, lambda pixels: with_channels(pixels, options.channels or 1)))
+        loaded = _changed(
+            loaded, lambda _, split: _repainted(split, lambda pixels: with_channels(pixels, options.channels or 1))
+        )
     if options.images is not None and not options.streaming:
-        loaded = _changed(loaded, lambda split: _some(split, options.images or 0, options.split_seed))
+        loaded = _changed(loaded, lambda _, split: _some(split, options.images or 0, options.split_seed))
     if options.size is not None and isinstance(loaded.train, ResidentSplit):
         size = options.size
         _refuse_too_large(name, loaded.splits.values(), size, options.memory_limit)
-        loaded = _changed(loaded, lambda split: _repainted(split, lambda pixels: resized(pixels, size, options.resizing)))
+        loaded = _changed(loaded, lambda _, split: _repainted(split, lambda pixels: resized(pixels, size, options.resizing)))
     return loaded
 
 
@@ -175,7 +177,7 @@ def load_source(name: str, options: DataOptions | None = None, tick: Tick = lamb
     loaded = open_source(name, options)
     stored = [split for split in loaded.splits.values() if isinstance(split, StoredSplit)]
     if sum(split.decoded_bytes for split in stored) <= options.memory_limit * 1e9:
-        loaded = _decoded(loaded, tick)
+        loaded = _changed(loaded, lambda split_name, split: _decoded(split_name, split, tick))
     order = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(options.split_seed))
     if loaded.validation is not None:
         most = len(loaded.validation) if options.validation is None else options.validation
@@ -189,21 +191,16 @@ def load_source(name: str, options: DataOptions | None = None, tick: Tick = lamb
     return Source(name, train, validation, loaded.test, loaded.classes, digest_of(loaded.train, loaded.test))
 
 
-def _decoded(loaded: Loaded, tick: Tick) -> Loaded:
-    made: dict[str, Split] = {
-        name: split.decode(partial(_tell, tick, name, len(split))) if isinstance(split, StoredSplit) else split
-        for name, split in loaded.splits.items()
-    }
+def _decoded(name: str, split: Split, tick: Tick) -> Split:
+    if not isinstance(split, StoredSplit):
+        return split
+    return split.decode(lambda done: tick(f"reading {name} images", done, len(split)))
+
+
+def _changed(loaded: Loaded, change: Callable[[str, Split], Split]) -> Loaded:
+    """Each split as a function of its name and itself gives it."""
+    made = {name: change(name, split) for name, split in loaded.splits.items()}
     return replace(loaded, train=made["train"], test=made["test"], validation=made.get("validation"))
-
-
-def _tell(tick: Tick, name: str, total: int, done: int) -> None:
-    tick(f"reading {name} images", done, total)
-
-
-def _changed(loaded: Loaded, change: Callable[[Split], Split]) -> Loaded:
-    validation = None if loaded.validation is None else change(loaded.validation)
-    return replace(loaded, train=change(loaded.train), test=change(loaded.test), validation=validation)
 
 
 def _some(split: Split, count: int, seed: int) -> Split:
