@@ -232,14 +232,14 @@ def same_options(run: Path, options: Mapping[str, Any], advice: str) -> None:
         for name, value in options.items()
         if dataclasses.is_dataclass(value) and not isinstance(value, type)
     }
-    before |= to_plain(override(groups, {name: before[name] for name in groups if name in before}, f"'{config}'"))
+    begun = override(groups, {name: before[name] for name in groups if name in before}, f"'{config}'")
+    objective = options.get("objective")
+    if "space" not in options and objective == before.get("objective") and objective in OBJECTIVES:
+        # Rows of a comparison were once begun with each other's numbers; a search's are for all its objectives.
+        begun = with_own_numbers({**begun, "objective": objective})
+    before |= to_plain(begun)
     for given in (before, now):
         given["data_options"] = {key: value for key, value in given.get("data_options", {}).items() if key not in FREE_OF_DATA}
-    alone = "space" not in now and before.get("objective") == now.get("objective")  # a search's are for all its objectives
-    if alone and now.get("objective") in OBJECTIVES:
-        _, accepted = OBJECTIVES[now["objective"]]
-        for given in (before, now):
-            given["method"] = {key: value for key, value in given.get("method", {}).items() if key in accepted}
     for name in now:
         if before.get(name) != now[name]:
             key, then, wanted = _difference(name, before.get(name), now[name])
