@@ -19,7 +19,7 @@ from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import Source
 from aalp.errors import OptionError, RunError
 from aalp.method.objectives import OBJECTIVES
-from aalp.report.collect import grouped, without_seed
+from aalp.report.collect import grouped, how_far, without_seed
 from aalp.report.figures import counted
 from aalp.store.records import read_record, write_csv, write_record, write_table
 from aalp.store.run import RunDirectory, free_path
@@ -54,8 +54,8 @@ def analyze(
     sources: dict[str, Source] = {}
     records = {path: analysis_of(path, config, weights, images, sources, display) for path, config in configs.items()}
     for run in configs:
-        if how_far := _unfinished(run):
-            display.warn(f"the training of '{run}' has not come to its end: {how_far}")
+        if left_at := _unfinished(run):
+            display.warn(f"the training of '{run}' has not come to its end: {left_at}")
     measured = _measured(records, configs)
     observations = observe(measured)
     content = {
@@ -108,8 +108,7 @@ def _unfinished(path: Path) -> str | None:
     if not run.metrics.is_file():
         return None
     done = len(run.metrics.read_text(encoding="utf-8", errors="replace").splitlines()) - 1
-    wanted = (read_yaml(run.config).get("training") or {}).get("epochs", 0)
-    return f"{max(done, 0)} of {wanted} epochs" if done < wanted else None
+    return how_far(max(done, 0), read_yaml(run.config))
 
 
 def _rank(cell: Path) -> tuple[int, str, int]:

@@ -64,9 +64,8 @@ class Run:
 
     @property
     def unfinished(self) -> str | None:
-        """How far the training has come where that is not its end: `51 of 60 epochs`."""
-        done, wanted = len(self.metrics.get("epoch", ())), (self.config.get("training") or {}).get("epochs", 0)
-        return f"{done} of {wanted} epochs" if done < wanted else None
+        """See `how_far`."""
+        return how_far(len(self.metrics.get("epoch", ())), self.config)
 
     @property
     def objective(self) -> str:
@@ -108,6 +107,12 @@ def runs_of(groups: Sequence[Group]) -> list[Run]:
 def evaluations_of(groups: Sequence[Group]) -> list[Mapping[str, Any]]:
     """The evaluation that speaks for each run that has one."""
     return [run.evaluation for run in runs_of(groups) if run.evaluation]
+
+
+def how_far(done: int, config: Mapping[str, Any]) -> str | None:
+    """How far a training of so many epochs has come where that is not its end: `51 of 60 epochs`."""
+    wanted = (config.get("training") or {}).get("epochs", 0)
+    return f"{done} of {wanted} epochs" if done < wanted else None
 
 
 def read_run(path: Path, config: Mapping[str, Any]) -> Run:
