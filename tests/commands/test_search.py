@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,9 @@ import yaml
 from aalp.cli import main
 from aalp.commands import search as searching
 from aalp.commands.search import table
-from aalp.commands.search_space import Dimension, applied, parse_space
-from aalp.commands.study import PrunedError, Study
+from aalp.commands.study import Study
 from aalp.errors import DivergedError, InterruptedRunError, OptionError
 from aalp.store.records import read_record
-from aalp.training.options import TrainingOptions
 from aalp.training.state import Progress
 
 SPACE = "{training.lr: [0.01, 0.3, log], training.epochs: [1, 2], method.weights.rule: {choices: [uniform, confidence]}}"
@@ -197,36 +194,6 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(
     assert [(row[2], row[3]) for row in outcomes(tmp_path / "bad")] == [("fail", None)] * 2
 
 
-def study(folder: Path, **changes: Any) -> Study:
-    folder.mkdir(exist_ok=True)
-    options = {"space": {"x": Dimension(0.0, 1.0)}, "seed": 0, "prune": True, "warmup": 2, **changes}
-    return Study(folder, **options)
-
-
-def run_trial(one: Study, curve: list[float], count: int = 99) -> str:
-    with one.next_trial(count) as trial:
-        assert trial is not None
-        try:
-            for epoch, value in enumerate(curve, start=1):
-                trial.report(value, epoch)
-        except PrunedError:
-            one.tell(trial, None, "pruned")
-            return f"pruned after {epoch}"
-        one.tell(trial, curve[-1], "complete")
-        return "complete"
-
-
-def test_a_trial_below_the_median_of_four_others_is_pruned_after_the_warmup(tmp_path: Path) -> None:
-    one = study(tmp_path / "s")
-    # While four have not come to their end, none is pruned, however bad.
-    assert [run_trial(one, [level] * 4) for level in (0.4, 0.1, 0.2, 0.3)] == ["complete"] * 4
-    # The median of 0.1, 0.2, 0.3, 0.4 is 0.25.
-    assert run_trial(one, [0.26, 0.26, 0.26, 0.26]) == "complete"
-    assert run_trial(one, [0.0, 0.24, 0.24, 0.24]) == "pruned after 2"
-    assert run_trial(study(tmp_path / "s", prune=False), [0.0, 0.0, 0.0, 0.0]) == "complete"
-    assert one.rows()[5]["value"] is None
-
-
 @pytest.mark.parametrize(("space", "pruned"), [(SPACE, False), ("{training.lr: [0.01, 0.3, log]}", True)])
 def test_trials_of_different_lengths_are_not_pruned(
     space: str, pruned: bool, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -240,76 +207,6 @@ def test_trials_of_different_lengths_are_not_pruned(
     monkeypatch.setattr(searching, "Study", study_of)
     assert main([*words[:-1], space, "--run", str(tmp_path / "s")]) == 2
     assert made == [pruned]
-
-
-def test_two_processes_share_trials_and_never_draw_the_same(tmp_path: Path) -> None:
-    one, other = study(tmp_path / "s"), study(tmp_path / "s")
-    with one.next_trial(2) as first, other.next_trial(2) as second:
-        assert first is not None
-        assert second is not None
-        assert (first.number, second.number) == (0, 1)
-        assert first.values != second.values
-        # Both are at work: there is nothing to take over and nothing more to begin.
-        with study(tmp_path / "s").next_trial(2) as third:
-            assert third is None
-    with one.next_trial(2) as orphan:  # nobody told how it ended: it is begun and its process gone
-        assert orphan is not None
-        assert (orphan.number, orphan.values) == (0, first.values)
-
-
-def test_a_line_that_a_loss_of_power_tore_is_cut_off(tmp_path: Path) -> None:
-    one = study(tmp_path / "s")
-    assert run_trial(one, [0.5]) == "complete"
-    journal = tmp_path / "s" / "journal.jsonl"
-    whole = journal.read_bytes()
-    journal.write_bytes(whole + b'{"op_code": 4, "tri')
-    assert one.rows()[0]["value"] == 0.5
-    assert journal.read_bytes().startswith(whole)
-    assert b'"tri' not in journal.read_bytes()[len(whole) :].replace(b'"trial', b"")
-    assert all(json.loads(line) for line in journal.read_bytes().splitlines())
-
-
-def test_spaces_are_ranges_and_choices() -> None:
-    space = parse_space(
-        {"training.lr": [0.1, 1, "log"], "attack.steps": [1, 9], "model": {"choices": ["small-cnn", "thin-resnet"]}}
-    )
-    assert space == {
-        "training.lr": Dimension(0.1, 1, log=True),
-        "attack.steps": Dimension(1, 9),
-        "model": Dimension(choices=("small-cnn", "thin-resnet")),
-    }
-    assert space["model"].ends() == ("small-cnn", "thin-resnet")
-    assert space["attack.steps"].ends() == (1, 9)
-
-
-@pytest.mark.parametrize(
-    "values", [[1], [1, 2, 3], [2, 1], ["a", "b"], {"choices": ["a"]}, {"choice": [1, 2]}, 3, [0, 1, "log"]]
-)
-def test_what_is_neither_is_refused(values: Any) -> None:
-    with pytest.raises(OptionError, match=r"training\.lr"):
-        parse_space({"training.lr": values})
-
-
-def test_values_are_laid_over_options_by_dotted_name() -> None:
-    from aalp.commands.config import MethodOptions
-    from aalp.method.pgd import AttackOptions
-    from aalp.models.catalog import ModelOptions
-
-    options = {
-        "model": "small-cnn",
-        "objective": "aalp",
-        "attack": AttackOptions(),
-        "method": MethodOptions(),
-        "training": TrainingOptions(lr=0.3),
-        "model_options": ModelOptions(),
-        "seed": 4,
-    }
-    changed = applied(options, {"training.epochs": 7, "method.weights.gamma": 2.5, "objective": "alp"})
-    assert (changed["training"].epochs, changed["training"].lr) == (7, 0.3)
-    assert changed["method"].weights.gamma == 2.5
-    assert (changed["objective"], changed["model"], changed["seed"]) == ("alp", "small-cnn", 4)
-    with pytest.raises(OptionError, match="space: training epochs is 0"):
-        applied(options, {"training.epochs": 0})
 
 
 def test_the_table_goes_from_best_to_worst_then_what_did_not_end() -> None:
