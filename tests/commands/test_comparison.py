@@ -117,6 +117,17 @@ def test_a_sentence_says_over_how_many_seeds_and_what_its_interval_is() -> None:
     assert sentences(one) == ["aalp minus at, autoattack: +15.0 points with one seed: no real difference shown"]
 
 
+def test_a_row_that_gives_one_answer_is_told_and_no_other() -> None:
+    found = cells({"mart": [0.11, 0.12, 0.92], "aalp": [0.93, 0.94, 0.95]})
+    for cell in found:
+        cell["one_answer"] = cell["figures"]["autoattack"] < 0.2
+    told = "with 2 of its 3 runs: no difference from it is one of robustness"
+    assert cautions(summary(found, ["mart", "aalp"])) == [
+        f"mart is no better than one answer for all images, which no attack can change, {told}"
+    ]
+    assert cautions(summary(found[2:], ["mart", "aalp"])) == []
+
+
 def test_many_tests_are_said_to_give_stars_by_chance() -> None:
     """15 rows beside the reference with two figures each, the seconds not counted: 30 tests, 1.5 of them by chance."""
     found = cells({f"row{number}": [0.6 + number / 100, 0.61] for number in range(16)})

@@ -290,3 +290,5 @@ def test_a_training_that_learned_nothing_says_so(
     error = capsys.readouterr().err
     assert ("no epoch did better than one answer for all" in error) is told
     assert ("lower --training.lr or set --training.clip 1" in error) is told
+    assert main(["evaluate", str(tmp_path / "run"), "--attacks", "fgsm", "--trust-model-code"]) == 0
+    assert ("no better than one answer for all images, 33.3%, which no attack" in capsys.readouterr().out) is told

@@ -65,6 +65,14 @@ def test_a_model_whose_audit_fails_is_called_so_where_it_is_called_the_highest(t
     assert cautions(groups_of(passing)) == []
 
 
+def test_a_network_no_better_than_one_answer_for_all_images_is_named(tmp_path):
+    runs = [make_run(tmp_path / name, name, audit=None, analysis=False) for name in ("mart", "at")]
+    write_evaluation(runs[0], "test", 0.1, clean=0.1, majority=0.1)
+    write_evaluation(runs[1], "test", 0.1, clean=0.9, majority=0.1)
+    told = "No better than one answer for all images, which no attack can change: mart."
+    assert [line for line in cautions(groups_of(*runs)) if "one answer" in line] == [told]
+
+
 def test_validation_images_of_two_seeds_are_not_the_same_data(tmp_path):
     def data(digest: str) -> dict[str, str]:
         return {"name": "folder:pets", "split": "validation", "digest": "d" * 64, "validation_digest": digest}

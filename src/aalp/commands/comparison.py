@@ -160,7 +160,7 @@ def _over(gap: Mapping[str, Any]) -> str:
 
 def cautions(record: Mapping[str, Any]) -> list[str]:
     """What a reader of a comparison record has to know before believing its differences."""
-    return [*rows_apart(record), *_distrusted(record)]
+    return [*rows_apart(record), *_distrusted(record), *_untrained(record)]
 
 
 def _distrusted(record: Mapping[str, Any]) -> list[str]:
@@ -169,12 +169,28 @@ def _distrusted(record: Mapping[str, Any]) -> list[str]:
     for name, verdicts in record["audits"].items():
         failed = [verdict for verdict in verdicts if verdict in ("fail", CHEAP_GATES_FAIL)]
         if failed:
-            which = "its run" if len(verdicts) == 1 else f"{len(failed)} of its {len(verdicts)} runs"
             lines.append(
-                f"{name} fails gates of the audit with {which}: "
+                f"{name} fails gates of the audit with {_of_its_runs(len(failed), len(verdicts))}: "
                 "what it withstands may be masked gradients, and no difference from it is one of robustness"
             )
     return lines
+
+
+def _untrained(record: Mapping[str, Any]) -> list[str]:
+    """One sentence for each row with runs that are no better than one answer for all images."""
+    lines = []
+    for name in record["table"]:
+        alike = [bool(cell.get("one_answer")) for cell in record["cells"] if cell["objective"] == name]
+        if any(alike):
+            lines.append(
+                f"{name} is no better than one answer for all images, which no attack can change, with "
+                f"{_of_its_runs(sum(alike), len(alike))}: no difference from it is one of robustness"
+            )
+    return lines
+
+
+def _of_its_runs(found: int, runs: int) -> str:
+    return "its run" if runs == 1 else f"{found} of its {runs} runs"
 
 
 def unfinished(record: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from aalp.commands.config import quoted
 from aalp.commands.loading import LoadedModel
 from aalp.commands.opening import whole_split
 from aalp.commands.tables import text_table
+from aalp.data.arrays import largest_class
 from aalp.data.sources import Source
 from aalp.errors import RunError
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
@@ -21,7 +22,7 @@ from aalp.evaluation.outcome import Evaluation
 from aalp.evaluation.robustness import wilson_interval
 from aalp.method.threat import Threat
 from aalp.report.figures import counted
-from aalp.report.telling import of_other_epochs
+from aalp.report.telling import gives_one_answer, of_other_epochs
 from aalp.store.checkpoint import read_metadata
 from aalp.store.records import read_record, same_threat
 from aalp.store.run import RunDirectory
@@ -64,6 +65,7 @@ def content_of(evaluation: Evaluation, source: Source, split: str, loaded: Loade
         "intervals": {
             name: None if value is None else wilson_interval(round(value * count), count) for name, value in accuracies.items()
         },
+        "majority": largest_class(evaluation.labels),
         "attacks": attacks,
         "broken_by": {name: number for name, number in zip(evaluation.names, broken, strict=True) if name},
         "measures": {"on": evaluation.measured_on, **means},
@@ -113,8 +115,10 @@ def report(record: dict[str, Any]) -> str:
         f"weights {record['weights']}"
     )
     table = text_table(["attack", "accuracy", "95 % interval", "seconds", "broke first"], rows)
-    nothing = "" if record["attacks"] else "nothing was attacked: no robust accuracy\n\n"
-    return f"{title}\n\n{table}\n\n{nothing}record: {record['path']}"
+    notes = [] if record["attacks"] else ["nothing was attacked: no robust accuracy"]
+    if gives_one_answer(record):
+        notes.append(f"no better than one answer for all images, {record['majority']:.1%}, which no attack can change")
+    return "\n\n".join([title, table, *notes, f"record: {record['path']}"])
 
 
 def _broke(record: Mapping[str, Any], name: str) -> str:

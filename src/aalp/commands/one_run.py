@@ -16,6 +16,7 @@ from aalp.commands.evaluate import evaluate_model
 from aalp.commands.loading import load_model
 from aalp.commands.opening import whole_split
 from aalp.commands.training_cost import training_cost
+from aalp.data.arrays import largest_class
 from aalp.data.sources import Source
 from aalp.data.split import resident_bytes
 from aalp.distributed import ALONE, Ranks
@@ -32,7 +33,7 @@ from aalp.training.options import TrainingOptions
 from aalp.training.plan import Fit
 from aalp.training.state import Progress
 from aalp.training.trackers import check_tracker
-from aalp.training.validation import gives_one_answer, largest_class
+from aalp.training.validation import gives_one_answer
 
 RUN_OPTIONS = (
     "data",

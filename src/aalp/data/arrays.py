@@ -66,6 +66,11 @@ def check_every_class(labels: Tensor, what: str) -> None:
         raise DataError(f"{what} has no training image with the label {label} of 0..{int(found[-1])}: {remedy}")
 
 
+def largest_class(labels: Tensor) -> float:
+    """The share of the most frequent label, in [0, 1]: the accuracy of the best constant answer; 0 without labels."""
+    return max(labels.bincount().tolist(), default=0) / max(1, len(labels))
+
+
 def as_tensors(images: Any, labels: Any, num_classes: int, what: str) -> tuple[Tensor, Tensor]:
     """What a caller gave as images and labels, the labels int64.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from aalp.report.collect import Group, Run, evaluations_of, runs_of
 from aalp.report.figures import Interval, counted, percent
+from aalp.report.telling import gives_one_answer
 from aalp.store.records import split_size
 
 VERDICTS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", None: "not audited"}
@@ -273,6 +274,8 @@ def cautions(groups: Sequence[Group]) -> list[str]:
             f"Gates of the audit fail for {listed(distrusted)}: what stands under attack there may be masked gradients, "
             "not robustness."
         )
+    if constant := [run.path.name for run, record in evaluated if gives_one_answer(record)]:
+        lines.append(f"No better than one answer for all images, which no attack can change: {listed(constant)}.")
     attacked = [record for record in records if record["attacks"]]
     weak = [record for record in attacked if not any(attack["name"] == "autoattack" for attack in record["attacks"])]
     for found, what in (

@@ -76,6 +76,14 @@ def of_other_epochs(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool
     return len(epochs) > 1
 
 
+def gives_one_answer(record: Mapping[str, Any]) -> bool:
+    """Whether clean accuracy is no better than that of one answer for all images, which no attack can change.
+
+    So it is where a training did not learn its task or unlearned it; records of earlier versions do not tell.
+    """
+    return bool(record["clean"] <= record.get("majority", -1))
+
+
 def same_subject(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two records are of the same weights, data and threat."""
     return (

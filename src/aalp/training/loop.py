@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from aalp.data.arrays import largest_class
 from aalp.data.augment import augment
 from aalp.data.loaders import Loader, order_of
 from aalp.errors import DivergedError, InterruptedRunError
@@ -40,7 +41,7 @@ from aalp.training.schedule import rate_factor
 from aalp.training.sharded_weights import Weights
 from aalp.training.state import Progress, load_state, save_state
 from aalp.training.step import OuterLoss, TrainingStep
-from aalp.training.validation import accuracies, has_collapsed, images_at_once, largest_class
+from aalp.training.validation import accuracies, has_collapsed, images_at_once
 
 CALMER = "lower --training.lr or set --training.clip 1"
 """What to do about a training that diverged."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from aalp.data.loaders import Loader
 from aalp.distributed import Ranks
@@ -52,11 +51,6 @@ def accuracies(
     clean, robust = ranks.total(clean, robust)
     count = max(1, len(validation.split))
     return clean / count, robust / count
-
-
-def largest_class(labels: Tensor) -> float:
-    """The share of the most frequent label, in [0, 1]: the accuracy of the best constant answer; 0 without labels."""
-    return max(labels.bincount().tolist(), default=0) / max(1, len(labels))
 
 
 def gives_one_answer(clean: float, robust: float, constant: float) -> bool:
