@@ -109,6 +109,18 @@ def test_a_run_that_diverges_leaves_the_others_to_be_done(
     assert json.loads((run / "comparison.json").read_text())["left"] == []
 
 
+def test_runs_beside_one_that_diverges_are_audited(
+    train_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audits: list[str] = []
+    monkeypatch.setattr("aalp.commands.cells.audit_once", lambda directory, *others: audits.append(directory.path.name))
+    words = ["compare", *train_words[1:], "--run", str(tmp_path / "run"), "--seeds", "0", "--evaluation.attacks", "fgsm"]
+    hot = "{hot: {objective: standard, training: {lr: 1.0e+30}}}"
+    assert main([*words, "--objectives", "standard", "--variants", hot, "--audit"]) == 1
+    assert audits == ["standard-seed0"]
+    assert capsys.readouterr().err.splitlines()[-1].startswith("aalp: all is done but hot-seed0, which diverged: ")
+
+
 def test_a_signal_in_the_last_epoch_of_a_run_stops_the_comparison(
     train_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

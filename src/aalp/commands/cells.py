@@ -21,7 +21,7 @@ from aalp.commands.side_by_side import share_out, stop_if_left
 from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import Source
 from aalp.distributed import Ranks
-from aalp.errors import InterruptedRunError
+from aalp.errors import DivergedError, InterruptedRunError
 from aalp.report.telling import gives_one_answer
 from aalp.store.files import write_atomically
 from aalp.store.records import read_csv, read_record, write_record
@@ -91,9 +91,15 @@ def work_on_cells(cells: Cells, audit: bool, ranks: Ranks, strategy: Strategy, s
     def audited(cell: tuple[str, int]) -> None:
         _audited(directories[cell], cells.directory("at", cell[1]), cells.options(*cell), source, display, ranks)
 
-    share_out(directories, begin, train_and_evaluate, display, ranks)
+    diverged: DivergedError | None = None
+    try:
+        share_out(directories, begin, train_and_evaluate, display, ranks)
+    except DivergedError as error:  # of one run, once the others are done: they are audited all the same
+        diverged = error
     if audit:
-        share_out(directories, begin, audited, display, ranks)
+        share_out({cell: directories[cell] for cell in ranks.from_main(cells.evaluated)}, begin, audited, display, ranks)
+    if diverged is not None:
+        raise diverged
 
 
 def _work_on_cell(
