@@ -28,6 +28,7 @@ from aalp.export.export import FORMATS, check_format, export_model
 from aalp.export.subject import Subject, compare
 from aalp.models.catalog import build
 from aalp.store.checkpoint import read_metadata
+from aalp.store.files import claimed
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +241,16 @@ def test_what_gives_other_logits_is_no_export_and_leaves_nothing(
     with pytest.raises(ModelError, match=r"differ by 0\.001.*use another format"):
         export_model(subject, "safetensors", tmp_path / "there", {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one_to_the_same_folder(subject: Subject, tmp_path: Path) -> None:
+    dead, under_way, other = (tmp_path / f".{name}.partial" for name in ("there.a", "there.b", "elsewhere.c"))
+    for left in (dead, under_way, other):
+        left.mkdir()
+        (left / "model.safetensors").touch()
+    with claimed(under_way):
+        export_model(subject, "safetensors", tmp_path / "there", {})
+    assert {*tmp_path.iterdir()} == {tmp_path / "there", under_way, other}
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +25,7 @@ from aalp.export.plain_formats import (
 )
 from aalp.export.robustbench import load_robustbench, write_robustbench
 from aalp.export.subject import Predict, Subject, compare
-from aalp.store.files import umask, write_atomically
+from aalp.store.files import ASIDE, alone_in, claimed, umask, write_atomically
 from aalp.store.records import write_record
 
 
@@ -87,29 +89,40 @@ def export_model(subject: Subject, name: str, folder: Path, about: Mapping[str, 
     found = check_format(name)
     if folder.exists() or folder.is_symlink():
         raise RunError(f"'{folder}' exists already: choose another --out")
-    aside = _aside(folder)
-    try:
-        found.write(subject, aside)
-        checked = compare(subject, found.load(subject, aside), found.tolerance)
-        files = sorted(path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file())
-        write_atomically(aside / "README.md", card(subject, name, files, checked).encode())
-        content = {**about, "format": name, "files": files, "loaded_back": checked, **subject.travelling()}
-        record = write_record(aside / "export.json", "export", content)
-        aside.rename(folder)
-    except OSError as error:
-        raise RunError(f"'{folder}' could not be written: {error.strerror}; free space or choose another --out") from error
-    finally:
-        if aside.exists():
-            shutil.rmtree(aside)
+    with _aside(folder) as aside:
+        try:
+            found.write(subject, aside)
+            checked = compare(subject, found.load(subject, aside), found.tolerance)
+            files = sorted(path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file())
+            write_atomically(aside / "README.md", card(subject, name, files, checked).encode())
+            content = {**about, "format": name, "files": files, "loaded_back": checked, **subject.travelling()}
+            record = write_record(aside / "export.json", "export", content)
+            aside.rename(folder)
+        except OSError as error:
+            raise RunError(f"'{folder}' could not be written: {error.strerror}; free space or choose another --out") from error
     return {**record, "path": str(folder)}
 
 
-def _aside(folder: Path) -> Path:
-    """A new folder beside the one to be made, so that a rename is all that is left to do."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
-        aside.chmod(0o777 & ~umask())  # mkdtemp makes folders private
-    except OSError as error:
-        raise RunError(f"'{folder}' cannot be made: {error.strerror}; choose another --out") from error
-    return aside
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A new folder beside the one to be made, so that a rename is all that is left to do; removed if that is not done.
+
+    What an export to the same folder left that was killed goes first: the weights are in it.
+    """
+    with ExitStack() as stack:
+        try:
+            with alone_in(folder.parent):
+                for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{ASIDE}"):
+                    with claimed(left) as dead:
+                        if dead and left.is_dir():
+                            shutil.rmtree(left)
+                aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=ASIDE))
+                stack.enter_context(claimed(aside))
+            aside.chmod(0o777 & ~umask())  # mkdtemp makes folders private
+        except OSError as error:
+            raise RunError(f"'{folder}' cannot be made: {error.strerror}; choose another --out") from error
+        try:
+            yield aside
+        finally:
+            if aside.exists():
+                shutil.rmtree(aside)
