@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -162,6 +163,18 @@ def test_an_evaluation_from_before_training_went_on_decides_no_gap(tiny_npz: Pat
     write_tensors(weights, {}, {"epoch": 9})
     with pytest.raises(RunError, match="has no evaluation of its last weights"):
         found()
+
+
+def test_the_newest_evaluation_decides_the_gap_in_a_copy_of_a_run_too(tiny_npz: Path, tmp_path: Path) -> None:
+    source, threat, folder = load_source(f"npz:{tiny_npz}"), L2(0.5), tmp_path / "evaluations"
+    (tmp_path / "config.yaml").write_text("data: digits\n")
+    for name, accuracy, created in (("best-001", 0.4, "2026-01-01"), ("best-002", 0.3, "2026-01-02")):
+        content = {"threat": {"norm": "L2", "eps": 0.5}, "data": {"digest": source.digest, "split": "test"}}
+        content |= {"weights": "weights/best.safetensors", "images": 10, "created": created}
+        content |= {"attacks": [{"name": "pgd-20", "accuracy": 0.5}, {"name": "autoattack", "accuracy": accuracy}]}
+        write_record(folder / f"{name}.json", "evaluation", content)
+    os.utime(folder / "best-002.json", (0, 0))  # `cp -r` gives new times, in any order
+    assert drop_under_autoattack(tmp_path, "best", threat, source) == DropUnderAutoAttack(0.5, 0.3, 10)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from aalp.evaluation.outcome import Evaluation
 from aalp.evaluation.robustness import wilson_interval
 from aalp.method.threat import Threat
 from aalp.report.figures import counted
-from aalp.report.telling import gives_one_answer, of_other_epochs
+from aalp.report.telling import age, gives_one_answer, of_other_epochs
 from aalp.store.checkpoint import read_metadata
 from aalp.store.records import read_record, same_threat
 from aalp.store.run import RunDirectory
@@ -158,8 +158,9 @@ def drop_under_autoattack(path: Path, weights: str, threat: Threat, source: Sour
         RunError: there is no such evaluation.
     """
     run, wanted = RunDirectory.open(path), {"norm": threat.norm, "eps": threat.eps}
-    for file in sorted(run.evaluations.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
-        record = read_record(file, "evaluation")
+    # By what they say themselves: a copy of the run has other times of its files.
+    records = [{**read_record(file, "evaluation"), "path": str(file)} for file in run.evaluations.glob("*.json")]
+    for record in sorted(records, key=age, reverse=True):
         accuracy = {attack["name"]: attack["accuracy"] for attack in record["attacks"]}
         same = Path(record["weights"]).stem == weights and same_threat(record["threat"], wanted)
         same = same and record["data"]["digest"] == source.digest and record["data"].get("split") == "test"
