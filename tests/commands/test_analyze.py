@@ -76,7 +76,7 @@ def test_the_figures_of_a_record_agree_with_each_other_and_with_the_network(copi
     run = copied / "aalp-seed0"
     assert main(["evaluate", str(run), "--attacks", "clean", "--quiet"]) == 0
     elsewhere = json.loads((run / "evaluations" / "best-001.json").read_text())
-    elsewhere |= {"data": {**elsewhere["data"], "name": "npz:other.npz"}, "attacks": [{"name": "fgsm"}]}
+    elsewhere |= {"data": {**elsewhere["data"], "name": "npz:other.npz", "digest": "other"}, "attacks": [{"name": "fgsm"}]}
     (run / "evaluations" / "other.json").write_text(json.dumps(elsewhere))
     assert main(["analyze", str(run), "--quiet"]) == 0
     record, folder = record_of(run), run / "analyses" / "best-001"
@@ -126,6 +126,16 @@ def test_breaks_of_weights_that_are_no_more_are_not_told(copied: Path) -> None:
     evaluation.write_text(json.dumps(early))
     assert main(["analyze", str(run), "--images", "6", "--quiet"]) == 0
     assert (record_of(run)["attacks"], record_of(run)["attacks_from"]) == ([], None)
+
+
+def test_breaks_of_the_same_images_by_another_name_are_told(copied: Path) -> None:
+    run = copied / "alp-seed0"
+    evaluation = run / "evaluations" / "test.json"
+    record = json.loads(evaluation.read_text())
+    record["data"]["name"] = "npz:../tiny.npz"  # as seen from another folder
+    evaluation.write_text(json.dumps(record))
+    assert main(["analyze", str(run), "--images", "6", "--quiet"]) == 0
+    assert [attack["name"] for attack in record_of(run)["attacks"]] == ["fgsm", "pgd-2", "cw-2"]
 
 
 def test_a_run_is_attacked_again_only_if_something_changed(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,6 +242,7 @@ def test_a_named_run_that_is_not_trained_to_the_end_is_said_to_be_so(copied: Pat
         (["COPY/empty"], ("COPY/empty", "has no trained run with best weights yet")),
         (["COPY/torn"], ("metrics.csv", "is not a readable training log")),
         (["COPY/threatless"], ("config.yaml", "no threat")),
+        (["COPY/moved"], ("there is no file 'gone.npz'", "was trained: run this there)")),
     ],
 )
 def test_bad_input_gets_one_line_and_leaves_nothing(
@@ -244,6 +255,8 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     shutil.copytree(copied / "alp-seed0", copied / "threatless")
     config = (copied / "threatless" / "config.yaml").read_text()
     (copied / "threatless" / "config.yaml").write_text(config.replace("threat:", "thread:"))
+    shutil.copytree(copied / "alp-seed0", copied / "moved")
+    (copied / "moved" / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(config) | {"data": "npz:gone.npz"}))
     assert main(["analyze", *(word.replace("COPY", str(copied)) for word in words), "--quiet"]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -75,9 +75,17 @@ def run_groups(path: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def stored_source(
-    name: str | None, options: DataOptions | None, config: dict[str, Any], tick: Tick = lambda what, done, total: None
+    name: str | None,
+    options: DataOptions | None,
+    config: dict[str, Any],
+    tick: Tick = lambda what, done, total: None,
+    remedy: str = "run this there, or give --data",
 ) -> Source:
-    """The data that was asked for, or what the run was trained on, read as the run read it."""
+    """The data that was asked for, or what the run was trained on, read as the run read it.
+
+    Args:
+        remedy: what to do where the run's data is not found from here.
+    """
     stored: DataOptions = _group(DataOptions(), config.get("data_options", {}))
     if name is not None:
         return load_source(name, options or stored, tick)
@@ -86,8 +94,7 @@ def stored_source(
     try:
         return load_source(config["data"], options or stored, tick)
     except DataError as error:
-        there = "config.yaml names it as seen from where the run was trained: run this there, or give --data"
-        raise DataError(f"{error} ({there})") from error
+        raise DataError(f"{error} (config.yaml names it as seen from where the run was trained: {remedy})") from error
 
 
 def check_same_training(directory: RunDirectory, source: Source) -> None:

@@ -22,7 +22,8 @@ from aalp.data.sources import Source
 from aalp.errors import AalpError, RunError
 from aalp.method.threat import Threat
 from aalp.report.figures import counted
-from aalp.store.checkpoint import write_tensors
+from aalp.report.telling import of_trained_data
+from aalp.store.checkpoint import read_metadata, write_tensors
 from aalp.store.records import read_csv, read_record, read_table, write_csv, write_record, write_table
 from aalp.store.run import RunDirectory, free_path, still_free
 
@@ -36,7 +37,7 @@ def analysis_of(
     """The run's analysis with these settings: read if there is one, else made."""
     run, file = RunDirectory(path), weights_file(path, weights)
     threat = _trained_threat(path, config)
-    evaluation = _evaluation(run, weights, threat.norm, threat.eps, config.get("data"))
+    evaluation = _evaluation(run, weights, threat.norm, threat.eps, config, read_metadata(file).get("data") or {})
     settings = {
         "weights": _digest(file),
         "metrics": _digest(run.metrics) if run.metrics.is_file() else None,
@@ -55,7 +56,7 @@ def analysis_of(
     key = repr((config.get("data"), config.get("data_options")))
     if key not in sources:
         with display.bar():
-            sources[key] = stored_source(None, None, dict(config), display.reading)
+            sources[key] = stored_source(None, None, dict(config), display.reading, "run this there")
     source = sources[key]
     loaded = load_model(file, config.get("model"), stored_options(config))
     if loaded.classifier.num_classes != len(source.classes):
@@ -105,15 +106,19 @@ def _trained_threat(path: Path, config: Mapping[str, Any]) -> Threat:
         raise RunError(f"'{path / 'config.yaml'}' has no threat {error}: add the norm and eps it was trained for") from error
 
 
-def _evaluation(run: RunDirectory, weights: str, norm: str, eps: float, data: str | None) -> Path | None:
+def _evaluation(
+    run: RunDirectory, weights: str, norm: str, eps: float, config: Mapping[str, Any], data: Mapping[str, Any]
+) -> Path | None:
     """The newest evaluation that attacked the data's test images at this threat, of these weights if there is one.
+
+    By the digest that the weights have in `data`, too: from another folder the same images have another name.
 
     None of weights that are no more: beside the analysis of those that are, its breaks would be another model's.
     """
     found = []
     for path in run.evaluations.glob("*.json"):
         record = read_record(path, "evaluation")
-        of_test_images = record["data"]["split"] == "test" and data in (None, record["data"]["name"])
+        of_test_images = record["data"]["split"] == "test" and of_trained_data(record, config, data.get("digest"))
         fits = record["attacks"] and record["threat"] == {"norm": norm, "eps": eps} and of_test_images
         if fits and is_of_present_weights(record, run):
             found.append((Path(record["weights"]).stem == weights, record["created"], path.name, path))
