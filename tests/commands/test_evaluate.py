@@ -330,18 +330,22 @@ def test_the_cheap_gates_are_recorded_and_a_failed_one_is_told_on_stderr(
     assert all(gate["passed"] for gate in gates)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    # Quiet while it is built and probed, on two images.
+    # Quiet while it is built and probed, on two images; or until the gates before the attacks have passed.
     Path("noisy_factory.py").write_text(
         "import torch\nfrom aalp.models.small_cnn import SmallCNN\n\n\n"
-        "class Noisy(SmallCNN):\n    def forward(self, images):\n"
-        "        noise = 0.1 * torch.randn_like(images) if len(images) > 2 else 0\n"
+        "class Noisy(SmallCNN):\n    passes, first = 0, 0\n\n    def forward(self, images):\n"
+        "        self.passes += len(images) > 2\n"
+        "        noise = 0.1 * torch.randn_like(images) if self.passes > self.first else 0\n"
         "        return super().forward(images + noise)\n\n\n"
-        "def make(num_classes, image_shape):\n    return Noisy(num_classes, image_shape)\n"
+        "def make(num_classes, image_shape):\n    return Noisy(num_classes, image_shape)\n\n\n"
+        "def later(num_classes, image_shape):\n    network = Noisy(num_classes, image_shape)\n"
+        "    network.first = 16\n    return network\n"
     )
-    words = ["--model", "noisy_factory:make", "--attacks", "fgsm", "--quiet", "--out", "out"]
-    assert main(["evaluate", str(copied_run), *words]) == 0
-    err = capsys.readouterr().err
-    assert err.startswith("aalp: warning: gate failed: deterministic (")
-    assert len(err.splitlines()) == 1
-    record = json.loads(Path("out/best-001.json").read_text())
-    assert [gate["passed"] for gate in record["gates"]] == [True, False, None]
+    for factory, when, passed in (("make", "", [True, False, None]), ("later", "after the attacks: ", [True, False, True])):
+        words = ["--model", f"noisy_factory:{factory}", "--attacks", "fgsm", "--quiet", "--out", factory]
+        assert main(["evaluate", str(copied_run), *words]) == 0
+        err = capsys.readouterr().err
+        assert err.startswith(f"aalp: warning: gate failed: deterministic ({when}")
+        assert len(err.splitlines()) == 1
+        record = json.loads(Path(f"{factory}/best-001.json").read_text())
+        assert [gate["passed"] for gate in record["gates"]] == passed

@@ -175,3 +175,19 @@ class Keeping(nn.Module):
 
 def keeping(inner: Classifier, near: float = 0.22) -> Classifier:
     return Classifier(Keeping(inner, near), head="logits").eval()
+
+
+class KeepingLater(Keeping):
+    """Keeps images as well, but of many first passes none, so that who only looks at those finds nothing."""
+
+    def __init__(self, inner: Classifier, near: float, first: int) -> None:
+        super().__init__(inner, near)
+        self.passes, self.first = 0, first
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.passes += 1
+        return self.logits(self.inner(images)) if self.passes <= self.first else super().forward(images)
+
+
+def keeping_later(inner: Classifier, near: float = 0.22, first: int = 12) -> Classifier:
+    return Classifier(KeepingLater(inner, near, first), head="logits").eval()

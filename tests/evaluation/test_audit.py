@@ -18,7 +18,7 @@ from aalp.data.sources import DataOptions, load_source
 from aalp.data.split import as_float
 from aalp.errors import DataError, OptionError
 from aalp.evaluation.attack_gates import QUICK, Effort
-from aalp.evaluation.audit import audit, cheap_gates
+from aalp.evaluation.audit import audit, cheap_gates, determinism, steady_later
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
 from aalp.evaluation.findings import FEWEST_RIGHT
 from aalp.evaluation.gates import AUTOATTACK_GAP, DETERMINISTIC, GATES
@@ -61,6 +61,12 @@ KNOWN_BAD: dict[str, tuple[str, Callable[[Classifier, Tensor], Classifier], Effo
     "dropout left on": ("at", lambda run, _: known_bad.dropout_left_on(run), EFFORT, {"deterministic"}),
     "batch statistics": ("at", lambda run, _: known_bad.batch_statistics(run), EFFORT, {"deterministic"}),
     "keeps images it is shown": ("standard", lambda run, _: known_bad.keeping(run), EFFORT, {"deterministic"}),
+    "keeps images it is shown later": (
+        "standard",
+        lambda run, _: known_bad.keeping_later(run),
+        FEWER_STEPS,
+        {"deterministic"},
+    ),
     "gradient sign flipped": (
         "standard",
         lambda run, _: known_bad.flipped_gradient(run),
@@ -272,9 +278,24 @@ def test_cheap_gates_run_no_other_gate(small_classifier: Callable[..., Classifie
     classifier(images)
     classifier.network.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     cheap_gates(classifier, images, torch.zeros(8, dtype=torch.int64), Linf(0.1))
-    # Once for the logits, for determinism a copy on points near, five times (the last time in halves) and on the points near,
-    # twice for the gradient.
-    assert seen == [8, 8, *[8] * 4, 4, 4, 8, 8, 8]
+    # A copy on points near, once for the logits, for determinism five times (the last time in halves) and twice on the points
+    # near (again in halves), twice for the gradient.
+    assert seen == [8, 8, *[8] * 4, 4, 4, 8, 4, 4, 8, 8]
+
+
+def test_what_a_model_keeps_only_after_its_first_passes_is_found_after_the_attacks(
+    small_classifier: Callable[..., Classifier],
+) -> None:
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    classifier = known_bad.keeping_later(small_classifier(3))
+    steady = determinism(classifier, images, Linf(0.1))
+    results = cheap_gates(classifier, images, torch.zeros(8, dtype=torch.int64), Linf(0.1), steady=steady)
+    assert [result.passed for result in results] == [True, True, True]
+    classifier(images)
+    later = steady_later(results, steady())
+    assert [result.passed for result in later] == [True, False, True]
+    assert later[1].finding.detail.startswith("after the attacks: near images that it was shown")
+    assert steady_later(results, results[1].finding) == results
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 100])

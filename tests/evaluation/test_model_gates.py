@@ -98,25 +98,38 @@ def test_probabilities_are_told_from_logits() -> None:
         assert (finding.passed, finding.measured) == (passed, count)
 
 
-def test_noise_and_answers_that_depend_on_the_batch_are_found() -> None:
-    def found(classifier: Classifier) -> Finding:
-        return deterministic_gate(classifier, IMAGES, copy.deepcopy(classifier), (IMAGES + 0.05).clamp(0, 1))
+NEAR = (IMAGES + 0.05).clamp(0, 1)
 
-    assert found(linear(WEIGHT)).passed is True
+
+def steady(classifier: Classifier) -> Finding:
+    return deterministic_gate(classifier, IMAGES, NEAR, copy.deepcopy(classifier)(NEAR))
+
+
+def test_noise_and_answers_that_depend_on_the_batch_are_found() -> None:
+    assert steady(linear(WEIGHT)).passed is True
     torch.manual_seed(0)
     noisy = linear(WEIGHT, Step(lambda pixels: pixels + 0.1 * torch.randn_like(pixels)))
-    assert found(noisy).passed is False
+    assert steady(noisy).passed is False
     by_batch = linear(WEIGHT, Step(lambda pixels: pixels - pixels.mean(0)))
-    finding = found(by_batch)
+    finding = steady(by_batch)
     assert finding.passed is False
     assert (finding.measured or 0) > 1e-4
 
 
 def test_a_model_that_keeps_the_images_it_was_shown_is_found() -> None:
-    keeping = known_bad.keeping(linear(WEIGHT), near=0.1)
-    finding = deterministic_gate(keeping, IMAGES, copy.deepcopy(keeping), (IMAGES + 0.05).clamp(0, 1))
+    finding = steady(known_bad.keeping(linear(WEIGHT), near=0.1))
     assert finding.passed is False
     assert "answers otherwise than a copy that was not" in finding.detail
+
+
+def test_answers_that_depend_on_the_batch_off_the_images_alone_are_found() -> None:
+    def before(pixels: Tensor) -> Tensor:
+        known = torch.cdist(pixels, IMAGES.flatten(1)).amin(1, keepdim=True) < 1e-3
+        return torch.where(known, pixels, pixels - pixels.mean(0))
+
+    finding = steady(linear(WEIGHT, Step(before)))
+    assert finding.passed is False
+    assert "near images" in finding.detail
 
 
 def test_the_change_under_noise_is_measured_in_units_of_the_spread() -> None:

@@ -26,17 +26,16 @@ from aalp.commands.opening import (
 from aalp.commands.resuming import journal_of, stopping, written
 from aalp.commands.trust import check_attack_trust
 from aalp.data.sources import DataOptions, Source
-from aalp.data.split import Split, as_float
+from aalp.data.split import as_float
 from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import OptionError
 from aalp.evaluation.attacks import attack_by_name, check_attacks
-from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates
+from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates, determinism, steady_later
+from aalp.evaluation.findings import GateResult
 from aalp.evaluation.foreign_attacks import is_foreign
 from aalp.evaluation.robustness import DEFAULT_ATTACKS
 from aalp.evaluation.robustness import evaluate as run_evaluation
-from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions
-from aalp.models.classifier import Classifier
 from aalp.store.run import RunDirectory, free_path
 from aalp.training.trackers import TrackerName, check_tracker, log_figures, tracking
 
@@ -188,7 +187,11 @@ def evaluate_model(
         raise OptionError(f"images is {images} and batch_size is {batch_size}: both have to be at least 1")
     indices, split = chosen_images(loaded, source, split_name, images)
     classifier = loaded.classifier.to(device())
-    gates = ranks.from_main(lambda: _cheap_gates(classifier, split, threat, seed))
+    rows = torch.arange(min(CHEAP_IMAGES, len(split)))
+    some, labels = as_float(split.read(rows)).to(device()), split.labels[rows].to(device())
+    steady = determinism(classifier, some, threat, seed)
+    gates = ranks.from_main(lambda: cheap_gates(classifier, some, labels, threat, seed, steady))
+    _tell_failed(gates, ranks)
     settings = {"threat": [threat.norm, threat.eps], "attacks": attacks, "batch_size": batch_size, "seed": seed, "exact": exact}
     # Another version of somebody's attack is another attack.
     foreign = {name: dict(attack_by_name(name).settings) for name in attacks if is_foreign(name)}
@@ -213,16 +216,19 @@ def evaluate_model(
                 f"warning: attack '{result.name}' left the ball or [0, 1] on {result.outside} of {result.attacked} images: "
                 "there it counts as failed"
             )
+    later = ranks.from_main(lambda: steady_later(gates, steady()))
+    _tell_failed([result for result in later if result not in gates], ranks)
     evaluation = dataclasses.replace(evaluation, indices=indices)
-    content = {**about, **content_of(evaluation, source, split_name, loaded, batch_size), "gates": gates}
+    content = {
+        **about,
+        **content_of(evaluation, source, split_name, loaded, batch_size),
+        "gates": [result.record() for result in later],
+    }
     return ranks.from_main(lambda: written(record_path, "evaluation", content, journal, table_of(evaluation)))
 
 
-def _cheap_gates(classifier: Classifier, split: Split, threat: Threat, seed: int) -> list[dict[str, Any]]:
-    """The audit's cheap gates as records; a failed one is told on stderr, whatever is quiet."""
-    rows = torch.arange(min(CHEAP_IMAGES, len(split)))
-    results = cheap_gates(classifier, as_float(split.read(rows)).to(device()), split.labels[rows].to(device()), threat, seed)
+def _tell_failed(results: list[GateResult], ranks: Ranks) -> None:
+    """A failed gate is told on stderr, whatever is quiet."""
     failed = [f"{result.gate.name} ({result.finding.detail})" for result in results if result.passed is False]
-    if failed:
+    if failed and ranks.is_main:
         print(f"aalp: warning: gate failed: {'; '.join(failed)}: see `aalp audit` before trusting figures", file=sys.stderr)
-    return [result.record() for result in results]

@@ -103,7 +103,8 @@ def audit(
     images, labels = as_float(images).to(device), labels.to(device)
     effort = effort or (THOROUGH if thorough else QUICK)
     with evaluating(classifier), full_precision(), torch.no_grad():
-        fresh = copied(classifier, images[:2])
+        few = max(batch_size, CHEAP_IMAGES)  # on one or two images no share of them means anything
+        steady = determinism(classifier, images[:few], threat, seed)
         right = ranks.from_main(lambda: _right(classifier, images, labels, batch_size).cpu()).to(device)
         bench = Bench(classifier, images, labels, threat, right, effort, seed, batch_size, tick, journal, ranks)
 
@@ -111,8 +112,7 @@ def audit(
             return time.perf_counter() + bench.earlier_seconds
 
         def on_model() -> list[GateResult]:
-            few = max(batch_size, CHEAP_IMAGES)  # on one or two images no share of them means anything
-            return list(_timed(_model_gates(classifier, fresh, images[:few], labels[:few], threat, seed), clock))
+            return list(_timed(_model_gates(classifier, steady, images[:few], labels[:few], threat, seed), clock))
 
         # From one process: a model that answers at random would send them on different ways.
         results = ranks.from_main(on_model)
@@ -120,6 +120,7 @@ def audit(
         gap = list(_timed(iter([(g.AUTOATTACK_GAP, autoattack_gap_gate(own, reference))]), clock))
         if why_not is None:
             attacked = [*_timed(_attack_gates(bench), clock), *gap]
+            results = steady_later(results, ranks.from_main(steady))
             results += _excused(attacked, bench) if _claims_nothing(bench) else attacked
         else:
             missing = [gate for gate in g.GATES[len(results) :] if not gate.optional]
@@ -134,17 +135,58 @@ def audit(
     )
 
 
-def cheap_gates(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int = 0) -> list[GateResult]:
+def cheap_gates(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    seed: int = 0,
+    steady: Callable[[], Finding] | None = None,
+) -> list[GateResult]:
     """The gates that every evaluation runs, on at most 64 images: logits, determinism, gradient.
 
     Before the model sees any other image of the evaluation: what it keeps of those it could not tell from new ones.
+
+    Args:
+        steady: see `determinism`; for who asks it again after the attacks.
     """
     images, labels = images[:CHEAP_IMAGES].float(), labels[:CHEAP_IMAGES]
+    steady = steady or determinism(classifier, images, threat, seed)
     with evaluating(classifier), full_precision(), torch.no_grad():
         # They come first; to ask for the next gate would run it.
         count = sum(gate.cheap for gate in g.GATES)
-        fresh = copied(classifier, images[:2])
-        return list(_timed(islice(_model_gates(classifier, fresh, images, labels, threat, seed), count)))
+        return list(_timed(islice(_model_gates(classifier, steady, images, labels, threat, seed), count)))
+
+
+@torch.no_grad()
+def determinism(classifier: Classifier, images: Tensor, threat: Threat, seed: int = 0) -> Callable[[], Finding]:
+    """The gate on determinism, to be asked before the attacks and after them.
+
+    To be made before the model sees an image: a copy answers now on points near the images.
+    """
+    with evaluating(classifier), full_precision():
+        near = threat.project(threat.random_start(images, _generator(images, "near", seed)), images)
+        expected = copied(classifier, images[:2])(near)
+
+    def steady() -> Finding:
+        with evaluating(classifier), full_precision():
+            return deterministic_gate(classifier, images, near, expected)
+
+    return steady
+
+
+def steady_later(results: list[GateResult], later: Finding) -> list[GateResult]:
+    """The results with what determinism came out as after the attacks, where it failed only then: it kept what it was shown,
+    or began to answer at random, after so many images."""
+    finding = replace(later, detail=f"after the attacks: {later.detail}")
+    return [
+        replace(result, finding=finding) if result.gate == g.DETERMINISTIC and result.passed and not later.passed else result
+        for result in results
+    ]
+
+
+def _generator(images: Tensor, purpose: str, seed: int) -> torch.Generator:
+    return torch.Generator(images.device).manual_seed(derive_seed("audit", purpose, seed))
 
 
 def _right(classifier: Classifier, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
@@ -161,25 +203,23 @@ def _timed(steps: Step, clock: Callable[[], float] = time.perf_counter) -> Itera
         before = now
 
 
-def _model_gates(classifier: Classifier, fresh: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Step:
-    def generator(purpose: str) -> torch.Generator:
-        return torch.Generator(images.device).manual_seed(derive_seed("audit", purpose, seed))
-
+def _model_gates(
+    classifier: Classifier, steady: Callable[[], Finding], images: Tensor, labels: Tensor, threat: Threat, seed: int
+) -> Step:
     logits = logits_gate(classifier, images)
     yield g.LOGITS, logits
     if logits.detail.startswith(NOT_FINITE):
         for gate in (g.DETERMINISTIC, g.GRADIENT, g.STABLE, g.SLOPE):
             yield gate, undecided(NO_LOGITS)
         return
-    near = threat.project(threat.random_start(images, generator("near")), images)
-    deterministic = deterministic_gate(classifier, images, fresh, near)
+    deterministic = steady()
     yield g.DETERMINISTIC, deterministic
     if not deterministic.passed:
         for gate in (g.GRADIENT, g.STABLE, g.SLOPE):
             yield gate, undecided(RANDOM)
         return
-    yield g.GRADIENT, gradient_gate(classifier, images, labels, threat, generator("gradient"))
-    stable, slope = noise_gates(classifier, images, labels, threat, generator("stable"))
+    yield g.GRADIENT, gradient_gate(classifier, images, labels, threat, _generator(images, "gradient", seed))
+    stable, slope = noise_gates(classifier, images, labels, threat, _generator(images, "stable", seed))
     yield g.STABLE, stable
     yield g.SLOPE, slope
 

@@ -51,25 +51,21 @@ def logits_gate(classifier: ImageClassifier, images: Tensor) -> Finding:
 
 
 @torch.no_grad()
-def deterministic_gate(classifier: ImageClassifier, images: Tensor, fresh: ImageClassifier, near: Tensor) -> Finding:
+def deterministic_gate(classifier: ImageClassifier, images: Tensor, near: Tensor, expected: Tensor) -> Finding:
     """Whether 5 passes agree (AutoAttack's `check_randomized`); the last two batch the images in another way.
 
-    And whether it answers after the images, on points near them, as a copy does that has seen none of the images: else it
-    knows an adversarial image by the clean one that it was shown before, as no attacker would have to do.
+    And whether it answers after the images, on points near them in either batching, as a copy does that has seen none of the
+    images: else it knows an adversarial image by the clean one that it was shown before, as no attacker would have to do, or
+    by the others of its batch.
 
     Args:
-        fresh: the copy.
         near: (N, ...) the points.
+        expected: (N, C) what the copy answered on them.
     """
-    expected = fresh(near)
-    half = len(images) // 2
     passes = [classifier(images) for _ in range(PASSES - 2)]
-    passes.append(classifier(images.flip(0)).flip(0))
-    passes.append(torch.cat([classifier(part) for part in (images[:half], images[half:]) if len(part)]))
-    outputs = torch.stack(passes)
-    gap, changed = _apart(outputs)
+    gap, changed = _apart(torch.stack([*passes, *_batched_otherwise(classifier, images)]))
     detail = f"largest gap of normalised logits {gap:.2g}; other predictions on {changed} of {len(images)} images"
-    remembered, moved = _apart(torch.stack([expected, classifier(near)]))
+    remembered, moved = _apart(torch.stack([expected, *_batched_otherwise(classifier, near)]))
     if not (remembered <= DETERMINISTIC.limit and moved == 0) and gap <= DETERMINISTIC.limit:
         detail = (
             f"near images that it was shown it answers otherwise than a copy that was not: gap {remembered:.2g}, other "
@@ -77,6 +73,12 @@ def deterministic_gate(classifier: ImageClassifier, images: Tensor, fresh: Image
         )
     worst = max(gap, remembered)
     return Finding(worst, worst <= DETERMINISTIC.limit and changed == moved == 0, detail)
+
+
+def _batched_otherwise(classifier: ImageClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) of the images turned around, and in two halves."""
+    turned, half = classifier(images.flip(0)).flip(0), len(images) // 2
+    return turned, torch.cat([classifier(part) for part in (images[:half], images[half:]) if len(part)])
 
 
 def _apart(outputs: Tensor) -> tuple[float, int]:
