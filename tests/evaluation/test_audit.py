@@ -51,7 +51,7 @@ HONEST = ("at", "trades", "aalp")
 
 # Name: (which honest run, what is done to it given the audited images, changed effort, gates that have to fail).
 KNOWN_BAD: dict[str, tuple[str, Callable[[Classifier, Tensor], Classifier], Effort, set[str]]] = {
-    "quantised input": ("standard", lambda run, _: known_bad.quantised_input(run), FEWER_STEPS, BLOCKED),
+    "quantised input": ("standard", lambda run, _: known_bad.quantised_input(run), FEWER_STEPS, BLOCKED | {"stable loss"}),
     "non-differentiable step": ("standard", lambda run, _: known_bad.without_graph(run), FEWER_STEPS, BLOCKED),
     "a part cut off": ("at", lambda run, _: known_bad.part_cut_off(run), EFFORT, {"gradient is the slope"}),
     "logits x 1000": ("at", lambda run, _: known_bad.huge_logits(run), EFFORT, SCALE),
@@ -101,7 +101,13 @@ KNOWN_BAD: dict[str, tuple[str, Callable[[Classifier, Tensor], Classifier], Effo
         "standard",
         lambda run, images: known_bad.remembering(run, images, 0.15),
         FEWER_STEPS,
-        {"gradient exists", "unbounded attack wins", "accuracy never rises with eps"},
+        {"gradient exists", "stable loss", "unbounded attack wins", "accuracy never rises with eps"},
+    ),
+    "one network decides, another gives the slope": (
+        "at",
+        known_bad.decided_by_another,
+        EFFORT,
+        {"stable loss", "gradient is the slope"},
     ),
     "weak attack: 3 small steps": (
         "at",
@@ -122,7 +128,13 @@ AT_THE_LIMIT = {
     "a part cut off": {"white box beats random noise", "white box beats transfer", "white box beats black box"},
     "gradient sign flipped": {"iterative beats single step", "adaptive attack"},
     "jumping logits": {"more restarts", "adaptive attack"},
-    "saturating staircase": {"more restarts", "adaptive attack"},
+    "saturating staircase": {"stable loss", "more restarts", "adaptive attack"},
+    "one network decides, another gives the slope": {
+        "margin beats cross-entropy only a little",
+        "white box beats random noise",
+        "white box beats transfer",
+        "white box beats black box",
+    },
     "weak attack: 3 small steps": {"more steps"},
     "weak attack: 3 longer steps": {"more restarts"},
 }

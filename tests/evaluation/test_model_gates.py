@@ -7,16 +7,19 @@ import known_bad
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aalp.evaluation.findings import Finding
 from aalp.evaluation.model_gates import (
     WithGradient,
+    boundary_points,
     deterministic_gate,
     gradient_gate,
     input_gradient,
     logits_gate,
     noise_gates,
 )
+from aalp.method.losses import margin
 from aalp.method.threat import Linf
 from aalp.models.classifier import Classifier
 
@@ -45,6 +48,8 @@ class Step(nn.Module):
 
 
 WEIGHT = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+SEVERAL = WEIGHT - WEIGHT.mean(1, keepdim=True)
+"""Which predicts several classes on these images."""
 
 
 def test_the_gradient_of_a_linear_model_by_hand() -> None:
@@ -180,6 +185,37 @@ def test_a_stand_in_for_rounding_passes_where_the_rounding_is_far_below_eps() ->
     assert fine.passed is True
     assert "eps / 10" in fine.detail
     assert coarse.passed is False
+
+
+def test_a_prediction_that_the_logits_do_not_tell_before_it_changes_is_found() -> None:
+    # One network decides and another one gives the slope: smooth everywhere but where decisions change.
+    def decided_by(pixels: Tensor) -> Tensor:
+        return 20 * F.one_hot((pixels @ SEVERAL.T).argmax(1), 3) + 0.1 * pixels[:, :3]
+
+    flat = nn.Sequential(nn.Flatten(), Step(decided_by), nn.Linear(3, 3, bias=False))
+    flat[2].weight.data = torch.eye(3)
+    findings = noise_gates(Classifier(flat).eval(), IMAGES, LABELS, Linf(0.01), generator())
+    assert [finding.passed for finding in findings] == [False, False]
+    assert all("where decisions change" in finding.detail for finding in findings)
+
+
+def test_a_backward_pass_that_is_right_at_the_images_alone_is_found() -> None:
+    def before(pixels: Tensor) -> Tensor:
+        known = torch.cdist(pixels.detach(), IMAGES.flatten(1), p=float("inf")).amin(1, keepdim=True) < 0.01
+        return torch.where(known, pixels, 2 * pixels.detach() - pixels)
+
+    finding = slope(before)
+    assert finding.passed is False
+    assert "at the images" not in finding.detail
+
+
+def test_boundary_points_are_where_the_decision_changes() -> None:
+    classifier = linear(SEVERAL)
+    points, predictions = boundary_points(classifier, IMAGES)
+    assert torch.equal(predictions, classifier(IMAGES).argmax(1))
+    assert margin(classifier(points), predictions).abs().amax() < 1e-5
+    alike = boundary_points(classifier, IMAGES[:1])
+    assert [len(found) for found in alike] == [0, 0]
 
 
 def test_without_a_gradient_there_is_no_slope_to_compare() -> None:

@@ -49,7 +49,8 @@ STABLE = Gate(
     "I, ours",
     0.05,
     "",
-    "mean relative change of the margin, in units of the logits' spread, over 100 noises of radius eps / 100 is at most 0.05",
+    "mean relative change of the margin, in units of the logits' spread, over 100 noises of radius eps / 100 is at most 0.05: "
+    "at the images, at random starts, and where decisions change on the way to another image",
     "The loss jumps at distances far below eps: gradients say nothing about the step that the attack takes.",
     _MASKED + "average gradients over noise, smooth the step that causes the jumps, or attack with queries only (square)",
 )
@@ -59,7 +60,7 @@ SLOPE = Gate(
     0.2,
     "",
     "how the margin moves under 100 noises of radius eps / 100, or else eps / 10, correlates with what its gradient foretells: "
-    "at least 0.8 (mean over images; 1 minus it is measured)",
+    "at least 0.8 at each of those three places (mean over images; 1 minus it is measured)",
     "The backward pass is not that of the forward pass: a part is cut off (detach, no_grad), altered, or a stand-in for a step "
     "without gradient. Attacks follow it and miss what it leaves out.",
     _MASKED + "give the network its own gradient; where a step has none, try several stand-ins, and queries only (square)",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aalp.evaluation.findings import NOT_FINITE, Finding, count_finding, undecided
 from aalp.evaluation.gates import DETERMINISTIC, GRADIENT, SLOPE, STABLE
+from aalp.method.batches import per_image
 from aalp.method.losses import margin
 from aalp.method.pgd import ImageClassifier, View
 from aalp.method.threat import Threat
@@ -19,6 +20,8 @@ NOISE_RADIUS = 0.01
 """Of eps: far below what an attack's step moves."""
 WIDER_RADIUS = 0.1
 """Of eps: where smaller noise does not agree with the gradient."""
+HALVINGS = 24
+"""Of the way to where a decision changes: what float32 can tell."""
 ROUNDING = 1e-6
 """Of the logits: moves that float32 cannot tell from none."""
 
@@ -126,18 +129,56 @@ def noise_gates(
     The second is a gradient check by random differences: it sees a backward pass that is not the network's own, as a branch
     cut off by `detach` or a stand-in for a rounding. Attacks follow that one, and no other gate compares the two. Where
     the small noise does not agree (it may lie below a rounding of pixels that is harmless) noise of eps / 10 decides.
+
+    At the images, where attacks go, and where decisions change: a network whose prediction hangs on what its logits do not
+    tell before it changes is smooth everywhere else. The worst place counts.
     """
-    moved, foretold, comparable = _under_noise(classifier, images, labels, threat, generator, NOISE_RADIUS)
-    each = moved.abs().mean(0)
-    change = float(each.mean())
-    stable = Finding(
-        change, change <= STABLE.limit, f"mean {change:.2g}, worst image {float(each.amax()):.2g} of the logits' spread"
-    )
-    slope = _slope_finding(moved, foretold, comparable, "eps / 100")
-    if slope.passed is not True:
-        wider = _slope_finding(*_under_noise(classifier, images, labels, threat, generator, WIDER_RADIUS), "eps / 10")
-        slope = min(slope, wider, key=lambda finding: math.inf if finding.measured is None else finding.measured)
-    return stable, slope
+    stable, slope = [], []
+    places = [
+        ("at the images", images, labels),
+        ("at random starts", threat.project(threat.random_start(images, generator), images), labels),
+    ]
+    boundary, predictions = boundary_points(classifier, images)
+    if len(boundary):
+        places.append(("where decisions change", boundary, predictions))
+    for place, points, classes in places:
+        moved, foretold, comparable = _under_noise(classifier, points, classes, threat, generator, NOISE_RADIUS)
+        each = moved.abs().mean(0)
+        change = float(each.mean())
+        words = f"mean {change:.2g}, worst image {float(each.amax()):.2g} of the logits' spread, {place}"
+        stable.append(Finding(change, change <= STABLE.limit, words))
+        found = _slope_finding(moved, foretold, comparable, f"eps / 100 {place}")
+        if found.passed is not True:
+            wider = _under_noise(classifier, points, classes, threat, generator, WIDER_RADIUS)
+            found = min(found, _slope_finding(*wider, f"eps / 10 {place}"), key=lambda finding: _measured(finding, math.inf))
+        slope.append(found)
+    return max(stable, key=lambda finding: _measured(finding, 0)), max(slope, key=lambda finding: _measured(finding, -1))
+
+
+def _measured(finding: Finding, otherwise: float) -> float:
+    return otherwise if finding.measured is None else finding.measured
+
+
+def boundary_points(classifier: ImageClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Points on the way from each image to one of another prediction, as near as float32 comes to where its own ends.
+
+    Returns:
+        Points (M, ...) and the predictions (M,) that end there, one for each image; none where all predictions are the same.
+    """
+    predictions = classifier(images).argmax(1)
+    other = predictions[:, None] != predictions
+    if not bool(other.any()):
+        return images[:0], predictions[:0]
+    # The next one in the batch, so that they do not all go to the same.
+    count = len(images)
+    ahead = (torch.arange(count, device=images.device) - torch.arange(count, device=images.device)[:, None]) % count
+    goal = images[torch.where(other, ahead, count).argmin(1)]
+    inside, outside = images, goal
+    for _ in range(HALVINGS):
+        middle = (inside + outside) / 2
+        same = per_image(classifier(middle).argmax(1) == predictions, images)
+        inside, outside = torch.where(same, middle, inside), torch.where(same, outside, middle)
+    return inside, predictions
 
 
 def _under_noise(
