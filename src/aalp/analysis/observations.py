@@ -11,6 +11,7 @@ from typing import Any
 
 from aalp.analysis.conflict import training_means
 from aalp.analysis.spread import spread
+from aalp.shown import as_exact, in_percent
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,20 @@ def show(figure: str, value: float | None, sign: str = "") -> str:
     """A figure for a reader: percent or a number of features."""
     if value is None:
         return "-"
-    return f"{value * 100:{sign}.1f} %" if is_share(figure) else f"{value:{sign}.1f}"
+    if is_share(figure):
+        return f"{value * 100:{sign}.1f} %" if sign else f"{in_percent(value)} %"
+    return f"{value:{sign}.1f}"
+
+
+def show_spread(figure: str, mean: float | None, deviation: float | None) -> str:
+    """A mean and its deviation over seeds for a reader."""
+    shown = show(figure, mean)
+    if deviation is None:
+        return shown
+    if not is_share(figure):
+        return f"{shown} +- {show(figure, deviation)}"
+    number = shown.removesuffix(" %")
+    return f"{number} +- {as_exact(deviation, number)} %"
 
 
 def _groups(runs: Sequence[Measured]) -> dict[str, list[Measured]]:

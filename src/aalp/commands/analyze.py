@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from aalp.analysis.observations import Measured, figures_of, group_figures, left_out, observe, show, steps_of, summary
+from aalp.analysis.observations import Measured, figures_of, group_figures, left_out, observe, show_spread, steps_of, summary
 from aalp.analysis.pairs import ATTACK
 from aalp.commands.config import quoted
 from aalp.commands.console import Display, command_line, print_out
@@ -185,8 +185,7 @@ def report(content: Mapping[str, Any]) -> str:
         seeds = len(figures["clean"]["values"])
         cells = []
         for figure in COLUMNS:
-            shown, deviation = show(figure, figures[figure]["mean"]), figures[figure]["deviation"]
-            cells.append(shown if deviation is None else f"{shown.removesuffix(' %')} +- {show(figure, deviation)}")
+            cells.append(show_spread(figure, figures[figure]["mean"], figures[figure]["deviation"]))
         rows.append([name, str(seeds), *cells])
     parts = [
         f"{counted(content['images'], 'test image')} a run. Features: n90 carry 90 % of the positive contributions to the "

@@ -10,6 +10,7 @@ from aalp.analysis.spread import all_equal, spread
 from aalp.commands.evaluation_record import CHEAP_GATES_FAIL, CHEAP_VERDICTS
 from aalp.commands.tables import markdown_table, text_table
 from aalp.report.figures import counted
+from aalp.shown import as_exact, in_percent
 
 
 def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -132,9 +133,11 @@ def _verdicts(verdicts: Sequence[str | None]) -> str:
 def _show(column: str, figure: Mapping[str, Any] | None) -> str:
     if figure is None or figure["mean"] is None:
         return "-"
-    scale = 1 if column in PLAIN else 100
-    deviation = "" if figure["deviation"] is None else f" +- {figure['deviation'] * scale:.1f}"
-    return f"{figure['mean'] * scale:.1f}{deviation}"
+    mean, deviation = figure["mean"], figure["deviation"]
+    if column in PLAIN:
+        return f"{mean:.1f}" + ("" if deviation is None else f" +- {deviation:.1f}")
+    text = in_percent(mean)
+    return text + ("" if deviation is None else f" +- {as_exact(deviation, text)}")
 
 
 def sentences(record: Mapping[str, Any]) -> list[str]:
@@ -215,7 +218,7 @@ def rows_apart(record: Mapping[str, Any]) -> list[str]:
 def _values(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     figure = record["compared"]["figure"]
     rows = [
-        [name, *("-" if value is None else f"{value * 100:.1f}" for value in row[figure]["values"])]
+        [name, *("-" if value is None else in_percent(value) for value in row[figure]["values"])]
         for name, row in record["table"].items()
     ]
     return [f"{figure} by seed", *map(str, record["seeds"])], rows

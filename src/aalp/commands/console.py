@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from aalp.distributed import ALONE, Ranks
+from aalp.shown import in_percent
 
 PLAIN_LINE_SECONDS = 60.0
 """Where there is no live display, a long epoch or attack says at least this often that it is alive."""
@@ -92,9 +93,11 @@ class Display:
         left = each * (self._total - self._step if done else epochs - row["epoch"])
         validation = "no validation images"
         if "validation_clean" in row:
-            validation = f"validation {row['validation_clean']:.1%} clean, {row['validation_robust']:.1%} robust"
+            clean, robust = in_percent(row["validation_clean"]), in_percent(row["validation_robust"])
+            validation = f"validation {clean}% clean, {robust}% robust"
+        trained = f"loss {row['loss']:.3f}  train {in_percent(row['train_accuracy'])}%"
         self.say(
-            f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.3f}  train {row['train_accuracy']:.1%}  {validation}  "
+            f"epoch {row['epoch']:>3}/{epochs}  {trained}  {validation}  "
             f"{row['images_per_second']:.0f} images/s  {_minutes(left)} left"
         )
 

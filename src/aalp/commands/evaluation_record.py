@@ -23,6 +23,7 @@ from aalp.evaluation.robustness import wilson_interval
 from aalp.method.threat import Threat
 from aalp.report.figures import counted
 from aalp.report.telling import age, gives_one_answer, of_other_epochs
+from aalp.shown import in_percent
 from aalp.store.checkpoint import read_metadata
 from aalp.store.records import read_record, same_threat
 from aalp.store.run import RunDirectory
@@ -106,7 +107,7 @@ def report(record: dict[str, Any]) -> str:
         rows.append([name, *_figures(result["accuracy"], record["images"]), seconds, _broke(record, name)])
         for part in result["parts"]:
             broke = _broke(record, f"autoattack/{part['name']}")
-            rows.append([f"  {part['name']}", f"{part['accuracy']:.1%}", "", f"{part['seconds']:.1f}", broke])
+            rows.append([f"  {part['name']}", f"{in_percent(part['accuracy'])}%", "", f"{part['seconds']:.1f}", broke])
     if record["attacks"]:
         rows.append(["worst case", *_figures(record["robust"], record["images"]), "", ""])
     threat, data = record["threat"], record["data"]
@@ -117,7 +118,7 @@ def report(record: dict[str, Any]) -> str:
     table = text_table(["attack", "accuracy", "95 % interval", "seconds", "broke first"], rows)
     notes = [] if record["attacks"] else ["nothing was attacked: no robust accuracy"]
     if gives_one_answer(record):
-        notes.append(f"no better than one answer for all images, {record['majority']:.1%}, which no attack can change")
+        notes.append(f"no better than one answer for all images, {in_percent(record['majority'])}%, which no attack can change")
     return "\n\n".join([title, table, *notes, f"record: {record['path']}"])
 
 
@@ -128,7 +129,7 @@ def _broke(record: Mapping[str, Any], name: str) -> str:
 
 def _figures(accuracy: float, count: int) -> tuple[str, str]:
     low, high = wilson_interval(round(accuracy * count), count)
-    return f"{accuracy:.1%}", f"{low:.1%} - {high:.1%}"
+    return f"{in_percent(accuracy)}%", f"{in_percent(low)}% - {in_percent(high)}%"
 
 
 CHEAP_VERDICTS = CHEAP_GATES_PASS, CHEAP_GATES_FAIL = "cheap gates pass", "cheap gates fail"

@@ -25,6 +25,7 @@ from aalp.evaluation.attacks import check_attacks
 from aalp.method.pgd import check_start
 from aalp.models.catalog import architecture
 from aalp.models.classifier import Classifier
+from aalp.shown import in_percent
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory
 from aalp.training.devices import Strategy, resolve_precision
@@ -185,7 +186,7 @@ def train_run(
     clean, robust = progress.best_clean, progress.best_robust
     if clean > 0 and gives_one_answer(clean, robust, largest_class(source.validation.labels)):
         display.warn(
-            f"no epoch did better than one answer for all, right on {clean:.1%} of the validation images: "
+            f"no epoch did better than one answer for all, right on {in_percent(clean)}% of the validation images: "
             f"train for more --training.epochs, {CALMER}"
         )
     return progress

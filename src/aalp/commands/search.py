@@ -24,6 +24,7 @@ from aalp.errors import AalpError, DataError, InterruptedRunError, OptionError, 
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
 from aalp.plain import Plain
+from aalp.shown import in_percent
 from aalp.store.records import read_csv, write_record
 from aalp.store.run import RunDirectory
 from aalp.training.options import CheckpointOptions, TrainingOptions
@@ -172,7 +173,7 @@ def _one(study: Study, trial: Trial, options: Mapping[str, Any], source: Source,
         display.warn(f"trial {trial.number} failed: {error}")
     else:
         study.tell(trial, progress.best_robust, "complete")
-        display.say(f"trial {trial.number}: validation robust accuracy {progress.best_robust:.1%}")
+        display.say(f"trial {trial.number}: validation robust accuracy {in_percent(progress.best_robust)}%")
 
 
 def _epochs_done(directory: RunDirectory) -> list[tuple[int, float]]:
@@ -208,8 +209,8 @@ def _finish(study: Study, options: Mapping[str, Any], images: int) -> tuple[str,
         write_config(file, with_own_numbers(applied(options, best["options"])))
         content["config"] = str(file)
         lines.append(
-            f"best: trial {best['number']}, validation robust accuracy {best['value']:.1%}. The highest of {len(done)} is a "
-            "flattering figure: what counts is an evaluation on test images. To train it:\n\n"
+            f"best: trial {best['number']}, validation robust accuracy {in_percent(best['value'])}%. The highest of "
+            f"{len(done)} is a flattering figure: what counts is an evaluation on test images. To train it:\n\n"
             f"    aalp train --config {quoted(file)} --run {quoted(study.folder / 'best')} --evaluate\n\n"
             f"or take the trial itself: {_folder(study, best['number'])}"
         )
@@ -230,7 +231,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         [
             str(row["number"]),
-            "-" if row["value"] is None else f"{row['value']:.1%}",
+            "-" if row["value"] is None else f"{in_percent(row['value'])}%",
             row["state"],
             str(row["epochs"]),
             *(_number(row["options"].get(name, "-")) for name in names),

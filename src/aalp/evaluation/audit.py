@@ -39,6 +39,7 @@ from aalp.method.threat import Threat, check_threat
 from aalp.models.classifier import Classifier, check_classifier
 from aalp.models.copies import copied
 from aalp.seeding import derive_seed
+from aalp.shown import in_percent
 
 CHEAP_IMAGES = 64
 """Images that the gates on the model itself look at, whatever the size of a batch."""
@@ -247,7 +248,7 @@ def _claims_nothing(bench: Bench) -> bool:
 
 def _excused(results: list[GateResult], bench: Bench) -> list[GateResult]:
     accuracy = float(bench.standing["pgd"].double().mean())
-    words = f"; nothing is overstated: plain pgd leaves {accuracy:.1%}"
+    words = f"; nothing is overstated: plain pgd leaves {in_percent(accuracy)}%"
     return [
         result
         if result.passed or (result.gate.optional and result.passed is None)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aalp.evaluation.robustness import wilson_interval
+from aalp.shown import in_percent
 
 FEWEST_RIGHT = 30
 """With fewer images that are right clean, shares of broken images are too rough to decide a gate (ours)."""
@@ -146,7 +147,7 @@ def _judged(measured: float, passed: bool | None, detail: str) -> Finding:
 
 
 def _percent(standing: Tensor) -> str:
-    return f"{float(standing.double().mean()):.1%}"
+    return f"{in_percent(float(standing.double().mean()))}%"
 
 
 def undecided(why: str) -> Finding:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from aalp.evaluation.findings import GateResult
 from aalp.evaluation.robustness import wilson_interval
+from aalp.shown import in_percent
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
@@ -58,8 +59,8 @@ class Audit:
             "pass": "PASS: no sign of masked gradients",
         }[self.verdict]
         if self.robust is None:
-            return f"{text}; clean {self.clean:.1%}"
-        figures = f"clean {self.clean:.1%}, worst case of the audit's attacks {self.robust:.1%}"
+            return f"{text}; clean {in_percent(self.clean)}%"
+        figures = f"clean {in_percent(self.clean)}%, worst case of the audit's attacks {in_percent(self.robust)}%"
         if not self.is_robust:
-            figures += f": not robust (a constant answer gets {self.majority:.1%})"
+            figures += f": not robust (a constant answer gets {in_percent(self.majority)}%)"
         return f"{text}; {figures}"

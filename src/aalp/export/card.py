@@ -14,6 +14,7 @@ from aalp.export.source import needs
 from aalp.export.subject import Subject
 from aalp.models.catalog import is_own_code
 from aalp.plain import flat
+from aalp.shown import in_percent
 from aalp.store.records import same_threat, split_size
 
 
@@ -160,8 +161,8 @@ def _figures(subject: Subject) -> str:
         rows.append(("all of them (worst case)", record["robust"], record["intervals"]["robust"]))
     lines = ["| attack | accuracy | 95 % interval |", "|---|---:|---:|"]
     for title, accuracy, interval in rows:
-        between = "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
-        lines.append(f"| {_line(title)} | {accuracy:.1%} | {between} |")
+        between = "" if interval is None else f"{in_percent(interval[0])}% to {in_percent(interval[1])}%"
+        lines.append(f"| {_line(title)} | {in_percent(accuracy)}% | {between} |")
     attacked = "" if record["attacks"] else "Nothing was attacked: this model's robustness is unknown. "
     measured = f"attack seed {record['seed']}; measured {_line(record['created'][:10])} with `{_line(record['command'])}`"
     where = f"{record['images']} of {split_size(data)} {_line(data.get('split', 'test'))} images of {_line(data['name'])}"

@@ -9,6 +9,7 @@ from typing import Any
 from aalp.report.blocks import Figure, Table
 from aalp.report.collect import Group, Run, evaluations_of, runs_of
 from aalp.report.style import LIGHT, axis, bars, label, layout, marker, names_axis, share_axis
+from aalp.shown import in_percent
 
 Interval = Callable[[int, int], tuple[float, float]]
 """(successes, count) -> low and high end of the 95 % interval of their share."""
@@ -19,7 +20,12 @@ Points = Mapping[float, float]
 
 def percent(value: float | None) -> str:
     """A share for people."""
-    return "-" if value is None else f"{value * 100:.1f}\u00a0%"
+    return "-" if value is None else f"{in_percent(value)}\u00a0%"
+
+
+def interval_text(low: float, high: float) -> str:
+    """The two ends of a share for people."""
+    return f"{in_percent(low)} to {percent(high)}"
 
 
 def counted(count: int, what: str) -> str:
@@ -153,7 +159,7 @@ def accuracy(groups: Sequence[Group], interval: Interval) -> Figure | None:
                         "cliponaxis": False,
                         "marker": marker(group.look, 11, filled),
                         "error_x": bars([record[what]], [(low, high)], group.look),
-                        "hovertemplate": f"{what} %{{x:.1%}} ({percent(low)} to {percent(high)})<extra></extra>",
+                        "hovertemplate": f"{what} {percent(record[what])} ({interval_text(low, high)})<extra></extra>",
                     }
                 )
     if len(data) < 4:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from aalp.report.collect import Group, Run, evaluations_of, runs_of
-from aalp.report.figures import Interval, counted, percent
+from aalp.report.figures import Interval, counted, interval_text, percent
 from aalp.report.telling import gives_one_answer
+from aalp.shown import as_exact, in_percent
 from aalp.store.records import split_size
 
 VERDICTS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", None: "not audited"}
@@ -96,7 +97,7 @@ def _single(group: Group, run: Run, interval: Interval, apart: Sequence[str], se
         figures["robust"] = Cell("-", "not attacked")
         for name, value in three_figures(record).items():
             low, high = interval(round(value * record["images"]), record["images"])
-            figures[name] = Cell(percent(value), f"{low * 100:.1f} to {high * 100:.1f}\u00a0%")
+            figures[name] = Cell(percent(value), interval_text(low, high))
     verdict = run.audit["verdict"] if run.audit else None
     name = f"seed {run.seed}" if seed else group.name
     abouts = [] if seed else [f"{run.config.get('model', 'model')}, seed {run.seed}"]
@@ -113,8 +114,8 @@ def _mean(group: Group, apart: Sequence[str]) -> Row:
     for name in ("clean", "autoattack", "robust"):
         values = [figure[name] for figure in found if name in figure]
         if len(values) > 1:
-            spread = f"± {statistics.stdev(values) * 100:.1f} over {len(values)} seeds"
-            figures[name] = Cell(percent(statistics.fmean(values)), spread)
+            mean = in_percent(statistics.fmean(values))
+            figures[name] = Cell(f"{mean}\u00a0%", f"± {as_exact(statistics.stdev(values), mean)} over {len(values)} seeds")
         else:
             small = f"{len(values)} of {len(group.runs)} seeds" if alike else "not of one data and threat"
             figures[name] = Cell(percent(values[0]) if values else "-", small)

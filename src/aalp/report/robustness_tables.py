@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aalp.report.blocks import Table
 from aalp.report.collect import Group, Run
-from aalp.report.figures import Interval, percent
+from aalp.report.figures import Interval, interval_text, percent
 from aalp.report.headline import images_of, listed, radius
 
 
@@ -27,7 +27,7 @@ def attack_table(groups: Sequence[Group], interval: Interval) -> Table | None:
         for attack_name, accuracy, seconds, attacked in parts:
             low, high = interval(round(accuracy * record["images"]), record["images"])
             broke = record["broken_by"].get(attack_name)
-            cells = [attack_name, percent(accuracy), f"{low * 100:.1f} to {high * 100:.1f} %"]
+            cells = [attack_name, percent(accuracy), interval_text(low, high)]
             cells += ["" if broke is None else str(broke), "" if seconds is None else str(attacked)]
             rows.append([name, *cells, "" if seconds is None else f"{seconds:.1f}"])
     caption = "Each attack in turn. Broke first: images that this attack, in this order, was the first to break."
@@ -49,7 +49,7 @@ def other_data_table(groups: Sequence[Group], interval: Interval) -> Table | Non
                     cells.append("-")
                     continue
                 low, high = interval(round(accuracy * record["images"]), record["images"])
-                cells.append(f"{percent(accuracy)} ({low * 100:.1f} to {high * 100:.1f} %)")
+                cells.append(f"{percent(accuracy)} ({interval_text(low, high)})")
             rows.append([name, *cells])
     caption = "Evaluations of other data than the models were trained on. In brackets: 95 % intervals."
     header = ["model", "images", "threat", "attacked by", "weights", "clean", "robust"]

@@ -21,6 +21,7 @@ from aalp.errors import DivergedError, InterruptedRunError
 from aalp.method.pgd import AttackOptions
 from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed, seed_global_generators
+from aalp.shown import in_percent
 from aalp.stopping import noted_signals
 from aalp.store.checkpoint import write_tensors
 from aalp.training import overfitting
@@ -254,7 +255,8 @@ class _Trainer:
             progress.add(name, value)
         if overfitting.is_overfitted(trained, judged, overfitting.images_looked_at(len(labels))):
             progress.attack_steps = 3 * attack.steps
-            seen = f"{trained:.0%} accuracy under the attack of training, {judged:.0%} under PGD-{overfitting.JUDGE.steps}"
+            seen = f"{in_percent(trained)}% accuracy under the attack of training, {in_percent(judged)}% under "
+            seen += f"PGD-{overfitting.JUDGE.steps}"
             if self.plan.ranks.is_main:
                 self.plan.warn(
                     f"catastrophic overfitting at step {progress.step}: {seen}; "
