@@ -88,6 +88,8 @@ def parse(verb: str, words: list[str]) -> dict[str, Any]:
     except (TypeError, ValueError, AttributeError, KeyError, IndexError, RecursionError, OverflowError) as error:
         if isinstance(error, AalpError):
             raise
+        if isinstance(error.__cause__, AalpError):  # of a group that may be None, which the parser tells with all its values
+            raise error.__cause__ from None
         # What the parser stumbles over, such as a number in a YAML file where a group of options goes.
         reason = " ".join(str(error).split())
         raise AalpError(f"the options of `{parser.prog}` cannot be read: {reason}; see `{parser.prog} --help`") from error

@@ -151,6 +151,11 @@ BAD_OPTIONS: dict[str, Case] = {
         "evaluate done --data_options.size big",
         ("--data_options.size is 'big': give a whole number;",),
     ),
+    "an option out of range of a group that is the run's own": (
+        None,
+        "evaluate done --data_options.test_share 1",
+        ("aalp: data test_share is 1.0: give a share above 0 and below 1",),
+    ),
     "a choice of a group that is the run's own": (
         None,
         "evaluate done --data_options.resizing big",

@@ -78,7 +78,7 @@ with validation images of its own gives those, at most this many."""
         if self.size is not None and not 4 <= self.size <= 4096:
             raise OptionError(f"data size is {self.size}: it has to lie between 4 and 4096 pixels")
         if not 0 < self.test_share < 1:
-            raise OptionError(f"data test_share is {self.test_share}: it has to lie between 0 and 1")
+            raise OptionError(f"data test_share is {self.test_share}: give a share above 0 and below 1, such as 0.99")
         if self.images is not None and self.images < 2:
             raise OptionError(f"data images is {self.images}: it has to be at least 2")
         if self.validation is not None and self.validation < 0:
