@@ -3,7 +3,7 @@
 import pytest
 
 from aalp.commands.evaluation_record import report
-from aalp.shown import as_exact, in_percent
+from aalp.shown import as_exact, eps_text, in_percent
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,16 @@ def test_a_table_does_not_round_four_images_of_ten_thousand_away() -> None:
     assert lines[4].split()[:4] == ["clean", "99.96%", "99.9%", "-"]
     assert lines[4].split()[4] == "99.98%"
     assert lines[5].split()[:5] == ["square", "0.01%", "0.002%", "-", "0.1%"]
+
+
+@pytest.mark.parametrize(
+    ("eps", "text"), [(8 / 255, "8/255"), (1 / 255, "1/255"), (0.2, "0.2"), (0.5, "0.5"), (0.030001, "0.030001"), (0.0, "0")]
+)
+def test_eps_reads_as_it_is_typed_and_published(eps: float, text: str) -> None:
+    assert eps_text(eps) == text
+
+
+def test_a_table_tells_eps_as_the_report_and_the_card_do() -> None:
+    record = {"clean": 0.5, "robust": None, "images": 10, "attacks": [], "broken_by": {}, "weights": "w", "path": "p"}
+    record |= {"threat": {"norm": "Linf", "eps": 8 / 255}, "data": {"name": "photos", "split": "test"}}
+    assert report(record).startswith("10 test images of photos, Linf eps 8/255, weights w")

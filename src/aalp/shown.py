@@ -20,3 +20,9 @@ def in_percent(share: float) -> str:
 def as_exact(share: float, as_text: str) -> str:
     """A deviation of shares in percent, with as many decimals as the text of their mean has."""
     return f"{100 * share:.{len(as_text.partition('.')[2])}f}"
+
+
+def eps_text(eps: float) -> str:
+    """eps as it is typed and published: 8/255 where it is one of the first 32 steps of 255, else the number."""
+    steps = round(eps * 255)
+    return f"{steps}/255" if 0 < steps <= 32 and abs(eps * 255 - steps) < 1e-6 else f"{eps:g}"

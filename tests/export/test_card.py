@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from aalp.cli import main
 from aalp.export.card import card
-from aalp.export.robustbench import fraction, model_info
+from aalp.export.robustbench import model_info
 from aalp.export.subject import Subject, compare
 from aalp.store.run import RunDirectory
 
@@ -174,8 +173,3 @@ def test_model_info_has_robustbench_s_fields_and_only_measured_figures(subject: 
     elsewhere = model_info(dataclasses.replace(subject, metadata=cifar, evaluation=EVALUATION))
     for bare in (model_info(subject), elsewhere):
         assert (bare["clean_acc"], bare["autoattack_acc"], bare["unreliable"]) == (None, None, False)
-
-
-@pytest.mark.parametrize(("eps", "text"), [(8 / 255, "8/255"), (0.3, "0.3"), (0.5, "0.5"), (1 / 255, "1/255"), (0.2, "0.2")])
-def test_eps_is_written_as_the_field_writes_it(eps: float, text: str) -> None:
-    assert fraction(eps) == text

@@ -8,14 +8,15 @@ from typing import Any
 
 from aalp.commands.tables import text_table
 from aalp.report.figures import counted
+from aalp.shown import eps_text
 
 
 def report(record: Mapping[str, Any]) -> str:
     """The record as a table for the screen, with meaning and remedy of what did not pass, the verdict last."""
     threat, words = record["threat"], {True: "pass", False: "FAIL", None: "?"}
     title = (
-        f"{counted(record['images'], 'test image')} of {record['data']['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
-        f"weights {record['weights']}"
+        f"{counted(record['images'], 'test image')} of {record['data']['name']}, {threat['norm']} eps "
+        f"{eps_text(threat['eps'])}, weights {record['weights']}"
     )
     rows = [
         [

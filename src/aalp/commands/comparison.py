@@ -10,7 +10,7 @@ from aalp.analysis.spread import all_equal, spread
 from aalp.commands.evaluation_record import CHEAP_GATES_FAIL, CHEAP_VERDICTS
 from aalp.commands.tables import markdown_table, text_table
 from aalp.report.figures import counted
-from aalp.shown import as_exact, in_percent
+from aalp.shown import as_exact, eps_text, in_percent
 
 
 def summary(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def rows_apart(record: Mapping[str, Any]) -> list[str]:
     """One sentence for each row under another threat than the reference's."""
     compared = record["compared"]
     return [
-        f"{name} is trained for and attacked at {threat['norm']} eps {threat['eps']:.4g}, another threat than "
+        f"{name} is trained for and attacked at {threat['norm']} eps {eps_text(threat['eps'])}, another threat than "
         f"{compared['reference']}'s: no difference between the two is told"
         for name, threat in compared["apart"].items()
     ]
@@ -238,7 +238,7 @@ def _title(record: Mapping[str, Any]) -> str:
     """What the table is of."""
     cell, seeds = record["cells"][0], ", ".join(map(str, record["seeds"]))
     threat = cell.get("threat")  # records from before there was one have none
-    ball = f", {threat['norm']} eps {threat['eps']:.4g}" if threat else ""
+    ball = f", {threat['norm']} eps {eps_text(threat['eps'])}" if threat else ""
     over = f"mean +- standard deviation over seeds {seeds}" if len(record["seeds"]) > 1 else f"seed {seeds} alone"
     bounds = " Without AutoAttack, robust is an upper bound." * (record["compared"]["figure"] == "robust")
     images = counted(cell["images"], f"{record['split']} image")

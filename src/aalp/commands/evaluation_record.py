@@ -23,7 +23,7 @@ from aalp.evaluation.robustness import wilson_interval
 from aalp.method.threat import Threat
 from aalp.report.figures import counted
 from aalp.report.telling import age, gives_one_answer, of_other_epochs
-from aalp.shown import in_percent
+from aalp.shown import eps_text, in_percent
 from aalp.store.checkpoint import read_metadata
 from aalp.store.records import read_record, same_threat
 from aalp.store.run import RunDirectory
@@ -112,8 +112,8 @@ def report(record: dict[str, Any]) -> str:
         rows.append(["worst case", *_figures(record["robust"], record["images"]), "", ""])
     threat, data = record["threat"], record["data"]
     title = (
-        f"{counted(record['images'], data['split'] + ' image')} of {data['name']}, {threat['norm']} eps {threat['eps']:.4g}, "
-        f"weights {record['weights']}"
+        f"{counted(record['images'], data['split'] + ' image')} of {data['name']}, {threat['norm']} eps "
+        f"{eps_text(threat['eps'])}, weights {record['weights']}"
     )
     table = text_table(["attack", "accuracy", "95 % interval", "seconds", "broke first"], rows)
     notes = [] if record["attacks"] else ["nothing was attacked: no robust accuracy"]
@@ -172,5 +172,5 @@ def drop_under_autoattack(path: Path, weights: str, threat: Threat, source: Sour
     command += f" --attacks pgd-20,autoattack --data {shlex.quote(source.name)}"
     raise RunError(
         f"'{path}' has no evaluation of its {weights} weights with pgd-20 and autoattack on {source.name} at {threat.norm} eps "
-        f"{threat.eps:.4g}: make one with `{command}`"
+        f"{eps_text(threat.eps)}: make one with `{command}`"
     )

@@ -13,6 +13,7 @@ from aalp.data.sources import Source
 from aalp.data.split import as_float
 from aalp.method.pgd import perturb
 from aalp.seeding import derive_seed
+from aalp.shown import eps_text
 from aalp.store.run import RunDirectory
 from aalp.training.trackers import log_pictures
 
@@ -37,7 +38,7 @@ def log_adversarial(loggers: Sequence[Logger], directory: RunDirectory, options:
         said = [loaded.classifier(images).argmax(1).tolist() for images in (clean, adversarial)]
     names = source.classes
     told = [f"{names[y]}: {names[c]} -> {names[a]}" for y, c, a in zip(labels.tolist(), *said, strict=True)]
-    rows_are = f"clean; adversarial (PGD-{attack.steps}, {threat.norm} eps {threat.eps:.4g}); change"
+    rows_are = f"clean; adversarial (PGD-{attack.steps}, {threat.norm} eps {eps_text(threat.eps)}); change"
     caption = f"{rows_are}. Label: clean -> adversarial prediction: {', '.join(told)}"
     pictures, epoch = torch.stack([clean, adversarial, change]), int(loaded.metadata.get("epoch", 0))
     log_pictures(loggers, "adversarial", pictures, caption, epoch)

@@ -23,6 +23,7 @@ from aalp.errors import AalpError, RunError
 from aalp.method.threat import Threat
 from aalp.report.figures import counted
 from aalp.report.telling import of_trained_data
+from aalp.shown import eps_text
 from aalp.store.checkpoint import read_metadata, write_tensors
 from aalp.store.records import read_csv, read_record, read_table, write_csv, write_record, write_table
 from aalp.store.run import RunDirectory, free_path, still_free
@@ -67,7 +68,7 @@ def analysis_of(
     indices = sample_positions(len(source.test), images)
     split = source.test.subset(indices)
     verify_on(loaded.classifier, split, str(config.get("model")))
-    display.say(f"{path}: {counted(len(split), 'test image')} of {source.name}, {threat.norm} eps {threat.eps:.4g}")
+    display.say(f"{path}: {counted(len(split), 'test image')} of {source.name}, {threat.norm} eps {eps_text(threat.eps)}")
     with display.bar():
         analysis = analyze_classifier(
             loaded.classifier.to(device()),

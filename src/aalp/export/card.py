@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 from aalp.export.huggingface import is_native
-from aalp.export.robustbench import NORMS, dataset_name, fraction
+from aalp.export.robustbench import NORMS, dataset_name
 from aalp.export.source import needs
 from aalp.export.subject import Subject
 from aalp.models.catalog import is_own_code
 from aalp.plain import flat
-from aalp.shown import in_percent
+from aalp.shown import eps_text, in_percent
 from aalp.store.records import same_threat, split_size
 
 
@@ -76,7 +76,7 @@ def _threat(subject: Subject) -> str:
     if "eps" not in threat:
         return "unknown"
     norm = NORMS.get(str(threat.get("norm")), _line(threat.get("norm")))
-    return f"{norm} ball of radius eps = {fraction(float(threat['eps']))} around images in [0, 1]"
+    return f"{norm} ball of radius eps = {eps_text(float(threat['eps']))} around images in [0, 1]"
 
 
 USES = {
@@ -167,7 +167,7 @@ def _figures(subject: Subject) -> str:
     measured = f"attack seed {record['seed']}; measured {_line(record['created'][:10])} with `{_line(record['command'])}`"
     where = f"{record['images']} of {split_size(data)} {_line(data.get('split', 'test'))} images of {_line(data['name'])}"
     return "\n".join(lines) + (
-        f"\n\n{attacked}On {where}, {_line(threat['norm'])} eps {fraction(threat['eps'])}, float32, {measured}. Intervals are "
+        f"\n\n{attacked}On {where}, {_line(threat['norm'])} eps {eps_text(threat['eps'])}, float32, {measured}. Intervals are "
         "over images, and say nothing about other training seeds."
     )
 
@@ -194,7 +194,7 @@ def _audit(subject: Subject) -> str:
     words = VERDICTS.get(record["verdict"], _line(record["verdict"]))
     lines = [
         f"{words[0].upper()}{words[1:]}. {record['images']} images of {_line(record['data']['name'])}, "
-        f"{_line(record['threat']['norm'])} eps {fraction(record['threat']['eps'])}"
+        f"{_line(record['threat']['norm'])} eps {eps_text(record['threat']['eps'])}"
         f"{', thorough' if record.get('thorough') else ''}; {_line(record['created'][:10])}."
     ]
     for gate in record["gates"]:

@@ -13,6 +13,7 @@ import torch
 
 from aalp.export.source import source
 from aalp.export.subject import Predict, Subject
+from aalp.shown import eps_text
 from aalp.store.checkpoint import state_for
 from aalp.store.records import same_threat, split_size
 
@@ -80,7 +81,7 @@ def model_info(subject: Subject) -> dict[str, Any]:
         "dataset": dataset_name(subject),
         "venue": "Unpublished",
         "architecture": ARCHITECTURES.get(subject.model, subject.model.removeprefix("timm:")),
-        "eps": fraction(float(threat["eps"])) if "eps" in threat else None,
+        "eps": eps_text(float(threat["eps"])) if "eps" in threat else None,
         "clean_acc": _percent(record.get("clean")),
         "reported": autoattack,
         "autoattack_acc": autoattack,
@@ -108,12 +109,6 @@ def entry_name(subject: Subject) -> str:
     """A file name for the entry, in place of the AuthorYearTitle that only the authors know."""
     parts = (subject.metadata.get("objective", "model"), dataset_name(subject), subject.model)
     return re.sub(r"[^\w.-]+", "-", "_".join(map(str, parts))).strip("-")
-
-
-def fraction(eps: float) -> str:
-    """eps as the leaderboard writes it: 8/255 where it is one of 255 steps, else the number."""
-    steps = round(eps * 255)
-    return f"{steps}/255" if 0 < steps <= 32 and abs(eps * 255 - steps) < 1e-6 else f"{eps:g}"
 
 
 def _percent(share: float | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 from aalp.report.collect import Group, Run, evaluations_of, runs_of
 from aalp.report.figures import Interval, counted, interval_text, percent
 from aalp.report.telling import gives_one_answer
-from aalp.shown import as_exact, in_percent
+from aalp.shown import as_exact, eps_text, in_percent
 from aalp.store.records import split_size
 
 VERDICTS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", None: "not audited"}
@@ -140,10 +140,7 @@ def three_figures(record: Mapping[str, Any]) -> dict[str, float]:
 def radius(threat: Mapping[str, Any]) -> str:
     """A threat for people: the eps of colour images as the fraction of 255 that it mostly is."""
     norm = {"linf": "L∞", "l2": "L2"}.get(str(threat["norm"]).lower(), str(threat["norm"]))
-    eps = float(threat["eps"])
-    steps = round(eps * 255)
-    shown = f"{steps}/255" if steps <= 32 and abs(eps * 255 - steps) < 1e-6 else f"{eps:.4g}"
-    return f"{norm} ball of radius eps = {shown}"
+    return f"{norm} ball of radius eps = {eps_text(float(threat['eps']))}"
 
 
 def caption(groups: Sequence[Group]) -> str:
