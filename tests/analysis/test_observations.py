@@ -245,3 +245,4 @@ def test_figures_are_shown_in_their_unit() -> None:
     assert show("n90", 12.34) == "12.3"
     assert show("n90", -1.0, "+") == "-1.0"
     assert show("gini", None) == "-"
+    assert show("gini", 0.7204) == "0.720"  # as the report has it

@@ -75,7 +75,7 @@ def steps_of(analysis: Mapping[str, Any]) -> dict[str, float]:
     return steps
 
 
-SHARES = frozenset({"clean", "robust", "gini"})
+SHARES = frozenset({"clean", "robust"})
 """Figures in [0, 1] besides the conflict and misclassified ones."""
 
 
@@ -224,12 +224,12 @@ def summary(observations: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def show(figure: str, value: float | None, sign: str = "") -> str:
-    """A figure for a reader: percent or a number of features."""
+    """A figure for a reader: percent, a number of features, or the Gini coefficient as the report has it."""
     if value is None:
         return "-"
     if is_share(figure):
         return f"{value * 100:{sign}.1f} %" if sign else f"{in_percent(value)} %"
-    return f"{value:{sign}.1f}"
+    return f"{value:{sign}.{3 if figure == 'gini' else 1}f}"
 
 
 def show_spread(figure: str, mean: float | None, deviation: float | None) -> str:
