@@ -111,6 +111,19 @@ def test_confusions_add_up_over_seeds_and_hide_no_class(groups):
     assert len(class_figures.per_class(groups, "").table.rows) == 2 * len(CLASSES)
 
 
+def test_models_that_are_level_in_a_class_do_not_hide_each_other(tmp_path):
+    for name in ("at", "aalp"):
+        make_run(tmp_path / name, objective=name)
+
+    figure = class_figures.per_class(groups_of(tmp_path / "at", tmp_path / "aalp"), "")
+
+    first, second = figure.data
+    assert first["x"] == second["x"]
+    assert figure.layout["scattermode"] == "group"
+    assert first["offsetgroup"] != second["offsetgroup"]
+    assert {trace["orientation"] for trace in figure.data} == {"h"}
+
+
 def test_of_very_many_classes_the_weakest_are_shown(tmp_path):
     names = [f"class {number}" for number in range(120)]
     path = make_run(tmp_path / "many", classes=names)

@@ -40,6 +40,9 @@ def per_class(groups: Sequence[Group], about: str) -> Figure | None:
                     "x": [classes[key][what] for key in shown],
                     "y": [weakest.index(key) for key in shown],
                     "marker": marker(group.look, 10, filled=what != "clean"),
+                    # Beside each other: of models that are level in a class the last one would hide the others.
+                    "orientation": "h",
+                    "offsetgroup": str(group.number),
                 }
             )
         rows += [
@@ -51,6 +54,8 @@ def per_class(groups: Sequence[Group], about: str) -> Figure | None:
         share_axis("robust accuracy" if len(tables) > 1 else "accuracy"),
         names_axis(weakest, down=True),
         120 + 26 * len(weakest),
+        scattermode="group",
+        scattergap=0.4,
     )
     table = Table("Accuracy by class, in numbers", ["model", "class", "images", "clean", "robust"], rows)
     return Figure("classes", "Accuracy by class", about + only, data, drawn, table)
