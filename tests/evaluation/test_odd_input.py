@@ -16,7 +16,7 @@ from evaluation_helpers import FAST, Constant
 from torch import Tensor, nn
 
 from aalp.errors import AalpError, ModelError, OptionError
-from aalp.evaluation.audit import audit
+from aalp.evaluation.audit import audit, cheap_gates
 from aalp.evaluation.autoattack import _squares_fit, _standard, autoattack_part
 from aalp.evaluation.robustness import evaluate
 from aalp.method.threat import L2, Linf, Threat
@@ -207,3 +207,31 @@ def test_a_network_whose_head_does_not_give_every_image_s_logits_is_refused(whol
     images[late:, :, 0, 0] = 0
     with pytest.raises(ModelError, match="output is not what the network's last Linear 'logits' gives"):
         evaluate(classifier, images, classifier(images).argmax(1), Linf(0.01), "fgsm")
+
+
+class Normalises(nn.Module):
+    """Subtracts the mean by itself: from a copy of its input, or in place as many strangers' networks do."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place, self.logits = in_place, nn.Linear(64, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.sub_(0.4).mul_(3) if self.in_place else (images - 0.4) * 3
+        return self.logits(images.flatten(1).relu())
+
+
+def test_a_network_that_changes_its_input_in_place_is_judged_like_one_that_does_not(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    given, attacks = images.clone(), ["pgd-5", "apgd-ce"]
+    plain, working = Classifier(Normalises(False)), Classifier(Normalises(True))
+    working.load_state_dict(plain.state_dict())
+    labels = plain(images).argmax(1)
+    wanted, found = (evaluate(judged, given, labels, Linf(0.03), attacks) for judged in (plain, working))
+    assert found.clean_accuracy == 1 > found.robust_accuracy
+    assert torch.equal(found.broken_by, wanted.broken_by)
+    assert [gate.passed for gate in cheap_gates(working, given, labels, Linf(0.03))] == [True] * 3
+    assert torch.equal(given, images)
+    assert capfd.readouterr().err == ""  # of tracing

@@ -128,12 +128,13 @@ class Classifier(nn.Module):
         return logits
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(images - mean) / std, per channel."""
+        """(images - mean) / std, per channel; always a tensor of its own, since a network may change its input in place."""
         images = float_images(images)  # 0..255 would pass as well, and mean something else
         if images.dtype == torch.float64 != self.head_weight.dtype:  # as NumPy's arrays come; no layer says what to do
             raise DataError(f"images are torch.float64 and the classifier is {self.head_weight.dtype}: give images.float()")
         if self.mean.numel() == 0:
-            return images
+            # Else a network that begins with `x.sub_(0.5)` or a ReLU in place would change the images themselves.
+            return images.clone()
         if images.dim() < 2 or self.mean.numel() not in (1, images.shape[1]):
             raise DataError(
                 f"images of shape {tuple(images.shape)} do not have the {self.mean.numel()} channels of the "

@@ -172,7 +172,7 @@ def alike(one: Logits, other: Logits, images: Tensor) -> bool:
 def _with_slope(view: Logits, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (N, C), and the gradient (N, ...) of their sum by fixed random weights; zeros where there is none."""
     leaf = images.detach().clone().requires_grad_()
-    logits = view(leaf)
+    logits = view(leaf.clone())  # a step in place is for autograd not one on a leaf
     if not logits.requires_grad:
         return logits, torch.zeros_like(images)
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
