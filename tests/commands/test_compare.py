@@ -238,6 +238,7 @@ def test_a_row_that_does_not_fit_is_refused_before_any_is_trained(
     [
         ("--evaluation.split validation --data_options.validation 0", "has no validation images"),
         ("--evaluation.exact true --evaluation.attacks autoattack", "exact AutoAttack needs 4 classes"),
+        ("--evaluation.exact true --evaluation.attacks pgd-2,apgd-t", "exact AutoAttack needs 4 classes"),
     ],
 )
 @pytest.mark.parametrize("verb", ["compare --objectives at", "train --evaluate"])

@@ -254,10 +254,15 @@ def test_exact_is_the_packages_own_standard_evaluation(monkeypatch: pytest.Monke
     assert (settings["by"], settings["search"], settings["package_seed"]) == ("pyautoattack", "float32", 11)
 
 
-def test_exact_says_that_the_package_needs_four_classes() -> None:
+@pytest.mark.parametrize("part", ["autoattack", "apgd-t"])
+def test_exact_says_that_the_package_needs_four_classes_before_any_attack(part: str) -> None:
     classifier = small_net(classes=3)
+
+    def hours(_model: object, _images: Tensor, _labels: Tensor) -> Tensor:
+        raise AssertionError("lost")
+
     with pytest.raises(OptionError, match="needs 4 classes and the model has 3"):
-        evaluate(classifier, *right(classifier, 2), Linf(0.1), ["autoattack"], exact=True)
+        evaluate(classifier, *right(classifier, 2), Linf(0.1), [hours, part], exact=True)
 
 
 def test_square_goes_on_where_a_tie_is_still_right() -> None:

@@ -101,7 +101,8 @@ def compare(
     with display.bar():
         source = ranks.first_of_machine(lambda: load_source(data, data_options, display.reading))
     # Whatever can fail on bad input does so before anything is written.
-    check_evaluation(evaluation, source)
+    for options in rows.values():
+        check_evaluation(evaluation, options["threat"], source)
     cells, costs = Cells(run, rows, tuple(numbers)), []
     for name, options in rows.items():
         classifier = build_classifier({**options, "seed": numbers[0]}, source, display.warn)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_fabric.loggers.logger import Logger
 
-from aalp.commands.config import EvaluationOptions, build_objective, method_numbers, split_names
+from aalp.commands.config import EvaluationOptions, ThreatOptions, build_objective, method_numbers, split_names
 from aalp.commands.console import Display, command_line
 from aalp.commands.dry_run import evaluation_cost
 from aalp.commands.evaluate import evaluate_model
@@ -20,8 +20,8 @@ from aalp.data.arrays import largest_class
 from aalp.data.sources import Source
 from aalp.data.split import resident_bytes
 from aalp.distributed import ALONE, Ranks
-from aalp.errors import OptionError
 from aalp.evaluation.attacks import check_attacks
+from aalp.evaluation.autoattack import check_exact
 from aalp.method.pgd import check_start
 from aalp.models.catalog import architecture
 from aalp.models.classifier import Classifier
@@ -74,18 +74,16 @@ def check(options: Mapping[str, Any], strict: bool = True) -> None:
     check_attacks(split_names(options["evaluation"].attacks))
 
 
-def check_evaluation(wanted: EvaluationOptions, source: Source) -> None:
+def check_evaluation(wanted: EvaluationOptions, threat: ThreatOptions, source: Source) -> None:
     """Refuse an evaluation that this data cannot have, before hours of training.
 
     Raises:
         DataError: the split has no images.
-        OptionError: AutoAttack by its authors' package, and fewer classes than that needs.
+        OptionError: AutoAttack by its authors' package, and fewer classes or other images than that needs.
     """
     whole_split(source, wanted.split)
-    if wanted.exact and "autoattack" in split_names(wanted.attacks) and len(source.classes) < 4:
-        raise OptionError(
-            f"exact AutoAttack needs 4 classes and '{source.name}' has {len(source.classes)}: leave out --evaluation.exact"
-        )
+    if wanted.exact:
+        check_exact(split_names(wanted.attacks), threat.build(), source.image_shape, len(source.classes))
 
 
 def describe(options: Mapping[str, Any], source: Source, path: Path) -> str:

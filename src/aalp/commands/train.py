@@ -130,7 +130,7 @@ goes on in its own entry.
     classifier = build_classifier(options, source, display.warn, begun=kept)
     steps_per_epoch(source.train, training.batch_size)
     if evaluate:
-        check_evaluation(evaluation, source)
+        check_evaluation(evaluation, options["threat"], source)
     if dry_run:
         done = _steps_done(resume) if begun and resume else 0
         show(options, run_cost(options, source, classifier, display, done, evaluate=evaluate))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,14 +64,20 @@ def autoattack_part(part: str, queries: int = 5000, search: Searched = "float32"
     return function
 
 
-def check_exact_square(threat: Threat, image_shape: Sequence[int]) -> None:
-    """Refuse the package's Square in L2 on images that its first squares do not fit in.
+def check_exact(attacks: Collection[object], threat: Threat, image_shape: Sequence[int], num_classes: int) -> None:
+    """Refuse what the package does not do, before other attacks have taken their hours.
+
+    Args:
+        attacks: all that are asked for; those that are not the package's do not count.
 
     Raises:
-        OptionError: naming their size.
+        OptionError: there are fewer classes than it needs, or its Square in L2 does not run on images of this size.
     """
+    if num_classes < 4 and any(name in attacks for name in ("autoattack", *STANDARD)):
+        raise OptionError(f"exact AutoAttack needs 4 classes and the model has {num_classes}: leave out exact")
     height, width = image_shape[1:]
-    if threat.norm == "L2" and not _squares_fit(height, width):
+    on_squares = threat.norm == "L2" and any(name in attacks for name in ("autoattack", "square"))
+    if on_squares and not _squares_fit(height, width):
         raise OptionError(
             f"Square of pyautoattack in L2 does not run on images of {height} x {width}, which its first squares do not fit: "
             "leave out exact, or attack with apgd-ce,apgd-t,fab-t"
@@ -125,8 +131,6 @@ def exact_part(part: str, seed: int) -> AttackFunction:
     """
 
     def function(classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, _seed: int) -> Tensor:
-        if classifier.num_classes < 4:
-            raise OptionError(f"exact AutoAttack needs 4 classes and the model has {classifier.num_classes}: leave out exact")
         with _apart(classifier, images.device):
             attack = _standard(classifier, threat, seed, images.device)
             attack.attacks_to_run = [part]

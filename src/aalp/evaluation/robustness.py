@@ -18,7 +18,7 @@ from aalp.data.split import ResidentSplit, Split
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
 from aalp.evaluation.attacks import Attack, attack_by_function, attack_by_name, run_attack
-from aalp.evaluation.autoattack import STANDARD, check_exact_square
+from aalp.evaluation.autoattack import STANDARD, check_exact
 from aalp.evaluation.dealing import attacked_batches, deal_batches
 from aalp.evaluation.foreign_attacks import OwnAttack
 from aalp.evaluation.journal import AttackedBatch, Journal
@@ -76,7 +76,7 @@ def evaluate(
         exact: AutoAttack by its authors' package pyautoattack, unchanged.
 
     Raises:
-        OptionError: unknown attack, threat or labels are missing, or batch_size is below 1.
+        OptionError: unknown attack, threat or labels are missing, batch_size is below 1, or `exact` cannot be.
         ModelError: the classifier is none.
         DataError: images or labels are not what they have to be.
     """
@@ -86,8 +86,8 @@ def evaluate(
     check_classifier(classifier)
     split = _as_split(images, labels, classifier.num_classes)
     wanted = _wanted(attacks)
-    if exact and {"autoattack", "square"}.intersection(wanted):
-        check_exact_square(threat, split.image_shape)
+    if exact:
+        check_exact(wanted, threat, split.image_shape, classifier.num_classes)
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():
         searched_in = ranks.from_main(lambda: _searched_in(search, classifier, split, threat, wanted))
