@@ -271,3 +271,38 @@ def test_square_goes_on_where_a_tie_is_still_right() -> None:
     search = _Square(Views(*[lambda points: tied[: len(points)]] * 3, False), images, torch.tensor([0, 1]), 0.2, images, 1)
     # Both classes have 0, and the first is what is predicted: right for the first image, wrong for the second.
     assert (search.margins > 0).tolist() == [True, False]
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(_context: object, logits: Tensor) -> Tensor:
+        return logits.round()
+
+    @staticmethod
+    def backward(_context: object, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class RoundsItsLogits(nn.Module):
+    """Two classes that often tie, as in a quantised network, with a gradient that sees through the rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.logits = nn.Linear(64, 2), nn.Linear(2, 2, bias=False)
+        self.logits.weight.data = torch.eye(2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(_Rounded.apply(2 * self.body(images.flatten(1))))
+
+
+def test_apgd_t_is_not_aimed_at_the_label_where_it_ties_with_another_class() -> None:
+    torch.manual_seed(0)
+    classifier, images = Classifier(RoundsItsLogits()), torch.rand(40, 1, 8, 8)
+    with torch.no_grad():
+        logits = classifier(images)
+    images = images[logits[:, 0] == logits[:, 1]]
+    assert len(images) >= 10
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    evaluation = evaluate(classifier, images, labels, Linf(0.1), ["apgd-ce", "apgd-t"])
+    assert evaluation.clean_accuracy == 1
+    assert evaluation.results[1].accuracy <= evaluation.results[0].accuracy < 0.3

@@ -25,7 +25,8 @@ def over_targets(
         capacity: as many targets as fill it go through the network together.
         first_alone: the likeliest class by itself: aiming at others at the same time is wasted on what it breaks.
     """
-    order = views.judge(images).sort(dim=1).indices.flip(1)
+    # The label first, whatever it ties with: else it is what the search aims at, and of two classes the only thing.
+    order = views.judge(images).scatter(1, labels[:, None], torch.inf).sort(dim=1).indices.flip(1)
     candidates = images.clone()
     targets = min(MOST_TARGETS, order.shape[1] - 1)
     first, standing = 1, ~views.wrong(images, labels)
