@@ -57,6 +57,7 @@ def evaluate(
 
     Each attack is run on the images that are classified right clean; inside AutoAttack each part on those that
     withstood the parts before it, as in the original. The worst case is taken over all of them, image by image.
+    No gate runs here: whether the network answers the same twice, without which figures are too high, `audit` says.
 
     Args:
         classifier: on the device to evaluate on.
