@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.adam import adam
 
 from aalp.method.losses import margin
 from aalp.method.pgd import equal_step, perturb
@@ -46,15 +47,27 @@ def train_stand_in(classifier: Classifier, images: Tensor, threat: Threat, seed:
         mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3)).clamp_min(1 / 255)
         stand_in = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d((side[0], side[1])), network), mean.tolist(), std.tolist())
         stand_in.to(images.device)
-        optimizer = torch.optim.Adam(stand_in.parameters(), lr=2e-3)
+        parameters: list[Tensor] = [*stand_in.parameters()]
+        # The optimizer's own function: its class imports torch's compiler, which takes longer than this whole training.
+        means, squares = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
+        counts = [torch.tensor(0.0) for _ in parameters]
         for _ in range(steps):
             rows = torch.randint(len(images), (min(64, len(images)),), generator=generator).to(images.device)
             batch = threat.project(threat.random_start(images[rows], noise), images[rows])
             with torch.no_grad():
                 answers = classifier(batch).argmax(1)
-            optimizer.zero_grad()
-            torch.autograd.backward(F.cross_entropy(stand_in(batch), answers))
-            optimizer.step()
+            gradients = torch.autograd.grad(F.cross_entropy(stand_in(batch), answers), parameters)
+            with torch.no_grad():
+                adam(
+                    *(parameters, list(gradients), means, squares, [], counts),
+                    lr=2e-3,
+                    beta1=0.9,
+                    beta2=0.999,
+                    eps=1e-8,
+                    weight_decay=0.0,
+                    amsgrad=False,
+                    maximize=False,
+                )
     return stand_in.eval().requires_grad_(False)
 
 
