@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from importlib import metadata
@@ -67,6 +68,12 @@ def test_a_verb_that_does_not_train_loads_nothing_of_training() -> None:
     code = f"import sys, {verbs}\n{STAND_IN}\nprint({{'lightning_fabric', 'torch._dynamo', 'scipy.stats'}} & set(sys.modules))"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.stdout == "set()\n", process.stderr or "these take seconds to import"
+
+
+def test_garbage_is_collected_again_after_the_options_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "nothing"]) == 2
+    assert main(["train", "--training.nonsense", "1"]) == 2
+    assert gc.isenabled()
 
 
 def test_bad_input_to_the_module_gives_its_exit_code_and_one_line() -> None:
