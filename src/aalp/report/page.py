@@ -6,10 +6,11 @@ import dataclasses
 import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib import metadata, resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from aalp.report import headline, style
@@ -24,6 +25,14 @@ DIGITS = 5
 def figures_of(parts: Iterable[Section]) -> list[Figure]:
     """The figures in the sections, in order."""
     return [block for part in parts for block in part.blocks if isinstance(block, Figure)]
+
+
+@cache  # compiled once: that takes longer than to fill it
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("aalp", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2")
 
 
 def render(
@@ -44,14 +53,11 @@ def render(
     """
     from plotly.offline import get_plotlyjs  # 5 MB of text, read only when a page is made
 
-    environment = Environment(
-        loader=PackageLoader("aalp", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     drawn = {
         figure.name: {"data": figure.data, "layout": figure.layout, "file": f"aalp-{figure.name}"}
         for figure in figures_of(parts)
     }
-    return environment.get_template("page.html.j2").render(
+    return _template().render(
         title=title,
         lead=headline.lead(groups),
         cautions=headline.cautions(groups),
