@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from aalp.data.sources import load_source
 from aalp.data.split import as_float, channel_statistics
@@ -15,7 +16,6 @@ from aalp.method.objectives import AT, TRADES, Standard
 from aalp.method.pgd import perturb
 from aalp.method.threat import Linf
 from aalp.models.classifier import Classifier
-from aalp.models.small_cnn import SmallCNN
 
 OBJECTIVES: dict[str, Objective] = {"standard": Standard(), "at": AT(), "trades": TRADES(), "aalp": AALP()}
 
@@ -35,11 +35,17 @@ def trained() -> Callable[[str], Classifier]:
     return get
 
 
-def _train(objective: Objective, clean_epochs: int = 4, epochs: int = 15) -> Classifier:
+def _network() -> nn.Sequential:
+    """Robust on digits with a fifteenth of what a pass through the small CNN multiplies: audits make thousands of passes."""
+    convolutions = nn.Conv2d(1, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU()
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(64 * 2 * 2, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def _train(objective: Objective, clean_epochs: int = 4, epochs: int = 12) -> Classifier:
     split = load_source("digits").train
     images, labels = as_float(split.read(torch.arange(len(split)))), split.labels
-    classifier = Classifier(SmallCNN(10, (1, 8, 8)), *channel_statistics(split))
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
+    classifier = Classifier(_network(), *channel_statistics(split))
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     for epoch in range(clean_epochs + epochs):
         ours = objective if epoch >= clean_epochs else Standard()

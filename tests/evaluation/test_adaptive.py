@@ -76,8 +76,11 @@ def test_suppressing_features_finds_what_a_cancelled_logit_gradient_hides(
 ) -> None:
     images, labels = digits
     classifier = known_bad.cancelling(trained("standard"))
-    found = adaptive_attack("features", False, classifier, images, labels, Linf(0.2), 20, seed=0)
+    found, hidden = (
+        adaptive_attack(kind, False, classifier, images, labels, Linf(0.25), 20, seed=0) for kind in ("features", "pairing")
+    )
     with torch.no_grad():
+        assert (classifier(hidden).argmax(1) == labels).double().mean() > 0.9
         assert torch.allclose(classifier(images), trained("standard")(images), atol=1e-3)
         assert (classifier(found).argmax(1) == labels).double().mean() < 0.1
 
