@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,6 @@ import torch
 from PIL import Image
 
 from aalp.cli import main
-from aalp.commands.loading import load
 from aalp.data.split import ResidentSplit
 from aalp.method.objectives import AT
 from aalp.method.pgd import AttackOptions
@@ -52,6 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, as `--no-loadscope-reorder` keeps them: one that is begun last leaves other cores idle."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector from looking, again and again, through a million objects of imported packages: they stay."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -139,22 +144,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, train_words: list[str]) -
 def copied_run(tiny_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that a test may change."""
     return Path(shutil.copytree(tiny_run, tmp_path / "copied"))
-
-
-@pytest.fixture(scope="session")
-def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Classifier]:
-    """The digits classifier of an objective, trained a few epochs once a session."""
-    folder = tmp_path_factory.mktemp("digits")
-
-    def get(objective: str) -> Classifier:
-        run = folder / objective
-        if not run.exists():
-            words = ["--config", "digits", "--training.epochs", "8", "--attack.steps", "5", "--quiet=true"]
-            words += ["--training.validation_steps", "1", "--data_options.validation", "20"]
-            assert main(["train", "--objective", objective, "--run", str(run), *words]) == 0
-        return load(run, "last")
-
-    return get
 
 
 @pytest.fixture

@@ -117,8 +117,8 @@ def test_every_part_has_the_verdicts_of_the_package_itself_by_images_that_it_vis
     assert float(distances.amin(1).amax()) <= 1e-5
 
 
-def test_the_package_itself_reaches_the_same_verdicts_on_digits(digits_runs: Callable[[str], Classifier]) -> None:
-    classifier = digits_runs("standard")
+def test_the_package_itself_reaches_the_same_verdicts_on_digits(trained: Callable[[str], Classifier]) -> None:
+    classifier = trained("standard")
     images, labels = some_digits(classifier, 8)
     original = AutoAttack(classifier, norm="Linf", eps=0.12, seed=5, version="standard", device="cpu")
     original.attacks_to_run = ["apgd-ce"]
@@ -151,12 +151,12 @@ def test_a_single_image_is_attacked_as_well(part: str) -> None:
 
 
 def test_the_standard_ensemble_breaks_a_standard_net_and_not_a_robust_one(
-    digits_runs: Callable[[str], Classifier],
+    trained: Callable[[str], Classifier],
 ) -> None:
     robust = {}
     for objective in ("standard", "aalp"):
-        images, labels = some_digits(digits_runs(objective), 6)
-        evaluation = evaluate(digits_runs(objective), images, labels, Linf(0.2), ["autoattack"])
+        images, labels = some_digits(trained(objective), 6)
+        evaluation = evaluate(trained(objective), images, labels, Linf(0.2), ["autoattack"])
         assert [part.name for part in evaluation.parts] == list(STANDARD)
         standing = torch.ones(6, dtype=torch.bool)
         for part in evaluation.parts:

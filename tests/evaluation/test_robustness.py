@@ -71,9 +71,9 @@ def test_a_model_that_is_always_wrong_is_attacked_on_no_image() -> None:
     assert evaluation.broken_by.tolist() == [1, 1, 1]
 
 
-def test_standard_training_gives_no_robustness_and_aalp_does(digits_runs: Callable[[str], Classifier]) -> None:
+def test_standard_training_gives_no_robustness_and_aalp_does(trained: Callable[[str], Classifier]) -> None:
     standard, aalp = (
-        evaluate(digits_runs(name), digits(200), threat=Linf(0.2), attacks=["pgd-20", "cw-20"]) for name in ("standard", "aalp")
+        evaluate(trained(name), digits(200), threat=Linf(0.2), attacks=["pgd-20", "cw-20"]) for name in ("standard", "aalp")
     )
     assert standard.clean_accuracy > 0.9
     assert standard.robust_accuracy < 0.03
@@ -82,8 +82,8 @@ def test_standard_training_gives_no_robustness_and_aalp_does(digits_runs: Callab
 
 
 @pytest.mark.parametrize("threat", [Linf(0.2), L2(1.0)], ids=["linf", "l2"])
-def test_falling_steps_get_further_than_equal_ones(digits_runs: Callable[[str], Classifier], threat: Threat) -> None:
-    classifier, images = digits_runs("aalp"), digits(200)
+def test_falling_steps_get_further_than_equal_ones(trained: Callable[[str], Classifier], threat: Threat) -> None:
+    classifier, images = trained("aalp"), digits(200)
 
     def reached(steps: int, step_size: float | None) -> float:
         generator = torch.Generator().manual_seed(0)
@@ -97,9 +97,9 @@ def test_falling_steps_get_further_than_equal_ones(digits_runs: Callable[[str], 
 
 
 def test_the_worst_case_is_taken_image_by_image_and_each_loss_is_booked_once(
-    digits_runs: Callable[[str], Classifier],
+    trained: Callable[[str], Classifier],
 ) -> None:
-    evaluation = evaluate(digits_runs("aalp"), digits(120), threat=Linf(0.2), attacks=FAST, batch_size=50)
+    evaluation = evaluate(trained("aalp"), digits(120), threat=Linf(0.2), attacks=FAST, batch_size=50)
     right = evaluation.predictions == evaluation.labels
     standing = torch.stack([right, *(result.standing for result in evaluation.results)])
     assert [result.name for result in evaluation.results] == FAST
