@@ -7,6 +7,7 @@ folder, its words and its three streams, and ends with the command's exit code. 
 from __future__ import annotations
 
 import array
+import importlib
 import json
 import os
 import signal
@@ -33,18 +34,25 @@ def shorten(words: list[str]) -> list[str]:
     return words if alone or {"--help", "-h", "--help-all"} & given else words + SHORT.get(words[0] if words else "", [])
 
 
+FEW_IMAGES = ["--data_options.images", "100", "--data_options.validation", "20"]
 ONE_EPOCH = [
     *("--training.epochs", "1", "--training.batch_size", "32", "--training.validation_steps", "1", "--attack.steps", "1"),
-    *("--evaluation.attacks", "fgsm,apgd-ce", "--evaluation.images", "4", "--data_options.validation", "20"),
+    *("--evaluation.attacks", "fgsm,apgd-ce", "--evaluation.images", "4"),
+    *FEW_IMAGES,
 ]
 SHORT = {
     "train": ONE_EPOCH,
     "compare": [*ONE_EPOCH, "--objectives", "at,aalp", "--seeds", "0"],
+    "search": FEW_IMAGES,
     "evaluate": ["--images", "4", "--attacks", "fgsm,apgd-ce"],
     "audit": ["--images", "2"],
     "analyze": ["--images", "4"],
 }
 """What is added to each command. An audit of two images can decide little: here its exit codes 3 and 4 count as 0."""
+
+
+LATE_IMPORTS = ("jsonargparse", "pandas", "pyarrow.parquet", "sklearn.datasets", "torch.utils.tensorboard")
+"""What a command would import else, each time."""
 
 
 def write_client(folder: Path, path: str) -> None:
@@ -60,10 +68,9 @@ def serve(path: str) -> None:
 
     torch.set_num_threads(1)
     from aalp.cli import VERBS, main
-    from aalp.commands import train  # noqa: F401
 
-    for verb in VERBS:
-        __import__(f"aalp.commands.{verb}")
+    for module in (*(f"aalp.commands.{verb}" for verb in VERBS), *LATE_IMPORTS):
+        importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
