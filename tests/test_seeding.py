@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -26,11 +27,11 @@ def test_order_and_borders_of_the_parts_count(one: tuple[int | str, ...], other:
 
 def test_a_seed_is_the_same_in_every_process() -> None:
     code = "from aalp.seeding import derive_seed; print(derive_seed('step', 3, 4))"
-    printed = [
-        subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
-        for seed in ("1", "2")
-    ]
-    assert {int(process.stdout) for process in printed} == {derive_seed("step", 3, 4)}
+    another = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    told = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONHASHSEED": another}, capture_output=True, text=True, check=True
+    )
+    assert int(told.stdout) == derive_seed("step", 3, 4)
 
 
 def test_different_seeds_give_torch_different_streams() -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 CODE = """
+import json
+import os
 import sys
+import traceback
 import torch
 from torch.backends import cuda, cudnn
 from aalp.method.precision import full_precision
 
-exec(sys.argv[1])
 def state():
     newer = [place.fp32_precision for place in (cuda.matmul, cudnn.conv, cudnn.rnn) if hasattr(place, "fp32_precision")]
     return newer + [told(lambda: cudnn.allow_tf32), told(torch.get_float32_matmul_precision)]
@@ -22,14 +26,26 @@ def told(setting):
         return setting()
     except RuntimeError:
         return "mixed"
-before = state()
-with full_precision():
-    assert (cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest"), state()
-    assert not hasattr(cuda.matmul, "fp32_precision") or set(state()[:3]) == {"ieee"}, state()
+def check():
+    before = state()
     with full_precision():
-        pass
-    assert not hasattr(cuda.matmul, "fp32_precision") or set(state()[:3]) == {"ieee"}, state()
-assert state() == before, (before, state())
+        assert (cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest"), state()
+        assert not hasattr(cuda.matmul, "fp32_precision") or set(state()[:3]) == {"ieee"}, state()
+        with full_precision():
+            pass
+        assert not hasattr(cuda.matmul, "fp32_precision") or set(state()[:3]) == {"ieee"}, state()
+    assert state() == before, (before, state())
+for name, setting in json.loads(sys.argv[1]).items():
+    child = os.fork()  # a process each: torch remembers which of its ways was used
+    if child == 0:
+        try:
+            exec(setting)
+            check()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 SETTINGS = {
     "nothing": "",
@@ -39,8 +55,9 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_inside_is_float32_and_outside_is_what_was_set(setting: str) -> None:
-    # A process each: torch remembers which of its ways was used.
-    done = subprocess.run([sys.executable, "-W", "error", "-c", CODE, SETTINGS[setting]], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process for each setting, which Windows cannot")
+def test_inside_is_float32_and_outside_is_what_was_set() -> None:
+    forks = "ignore:This process:DeprecationWarning"  # has threads, which Python 3.12 and later warn of
+    command = [sys.executable, "-W", "error", "-W", forks, "-c", CODE, json.dumps(SETTINGS)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"{name} 0" for name in SETTINGS], done.stderr

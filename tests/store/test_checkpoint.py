@@ -15,7 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aalp.errors import RunError
+from aalp.models.classifier import Classifier
 from aalp.store.checkpoint import read_foreign_tensors, read_metadata, read_tensors, state_for, write_tensors
+from aalp.training.loop import fit
+from aalp.training.plan import Fit
 
 TENSORS = {
     "weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
@@ -126,8 +129,11 @@ def test_a_changed_byte_is_detected_wherever_it_is(read: Callable[[Path], Any], 
     read(path)
 
 
-def test_1000_changed_bytes_of_a_real_training_state_are_detected(copied_run: Path) -> None:
-    path = sorted((copied_run / "states").iterdir())[-1]
+def test_1000_changed_bytes_of_a_real_training_state_are_detected(fit_plan: Callable[..., Fit]) -> None:
+    # Small, as each time the whole of it is written and read.
+    plan = fit_plan(classifier=Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))).train())
+    fit(plan)
+    path = sorted((plan.run.path / "states").iterdir())[-1]
     whole = path.read_bytes()
     dice = random.Random(1)
     for _ in range(1000):
