@@ -59,6 +59,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Else what is still frozen at the end of the process reads as leaked to packages that count."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def tiny_arrays() -> Callable[..., Arrays]:
     """Makes x_train, y_train, x_test, y_test: noisy 8x8 images in which each class lights another pair of rows."""

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
@@ -298,10 +300,24 @@ def test_another_norm_and_fractions_are_understood(tiny_run: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_autoattack_is_recorded_with_its_parts(exact: bool, tiny_run: Path, tmp_path: Path) -> None:
+def test_autoattack_is_recorded_with_its_parts(
+    exact: bool,
+    tiny_arrays: Callable[..., dict[str, np.ndarray]],
+    train_words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    np.savez(tmp_path / "four.npz", **tiny_arrays(classes=4))  # of fewer the package knows nothing
+    (tmp_path / "linear_nets.py").write_text(
+        "from torch import nn\n\n\ndef linear(num_classes, image_shape):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(image_shape[1] * image_shape[2], num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--data", f"npz:{tmp_path / 'four.npz'}", "--model", "linear_nets:linear", "--run", str(tmp_path / "run")]
+    assert main([*train_words, *words]) == 0
     words = ["--attacks", "autoattack", "--images", "3", "--eps", "0.3", "--quiet=true", "--out", str(tmp_path)]
-    words += ["--exact", str(exact).lower()]
-    assert main(["evaluate", str(tiny_run), *words]) == 0
+    words += ["--exact", str(exact).lower(), "--trust-model-code"]
+    assert main(["evaluate", str(tmp_path / "run"), *words]) == 0
     record = json.loads((tmp_path / "best-001.json").read_text())
     (attack,) = record["attacks"]
     assert [part["name"] for part in attack["parts"]] == ["apgd-ce", "apgd-t", "fab-t", "square"]

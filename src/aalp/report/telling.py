@@ -13,6 +13,9 @@ from aalp.store.records import same_threat
 SEARCH_STEPS = 100
 """What a part of AutoAttack counts for: the steps of APGD and FAB."""
 
+FEWEST_OTHERS = 10
+"""Images that are not of the most frequent class, below which to be right on no more than that class says little."""
+
 
 def telling(record: Mapping[str, Any], config: Mapping[str, Any], digest: str | None) -> tuple[Any, ...]:
     """What evaluations of a run are ordered by: the largest speaks for it. Accuracy has no say, or the choice would flatter.
@@ -79,9 +82,11 @@ def of_other_epochs(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool
 def gives_one_answer(record: Mapping[str, Any]) -> bool:
     """Whether clean accuracy is no better than that of one answer for all images, which no attack can change.
 
-    So it is where a training did not learn its task or unlearned it; records of earlier versions do not tell.
+    So it is where a training did not learn its task or unlearned it. Records of earlier versions do not tell, nor do a handful
+    of images, most of which are of one class by chance.
     """
-    return bool(record["clean"] <= record.get("majority", -1))
+    majority = record.get("majority", -1)
+    return bool(record["clean"] <= majority and record["images"] * (1 - majority) >= FEWEST_OTHERS)
 
 
 def same_subject(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
