@@ -220,7 +220,7 @@ def test_minutes_of_attacks_by_hand(small_classifier: Any, monkeypatch: pytest.M
     untrained = evaluation_cost(classifier, split, Linf(0.1), ["square"], 10, 2, trained=False)
     assert (untrained["minutes"], untrained["at_most"]) == (pytest.approx(10 * 5000 * 0.25 / 60), True)
     audited = audit_cost(classifier, split, Linf(0.1), QUICK, 10, 2)
-    assert audited["minutes"] == pytest.approx(8 * ((700 + 400 + 280) * 0.5 + (QUICK.noises + 1000) * 0.25) / 60)
+    assert audited["minutes"] == pytest.approx(8 * ((800 + 400 + 280) * 0.5 + (QUICK.noises + 1000) * 0.25) / 60)
 
 
 def test_a_network_without_a_gradient_costs_something_too() -> None:

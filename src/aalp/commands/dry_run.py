@@ -63,9 +63,9 @@ def audit_cost(
 ) -> dict[str, Any]:
     """What an audit would cost at most: every attack on every image that is right clean."""
     gradient, forward, right, _ = _probe(classifier, split, threat, batch_size)
-    # PGD as it is, with twice the steps, on the margin, rescaled, at eps/2 and 2 eps; restarts; four adaptive attacks,
-    # the transferred one and the unbounded one on two losses.
-    backward_passes = 7 * effort.steps + effort.restarts * effort.restart_steps + 7 * effort.adaptive_steps
+    # PGD as it is, with twice the steps, on the margin, rescaled, at eps/2 and 2 eps, inside the ball; restarts; four
+    # adaptive attacks, the transferred one and the unbounded one on two losses.
+    backward_passes = 8 * effort.steps + effort.restarts * effort.restart_steps + 7 * effort.adaptive_steps
     seconds = count * right * (backward_passes * gradient + (effort.noises + effort.queries) * forward)
     return {"images": count, "at_most": True, "minutes": seconds / 60, **memory()}
 

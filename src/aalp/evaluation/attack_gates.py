@@ -31,6 +31,9 @@ from aalp.seeding import derive_seed, seed_global_generators
 LAST_STEPS = 10
 """Steps at the end of an attack over which its loss should not move any more."""
 
+INNER_SHARE = 0.9
+"""Of eps: the radius of balls within the ball, around points at random up to the rest of eps from the images."""
+
 LOGIT_SPREAD = 10.0
 """Largest minus smallest of the rescaled logits."""
 
@@ -185,6 +188,13 @@ class Bench:
 
     def fgsm(self, classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, _seed: int) -> Tensor:
         return perturb(WithGradient(classifier), images, labels, threat, 1, threat.eps, random_start=0.0)
+
+    def inside(self, classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+        """PGD in smaller balls within the ball: no candidate lies on its corners or its surface, where all others end."""
+        generator = torch.Generator(images.device).manual_seed(derive_seed("inside", seed))
+        moved = threat.project(threat.random_start(images, generator, 1 - INNER_SHARE), images)
+        attack = self.pgd(cross_entropy)
+        return attack(classifier, moved, labels, replace(threat, eps=INNER_SHARE * threat.eps), seed)
 
     def rescaled(self, classifier: Classifier, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         """The base PGD on logits that are divided by their clean spread, image by image."""

@@ -304,6 +304,11 @@ def _larger_eps(bench: Bench, base: Tensor) -> Finding:
         bench.at_eps(radius, cross_entropy, f"pgd at eps {radius:.3g}", bench.right)
         for radius in (eps / 2, min(2 * eps, bench.whole_range()))
     )
-    steps = [rise_finding(half, base, g.LARGER_EPS, "eps/2 -> eps"), rise_finding(base, double, g.LARGER_EPS, "eps -> 2 eps")]
-    # The worse of the two: failed before undecided before passed.
+    inside = bench.run("pgd inside the ball", bench.inside, bench.right, start="base")
+    steps = [
+        rise_finding(half, base, g.LARGER_EPS, "eps/2 -> eps"),
+        rise_finding(inside, base, g.LARGER_EPS, "0.9 eps around points near the images -> eps"),
+        rise_finding(base, double, g.LARGER_EPS, "eps -> 2 eps"),
+    ]
+    # The worst of them: failed before undecided before passed.
     return max(steps, key=lambda step: (step.passed is False, step.passed is None, step.measured or 0.0))

@@ -125,8 +125,10 @@ LARGER_EPS = Gate(
     "C",
     1,
     "points",
-    "accuracy under PGD rises nowhere along eps/2, eps, 2 eps (by more than 1 point and sampling error)",
-    "A larger ball holds the smaller one: an attack that does worse in it follows gradients that mislead.",
+    "accuracy under PGD rises nowhere along eps/2, eps, 2 eps, nor from balls of 0.9 eps around points near the images to eps "
+    "(by more than 1 point and sampling error)",
+    "A larger ball holds the smaller one: an attack that does worse in it follows gradients that mislead, or the model knows "
+    "where attacks end.",
     _MASKED + "give the attack more steps and restarts, and look at the loss along its path",
 )
 MARGIN = Gate(
