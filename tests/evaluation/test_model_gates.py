@@ -127,6 +127,17 @@ def test_a_model_that_keeps_the_images_it_was_shown_is_found() -> None:
     assert "answers otherwise than a copy that was not" in finding.detail
 
 
+def test_a_model_that_keeps_only_images_of_which_a_gradient_is_taken_is_found() -> None:
+    kept: list[Tensor] = []
+
+    def before(pixels: Tensor) -> Tensor:
+        if pixels.requires_grad:
+            kept.append(pixels.detach())
+        return kept[-1] + pixels - pixels.detach() if kept and kept[-1].shape == pixels.shape else pixels
+
+    assert steady(linear(WEIGHT, Step(before))).passed is False
+
+
 def test_answers_that_depend_on_the_batch_off_the_images_alone_are_found() -> None:
     def before(pixels: Tensor) -> Tensor:
         known = torch.cdist(pixels, IMAGES.flatten(1)).amin(1, keepdim=True) < 1e-3

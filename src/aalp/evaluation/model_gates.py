@@ -55,7 +55,7 @@ def logits_gate(classifier: ImageClassifier, images: Tensor) -> Finding:
 
 @torch.no_grad()
 def deterministic_gate(classifier: ImageClassifier, images: Tensor, near: Tensor, expected: Tensor) -> Finding:
-    """Whether 5 passes agree (AutoAttack's `check_randomized`); the last two batch the images in another way.
+    """Whether 5 passes agree (AutoAttack's `check_randomized`); two batch the images in another way, the last has a gradient.
 
     And whether it answers after the images, on points near them in either batching, as a copy does that has seen none of the
     images: else it knows an adversarial image by the clean one that it was shown before, as no attacker would have to do, or
@@ -65,8 +65,10 @@ def deterministic_gate(classifier: ImageClassifier, images: Tensor, near: Tensor
         near: (N, ...) the points.
         expected: (N, C) what the copy answered on them.
     """
-    passes = [classifier(images) for _ in range(PASSES - 2)]
-    gap, changed = _apart(torch.stack([*passes, *_batched_otherwise(classifier, images)]))
+    passes = [classifier(images) for _ in range(PASSES - 3)] + [*_batched_otherwise(classifier, images)]
+    with torch.enable_grad():  # the last one before points near: some may keep only what an attack differentiates
+        passes.append(classifier(images.detach().clone().requires_grad_()).detach())
+    gap, changed = _apart(torch.stack(passes))
     detail = f"largest gap of normalised logits {gap:.2g}; other predictions on {changed} of {len(images)} images"
     remembered, moved = _apart(torch.stack([expected, *_batched_otherwise(classifier, near)]))
     if not (remembered <= DETERMINISTIC.limit and moved == 0) and gap <= DETERMINISTIC.limit:
