@@ -18,6 +18,7 @@ from aalp.commands import data as data_command
 from aalp.commands.train import about_classes
 from aalp.data.check import look
 from aalp.data.sources import DataOptions, load_source
+from aalp.errors import RunError
 from aalp.store.records import read_record, read_table
 
 
@@ -98,6 +99,22 @@ def test_a_folder_that_another_process_made_meanwhile_is_left_as_it_is(
     assert capfd.readouterr() == ("", "aalp: 'mine' exists by now: choose another --out\n")
     for folder in (Path("data-checks/animals-001"), Path("mine")):
         assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("check.json", "another's")]
+
+
+def test_a_check_that_the_disk_refused_stands_not_in_the_way_of_the_same_command(
+    animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refused(path: Path, *_words: Any) -> None:
+        raise RunError(f"'{path}' could not be written: No space left on device; free space or choose another folder")
+
+    out = tmp_path / "checks" / "mine"
+    with monkeypatch.context() as full:
+        full.setattr(data_command, "write_table", refused)
+        assert main(["data", f"folder:{animals}", "--out", str(out), "--quiet"]) == 2
+    assert "No space left" in capfd.readouterr().err
+    assert list(out.parent.iterdir()) == []
+    assert main(["data", f"folder:{animals}", "--out", str(out), "--quiet"]) == 0
+    assert {path.name for path in out.iterdir()} == {"check.json", "contact-sheet.png", "images.parquet"}
 
 
 def test_data_that_spoil_figures_are_named_and_exit_with_3(

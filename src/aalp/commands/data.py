@@ -16,7 +16,7 @@ from aalp.data.check import NEAR, NEAR_SIDE, Found, Seen, duplicates, imbalance,
 from aalp.data.contact_sheet import contact_sheet
 from aalp.data.sources import DataOptions, check_columns, open_source
 from aalp.errors import RunError
-from aalp.store.files import write_atomically
+from aalp.store.files import aside_of, write_atomically
 from aalp.store.records import write_record, write_table
 from aalp.store.run import free_path, still_free
 
@@ -54,13 +54,16 @@ def data(source: str, data_options: DataOptions = DataOptions(), out: Path | Non
         seen = look(loaded, EACH, display.attack)
     found = duplicates(seen)
     content = _content(source, loaded.classes, seen, found)
-    # The look may take long, and another process may have looked meanwhile.
-    with still_free(folder) as place:
-        if out is not None and place != out:
-            raise RunError(f"'{out}' exists by now: choose another --out")
-        write_atomically(place / "contact-sheet.png", _sheet(source, loaded.classes, seen))
-        write_table(place / "images.parquet", _columns(seen))
-        record = write_record(place / "check.json", "data", {"command": command_line(), **content})
+    # Under its name once it is whole: what is there in parts would stand in the way of the same command.
+    with aside_of(folder) as aside:
+        write_atomically(aside / "contact-sheet.png", _sheet(source, loaded.classes, seen))
+        write_table(aside / "images.parquet", _columns(seen))
+        record = write_record(aside / "check.json", "data", {"command": command_line(), **content})
+        # The look may take long, and another process may have looked meanwhile.
+        with still_free(folder) as place:
+            if out is not None and place != out:
+                raise RunError(f"'{out}' exists by now: choose another --out")
+            aside.rename(place)
     files = {"path": str(place / "check.json"), "images": str(place / "images.parquet")}
     files["contact_sheet"] = str(place / "contact-sheet.png")
     print_out(f"{report(record)}\n\nrecord: {', '.join(files.values())}", {**record, **files})

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +21,7 @@ from aalp.export.plain_formats import (
 )
 from aalp.export.robustbench import load_robustbench, write_robustbench
 from aalp.export.subject import Predict, Subject, compare
-from aalp.store.files import ASIDE, alone_in, claimed, umask, write_atomically
+from aalp.store.files import aside_of, write_atomically
 from aalp.store.records import write_record
 
 
@@ -89,7 +85,7 @@ def export_model(subject: Subject, name: str, folder: Path, about: Mapping[str, 
     found = check_format(name)
     if folder.exists() or folder.is_symlink():
         raise RunError(f"'{folder}' exists already: choose another --out")
-    with _aside(folder) as aside:
+    with aside_of(folder) as aside:
         try:
             found.write(subject, aside)
             checked = compare(subject, found.load(subject, aside), found.tolerance)
@@ -101,28 +97,3 @@ def export_model(subject: Subject, name: str, folder: Path, about: Mapping[str, 
         except OSError as error:
             raise RunError(f"'{folder}' could not be written: {error.strerror}; free space or choose another --out") from error
     return {**record, "path": str(folder)}
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A new folder beside the one to be made, so that a rename is all that is left to do; removed if that is not done.
-
-    What an export to the same folder left that was killed goes first: the weights are in it.
-    """
-    with ExitStack() as stack:
-        try:
-            with alone_in(folder.parent):
-                for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{ASIDE}"):
-                    with claimed(left) as dead:
-                        if dead and left.is_dir():
-                            shutil.rmtree(left)
-                aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=ASIDE))
-                stack.enter_context(claimed(aside))
-            aside.chmod(0o777 & ~umask())  # mkdtemp makes folders private
-        except OSError as error:
-            raise RunError(f"'{folder}' cannot be made: {error.strerror}; choose another --out") from error
-        try:
-            yield aside
-        finally:
-            if aside.exists():
-                shutil.rmtree(aside)

@@ -1,12 +1,13 @@
-"""Atomic writes: a reader sees the old file or the new one, never a torn one."""
+"""Atomic writes: a reader sees the old file or folder or the new one, never a torn one."""
 
 from __future__ import annotations
 
 import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from aalp.errors import RunError
@@ -92,6 +93,34 @@ def alone_in(folder: Path) -> Iterator[None]:
         raise RunError(f"'{folder}' cannot be made: {error.strerror}; choose another folder") from error
     with _locked(folder, wait=True):
         yield
+
+
+@contextmanager
+def aside_of(folder: Path) -> Iterator[Path]:
+    """A new folder beside the one to be made, so that a rename is all that is left to do; removed if that is not done.
+
+    What a process left that was killed while it made the same folder goes first.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            with alone_in(folder.parent):
+                for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{ASIDE}"):
+                    with claimed(left) as dead:
+                        if dead and left.is_dir():
+                            shutil.rmtree(left)
+                aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=ASIDE))
+                stack.enter_context(claimed(aside))
+            aside.chmod(0o777 & ~umask())  # mkdtemp makes folders private
+        except OSError as error:
+            raise RunError(f"'{folder}' cannot be made: {error.strerror}; choose another --out") from error
+        try:
+            yield aside
+        finally:
+            if aside.exists():
+                shutil.rmtree(aside)
 
 
 @contextmanager
