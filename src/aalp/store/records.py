@@ -44,7 +44,8 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"'{path}' is not a readable record: {error}; move it away, and make it anew") from error
     if found != (SCHEMA, kind):
-        raise RunError(f"'{path}' is a {found[1]} record of schema {found[0]}: a {kind} record of schema {SCHEMA} is needed")
+        what = f"kind '{found[1]}' and schema {found[0]}, and this aalp reads '{kind}' and {SCHEMA} there"
+        raise RunError(f"'{path}' is a record of {what}: use the aalp version that wrote it, or move it away")
     return dict(record)
 
 
