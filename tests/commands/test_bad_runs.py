@@ -153,7 +153,17 @@ BAD_RUNS: dict[str, Case] = {
     "data that is not where the run to resume was begun": (
         on_changed_data,  # but there is none
         "train --resume done",
-        ("changed.npz", "as seen from where the run was begun", "go on with it there"),
+        ("changed.npz", "as seen from where the run was begun", "go on with it there", "write into that line"),
+    ),
+    "an unknown option in the configuration of the run to resume": (
+        text_file("done/config.yaml", "data: npz:tiny.npz\nobjective: at\ntraining: {epoch: 3}"),
+        "train --resume done",
+        ("'done/config.yaml': unknown option training.epoch: did you mean training.epochs?",),
+    ),
+    "a name that is none in the configuration of the run to resume": (
+        text_file("done/config.yaml", "data: npz:tiny.npz\nobjective: at\nxyzzy: 3"),
+        "train --resume done",
+        ("'done/config.yaml': unknown option xyzzy: remove it",),
     ),
     "a torn checkpoint": (torn, "evaluate done", ("best.safetensors' is not a readable safetensors file",)),
     "a text file as checkpoint": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ MERGE = "tag:yaml.org,2002:merge"
 
 
 def check_groups(options: Mapping[str, Any], content: Mapping[str, Any], what: str, inside: str = "") -> None:
-    """Refuse what the parser would stumble over, or take as it is: one value where a group of options goes, and none for an
-    option that has to have one.
+    """Refuse what the parser would stumble over, take as it is, or not tell where it stands: one value where a group of
+    options goes, none for an option that has to have one, and an option that is none.
 
     Args:
         options: the options by name, a dataclass for each group of them; None for those that may be null.
@@ -60,10 +61,14 @@ def check_groups(options: Mapping[str, Any], content: Mapping[str, Any], what: s
         inside: the dotted name of the group that these options are in, with a dot at its end.
 
     Raises:
-        OptionError: naming the group and its value, or the option without any.
+        OptionError: naming the group and its value, or the option.
     """
     for name, value in content.items():
-        group = options.get(name)
+        if name not in options:
+            near = difflib.get_close_matches(str(name), options, n=1)
+            remedy = f"did you mean {inside}{near[0]}?" if near else "remove it"
+            raise OptionError(f"{what}: unknown option {inside}{name}: {remedy}")
+        group = options[name]
         if value is None and not dataclasses.is_dataclass(group) and group is not None:
             raise OptionError(f"{what}: {inside}{name} is null: give a value, or leave it out")
         if not dataclasses.is_dataclass(group) or isinstance(group, type):
