@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,28 @@ def test_a_run_goes_on_with_what_this_machine_reads_images_by(copied_run: Path, 
     assert main([*words, *here]) == 0
     assert main([*words, "--data_options.workers", "0", "--data_options.validation", "5"]) == 2
     assert "begun with another data_options (data_options.validation was" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "kept", "remedy"),
+    [
+        (["evaluate", "--attacks", "fgsm"], "evaluations", "choose another --out"),
+        (["audit", "--images", "8"], "audits", "choose another --out"),
+        (["analyze"], "analyses", "an analysis is kept in its run, so analyze a copy of it"),
+    ],
+)
+def test_a_run_that_is_read_only_is_refused_before_the_attacks(
+    words: list[str],
+    kept: str,
+    remedy: str,
+    copied_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    shutil.rmtree(copied_run / kept, ignore_errors=True)
+    # For root, as which tests may run, no folder is read-only.
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert main([words[0], str(copied_run), *words[1:], "--quiet"]) == 2
+    what = f"'{copied_run / kept}' cannot be written to, '{copied_run}' is read-only: {remedy}"
+    assert capfd.readouterr() == ("", f"aalp: {what}\n")
+    assert not (copied_run / kept).exists()

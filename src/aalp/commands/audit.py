@@ -34,6 +34,7 @@ from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
 from aalp.evaluation.verdict import Audit
 from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions
+from aalp.store.files import check_writable
 from aalp.store.records import read_record
 from aalp.store.run import RunDirectory, free_path
 
@@ -184,6 +185,7 @@ def audit_model(
     if batch_size < 1 or count < 1:
         raise OptionError(f"images is {count} and batch_size is {batch_size}: both have to be at least 1")
     indices, split = chosen_images(loaded, source, "test", count)
+    ranks.from_main(lambda: check_writable(record_path.parent, "choose another --out"))
     pixels = as_float(split.read(torch.arange(len(split))))
     own, reference = drops
     settings = {"threat": [threat.norm, threat.eps], "thorough": thorough, "batch_size": batch_size, "seed": seed}

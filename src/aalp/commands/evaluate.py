@@ -36,6 +36,7 @@ from aalp.evaluation.foreign_attacks import is_foreign
 from aalp.evaluation.robustness import DEFAULT_ATTACKS
 from aalp.evaluation.robustness import evaluate as run_evaluation
 from aalp.models.catalog import ModelOptions
+from aalp.store.files import check_writable
 from aalp.store.run import RunDirectory, free_path
 from aalp.training.trackers import TrackerName, check_tracker, log_figures, tracking
 
@@ -186,6 +187,7 @@ def evaluate_model(
     if batch_size < 1 or (images is not None and images < 1):
         raise OptionError(f"images is {images} and batch_size is {batch_size}: both have to be at least 1")
     indices, split = chosen_images(loaded, source, split_name, images)
+    ranks.from_main(lambda: check_writable(record_path.parent, "choose another --out"))
     classifier = loaded.classifier.to(device())
     rows = torch.arange(min(CHEAP_IMAGES, len(split)))
     some, labels = as_float(split.read(rows)).to(device()), split.labels[rows].to(device())

@@ -25,6 +25,7 @@ from aalp.report.figures import counted
 from aalp.report.telling import of_trained_data
 from aalp.shown import eps_text
 from aalp.store.checkpoint import read_metadata, write_tensors
+from aalp.store.files import check_writable
 from aalp.store.records import read_csv, read_record, read_table, write_csv, write_record, write_table
 from aalp.store.run import RunDirectory, free_path, still_free
 
@@ -53,6 +54,7 @@ def analysis_of(
         if record.get("settings") == settings:
             display.say(f"{path}: analysed before, see {done.parent}")
             return {**record, "path": str(done)}
+    check_writable(run.analyses, "an analysis is kept in its run, so analyze a copy of it")
     started = time.perf_counter()
     key = repr((config.get("data"), config.get("data_options")))
     if key not in sources:

@@ -123,7 +123,9 @@ goes on in its own entry.
                 raise
             # Another --data is refused as any other option is.
             file, there = RunDirectory(Path(str(resume))).config, "as seen from where the run was begun: go on with it there"
-            raise DataError(f"{error} (data in '{file}', {there}, or write into that line where these images are now)") from error
+            raise DataError(
+                f"{error} (data in '{file}', {there}, or write into that line where these images are now)"
+            ) from error
     # Whatever can fail on bad input does so before anything is written.
     if resume is not None and begun:
         ranks.from_main(partial(check_same_training, RunDirectory(resume), source))

@@ -43,6 +43,17 @@ def write_atomically(path: Path, content: bytes | bytearray) -> None:
         raise RunError(f"'{path}' could not be written: {error.strerror}; free space or choose another folder") from error
 
 
+def check_writable(folder: Path, remedy: str) -> None:
+    """Refuse a folder that nothing can be written to, before the work whose results are to go there; nothing is made.
+
+    Raises:
+        RunError: it, or where it would have to be made, is read-only for this user.
+    """
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise RunError(f"'{folder}' cannot be written to, '{there}' is read-only: {remedy}")
+
+
 def remove_leftovers(folder: Path, name: str = "") -> None:
     """Remove what writes that were killed half-way left in a folder; nothing else is touched.
 
