@@ -131,6 +131,10 @@ def test_images_on_disk_and_in_memory_are_the_same(image_folder: Path) -> None:
         assert torch.equal(one.read(everything), other.read(everything))
         assert torch.equal(one.labels, other.labels)
     assert resident.classes == on_disk.classes
+    # A run that goes on under another memory_limit is known again by these.
+    for one, other in ((resident, on_disk), (on_disk, resident)):
+        assert one.digest != other.digest
+        assert one.digests_read_otherwise() == {"digest": other.digest, "validation_digest": other.validation_digest}
 
 
 @pytest.mark.parametrize("limit", [4.0, 0.0])

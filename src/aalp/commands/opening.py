@@ -109,9 +109,12 @@ def check_same_training(directory: RunDirectory, source: Source) -> None:
     """
     about = _trained_as(directory)
     data, then = (_mapping(about.get(name)) for name in ("data", "method"))
+    now_told = {key: getattr(source, key) for key in ("digest", "validation_digest")}
+    if data.get("digest") not in (None, now_told["digest"]):  # as it is where another memory_limit reads the same ones, too
+        now_told = source.digests_read_otherwise() or now_told
     # Runs that are older tell nothing of their validation images.
     for key, what in (("digest", "on other"), ("validation_digest", "with other validation")):
-        if data.get(key) not in (None, getattr(source, key)):
+        if data.get(key) not in (None, now_told[key]):
             other = f"'{directory.path}' was trained {what} images than '{source.name}' has now"
             raise RunError(f"{other}: put those back (or the version of Pillow that decoded them), or start another --run")
     objective, attack = _stands_for(directory)

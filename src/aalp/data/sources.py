@@ -98,6 +98,7 @@ class Source:
         train, validation, test: the splits; validation is held out of the source's training images.
         classes: class names, in label order.
         digest: of the images that are trained on or held out, and of the test images, see `digest_of`.
+        stored: whole training split, validation and test images as they lie on disk, also where they were decoded into memory.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Source:
     test: Split
     classes: tuple[str, ...]
     digest: str
+    stored: tuple[Split, Split, Split] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -116,6 +118,20 @@ class Source:
     def validation_digest(self) -> str:
         """Of the validation images: `digest` tells neither which are held out nor what a source has of its own."""
         return digest_of(self.validation)
+
+    def digests_read_otherwise(self) -> dict[str, str]:
+        """`digest` and `validation_digest` of the same images under another memory_limit; none where it changes nothing.
+
+        Of images that stay on disk it takes a pass over all of them.
+        """
+        if self.stored is None:
+            return {}
+        train, validation, test = self.stored
+        decoded = not isinstance(self.train, ResidentSplit)
+        return {
+            "digest": digest_of(train, test, decoded=decoded),
+            "validation_digest": digest_of(validation, decoded=decoded),
+        }
 
 
 def open_source(name: str, options: DataOptions) -> Loaded:
@@ -175,20 +191,26 @@ def load_source(name: str, options: DataOptions | None = None, tick: Tick = lamb
     """
     options = options or DataOptions()
     loaded = open_source(name, options)
-    stored = [split for split in loaded.splits.values() if isinstance(split, StoredSplit)]
-    if sum(split.decoded_bytes for split in stored) <= options.memory_limit * 1e9:
+    as_stored = [split for split in loaded.splits.values() if isinstance(split, StoredSplit)]
+    stored = (loaded.train, _training(name, loaded, options)[1], loaded.test) if as_stored else None
+    if sum(split.decoded_bytes for split in as_stored) <= options.memory_limit * 1e9:
         loaded = _changed(loaded, lambda split_name, split: _decoded(split_name, split, tick))
-    order = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(options.split_seed))
+    train, validation = _training(name, loaded, options)
+    return Source(name, train, validation, loaded.test, loaded.classes, digest_of(loaded.train, loaded.test), stored)
+
+
+def _training(name: str, loaded: Loaded, options: DataOptions) -> tuple[Split, Split]:
+    """What is trained on, and what validates it."""
     if loaded.validation is not None:
         most = len(loaded.validation) if options.validation is None else options.validation
-        train, validation = loaded.train, _some(loaded.validation, most, options.split_seed)
-    else:
-        count = min(1000, len(loaded.train) // 10) if options.validation is None else options.validation
-        if count >= len(loaded.train):
-            raise OptionError(f"data validation is {count}: '{name}' has only {len(loaded.train)} training images")
-        held, kept = held_out(loaded.train.labels, count, order)
-        train, validation = (loaded.train.subset(rows.sort().values) for rows in (kept, held))
-    return Source(name, train, validation, loaded.test, loaded.classes, digest_of(loaded.train, loaded.test))
+        return loaded.train, _some(loaded.validation, most, options.split_seed)
+    order = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(options.split_seed))
+    count = min(1000, len(loaded.train) // 10) if options.validation is None else options.validation
+    if count >= len(loaded.train):
+        raise OptionError(f"data validation is {count}: '{name}' has only {len(loaded.train)} training images")
+    held, kept = held_out(loaded.train.labels, count, order)
+    train, validation = (loaded.train.subset(rows.sort().values) for rows in (kept, held))
+    return train, validation
 
 
 def _decoded(name: str, split: Split, tick: Tick) -> Split:
