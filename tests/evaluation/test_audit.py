@@ -109,6 +109,12 @@ KNOWN_BAD: dict[str, tuple[str, Callable[[Classifier, Tensor], Classifier], Effo
         EFFORT,
         {"stable loss", "gradient is the slope"},
     ),
+    "knows where attacks end": (
+        "at",
+        lambda run, images: known_bad.knowing_corners(run, images, 0.2),
+        EFFORT,
+        {"accuracy never rises with eps"},
+    ),
     "weak attack: 3 small steps": (
         "at",
         lambda run, _: run,
