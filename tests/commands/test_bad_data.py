@@ -221,7 +221,7 @@ BAD_DATA: dict[str, Case] = {
     "a share of everything": (
         images("pictures/cat", "pictures/dog"),
         FROM_FOLDER + " --data_options.test_share 1",
-        ("test_share is 1", "between 0 and 1"),
+        ("test_share is 1", "above 0 and below 1"),
     ),
 }
 

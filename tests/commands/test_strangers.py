@@ -159,7 +159,7 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "YAML with a class path": (
         yaml_with("threat: {class_path: os.mkdir, init_args: {path: EXECUTED}}"),
         CONFIG,
-        "'os.mkdir' is not accepted",
+        "unknown option threat.class_path: remove it",
     ),
     "YAML with a class path among a model's arguments": (
         yaml_with(f"model_options: {{arguments: {{a: {CALL}}}}}"),

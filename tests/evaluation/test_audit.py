@@ -10,6 +10,7 @@ from pathlib import Path
 import known_bad
 import pytest
 import torch
+from known_bad_cases import AT_THE_LIMIT, EFFORT, FEWER_STEPS, KNOWN_BAD
 from torch import Tensor
 
 import aalp
@@ -17,10 +18,11 @@ from aalp.commands.tables import markdown_table
 from aalp.data.sources import DataOptions, load_source
 from aalp.data.split import as_float
 from aalp.errors import DataError, OptionError
-from aalp.evaluation.attack_gates import QUICK, Effort
-from aalp.evaluation.audit import audit, cheap_gates, determinism, steady_later
+from aalp.evaluation.attack_gates import QUICK
+from aalp.evaluation.audit import audit
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
 from aalp.evaluation.findings import FEWEST_RIGHT
+from aalp.evaluation.first_gates import cheap_gates
 from aalp.evaluation.gates import AUTOATTACK_GAP, DETERMINISTIC, GATES
 from aalp.evaluation.verdict import Audit
 from aalp.method.threat import L2, Linf
@@ -29,122 +31,10 @@ from aalp.models.classifier import Classifier
 TABLE = Path(__file__).parents[2] / "docs" / "audit-known-bad.md"
 REGENERATE = "AALP_REGENERATE_DOCS"
 
-EFFORT = Effort(steps=60, restarts=5, queries=200, stand_in_steps=60, adaptive_steps=30)
-"""Less than the default of what only takes time."""
-
-FEWER_STEPS = dataclasses.replace(EFFORT, steps=40)
-"""Enough against a network that is not robust."""
-
-BLOCKED = {
-    "gradient exists",
-    "unbounded attack wins",
-    "white box beats random noise",
-    "white box beats transfer",
-    "white box beats black box",
-}
-SCALE = {"margin beats cross-entropy only a little", "logit scale"}
-
 Digits = tuple[Tensor, Tensor]
 Runs = Callable[[str], Classifier]
 
 HONEST = ("at", "trades", "aalp")
-
-# Name: (which honest run, what is done to it given the audited images, changed effort, gates that have to fail).
-KNOWN_BAD: dict[str, tuple[str, Callable[[Classifier, Tensor], Classifier], Effort, set[str]]] = {
-    "quantised input": ("standard", lambda run, _: known_bad.quantised_input(run), FEWER_STEPS, BLOCKED | {"stable loss"}),
-    "non-differentiable step": ("standard", lambda run, _: known_bad.without_graph(run), FEWER_STEPS, BLOCKED),
-    "a part cut off": ("at", lambda run, _: known_bad.part_cut_off(run), EFFORT, {"gradient is the slope"}),
-    "logits x 1000": ("at", lambda run, _: known_bad.huge_logits(run), EFFORT, SCALE),
-    "clean-trained, logits x 1000": ("standard", lambda run, _: known_bad.huge_logits(run), FEWER_STEPS, SCALE),
-    "probabilities": ("at", lambda run, _: known_bad.probabilities(run), EFFORT, {"output is logits"}),
-    "noise at inference": ("at", lambda run, _: known_bad.noisy(run), EFFORT, {"deterministic"}),
-    "dropout left on": ("at", lambda run, _: known_bad.dropout_left_on(run), EFFORT, {"deterministic"}),
-    "batch statistics": ("at", lambda run, _: known_bad.batch_statistics(run), EFFORT, {"deterministic"}),
-    "keeps images it is shown": ("standard", lambda run, _: known_bad.keeping(run), EFFORT, {"deterministic"}),
-    "keeps images it is shown later": (
-        "standard",
-        lambda run, _: known_bad.keeping_later(run),
-        FEWER_STEPS,
-        {"deterministic"},
-    ),
-    "gradient sign flipped": (
-        "standard",
-        lambda run, _: known_bad.flipped_gradient(run),
-        FEWER_STEPS,
-        (BLOCKED - {"gradient exists"}) | {"gradient is the slope"},
-    ),
-    "saturating staircase": (
-        "standard",
-        lambda run, _: known_bad.saturated(run),
-        FEWER_STEPS,
-        BLOCKED | {"gradient is the slope"},
-    ),
-    "clean-trained, jumping logits": (
-        "standard",
-        lambda run, _: known_bad.jumping(run),
-        FEWER_STEPS,
-        {"stable loss", "gradient is the slope"},
-    ),
-    "jumping logits": (
-        "at",
-        lambda run, _: known_bad.jumping(run),
-        EFFORT,
-        {"stable loss", "gradient is the slope", "no silent success"},
-    ),
-    "cancelling features": (
-        "standard",
-        lambda run, _: known_bad.cancelling(run),
-        FEWER_STEPS,
-        {"gradient exists", "unbounded attack wins", "adaptive attack"},
-    ),
-    "snaps back to known images": (
-        "standard",
-        lambda run, images: known_bad.remembering(run, images, 0.15),
-        FEWER_STEPS,
-        {"gradient exists", "stable loss", "unbounded attack wins", "accuracy never rises with eps"},
-    ),
-    "one network decides, another gives the slope": (
-        "at",
-        known_bad.decided_by_another,
-        EFFORT,
-        {"stable loss", "gradient is the slope"},
-    ),
-    "knows where attacks end": (
-        "at",
-        lambda run, images: known_bad.knowing_corners(run, images, 0.2),
-        EFFORT,
-        {"accuracy never rises with eps"},
-    ),
-    "weak attack: 3 small steps": (
-        "at",
-        lambda run, _: run,
-        dataclasses.replace(EFFORT, steps=3, step_size=0.1, restarts=20),
-        {"attack converged", "iterative beats single step", "more restarts"},
-    ),
-    "weak attack: 3 longer steps": (
-        "at",
-        lambda run, _: run,
-        dataclasses.replace(EFFORT, steps=3, step_size=0.2, restarts=20),
-        {"attack converged", "iterative beats single step", "more steps"},
-    ),
-}
-
-
-AT_THE_LIMIT = {
-    "a part cut off": {"white box beats random noise", "white box beats transfer", "white box beats black box"},
-    "gradient sign flipped": {"iterative beats single step", "adaptive attack"},
-    "jumping logits": {"more restarts", "adaptive attack"},
-    "saturating staircase": {"stable loss", "more restarts", "adaptive attack"},
-    "one network decides, another gives the slope": {
-        "margin beats cross-entropy only a little",
-        "white box beats random noise",
-        "white box beats transfer",
-        "white box beats black box",
-    },
-    "weak attack: 3 small steps": {"more steps"},
-    "weak attack: 3 longer steps": {"more restarts"},
-}
-"""Gates not made for a model, which it comes so near to failing that a single image decides: neither is asked for."""
 
 
 @pytest.fixture(scope="module")
@@ -288,32 +178,6 @@ def test_cheap_gates_are_the_three_without_an_attack(trained: Runs, digits: Digi
     ]
     bad = cheap_gates(known_bad.noisy(trained("at")), *digits, Linf(0.2))
     assert [result.gate for result in bad if result.passed is False] == [DETERMINISTIC]
-
-
-def test_cheap_gates_run_no_other_gate(small_classifier: Callable[..., Classifier]) -> None:
-    classifier, seen = small_classifier(3), []
-    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    classifier(images)
-    classifier.network.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    cheap_gates(classifier, images, torch.zeros(8, dtype=torch.int64), Linf(0.1))
-    # A copy on points near, once for the logits, for determinism five times (the fourth in halves) and twice on the points
-    # near (again in halves), twice for the gradient.
-    assert seen == [8, 8, *[8] * 3, 4, 4, 8, 8, 4, 4, 8, 8]
-
-
-def test_what_a_model_keeps_only_after_its_first_passes_is_found_after_the_attacks(
-    small_classifier: Callable[..., Classifier],
-) -> None:
-    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    classifier = known_bad.keeping_later(small_classifier(3))
-    steady = determinism(classifier, images, Linf(0.1))
-    results = cheap_gates(classifier, images, torch.zeros(8, dtype=torch.int64), Linf(0.1), steady=steady)
-    assert [result.passed for result in results] == [True, True, True]
-    classifier(images)
-    later = steady_later(results, steady())
-    assert [result.passed for result in later] == [True, False, True]
-    assert later[1].finding.detail.startswith("after the attacks: near images that it was shown")
-    assert steady_later(results, results[1].finding) == results
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 100])

@@ -16,8 +16,9 @@ from evaluation_helpers import FAST, Constant
 from torch import Tensor, nn
 
 from aalp.errors import AalpError, ModelError, OptionError
-from aalp.evaluation.audit import audit, cheap_gates
+from aalp.evaluation.audit import audit
 from aalp.evaluation.autoattack import _squares_fit, _standard, autoattack_part
+from aalp.evaluation.first_gates import cheap_gates
 from aalp.evaluation.robustness import evaluate
 from aalp.method.threat import L2, Linf, Threat
 from aalp.models.classifier import Classifier

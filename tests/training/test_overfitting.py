@@ -97,7 +97,7 @@ def test_a_run_that_overfits_goes_on_with_more_steps_and_says_so(fit_plan: MakeF
     assert progress.attack_steps == 3
     assert len(looks) == 2  # once it has fallen back, nobody looks any more
     assert said == [
-        "catastrophic overfitting at step 4: 90% accuracy under the attack of training, 0% under PGD-5; "
+        "catastrophic overfitting at step 4: 90.0% accuracy under the attack of training, 0.0% under PGD-5; "
         "the attack takes 3 steps from here on"
     ]
     rows = read_csv(plan.run.metrics)

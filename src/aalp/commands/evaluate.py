@@ -30,8 +30,8 @@ from aalp.data.split import as_float
 from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import OptionError
 from aalp.evaluation.attacks import attack_by_name, check_attacks
-from aalp.evaluation.audit import CHEAP_IMAGES, cheap_gates, determinism, steady_later
 from aalp.evaluation.findings import GateResult
+from aalp.evaluation.first_gates import CHEAP_IMAGES, cheap_gates, determinism, steady_later
 from aalp.evaluation.foreign_attacks import is_foreign
 from aalp.evaluation.robustness import DEFAULT_ATTACKS
 from aalp.evaluation.robustness import evaluate as run_evaluation
