@@ -26,8 +26,9 @@ DETERMINISTIC = Gate(
     "A",
     1e-4,
     "",
-    "5 passes over the same images, whole and in another batching, and points near them as a copy answers that was not shown "
-    "the images, before the attacks and after them: same predictions, normalised logits at most 1e-4 apart (L2)",
+    "5 passes over the same images, whole, in another batching and with a gradient, and points near them as a copy answers "
+    "that was not shown the images, before the attacks and after them: same predictions, normalised logits at most 1e-4 "
+    "apart (L2)",
     "The model answers at random, or an answer depends on the batch or on images seen before: attacks aim at one draw and are "
     "judged on the next.",
     "take noise and dropout out of inference, use running BatchNorm statistics, keep nothing of images; else attack the "
