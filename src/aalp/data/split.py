@@ -101,11 +101,13 @@ def channel_statistics(split: Split, at_most: int = 10_000) -> tuple[list[float]
 def held_out(labels: Tensor, count: int, order: Tensor) -> tuple[Tensor, Tensor]:
     """The first `count` rows of an order and the others, which keep an image of every class if there are enough of them."""
     held, kept = order[:count].clone(), order[count:].clone()
-    for label in torch.unique(labels).tolist():
-        if (labels[kept] == label).any():
-            continue
-        plenty = (torch.bincount(labels[kept], minlength=label + 1)[labels[kept]] > 1).nonzero()[:, 0]
+    counts = torch.bincount(labels)
+    left = torch.bincount(labels[kept], minlength=len(counts))
+    for label in ((counts > 0) & (left == 0)).nonzero()[:, 0].tolist():
+        plenty = (left[labels[kept]] > 1).nonzero()[:, 0]
         if len(plenty):
             back, given = (labels[held] == label).nonzero()[0, 0], plenty[0]
+            left[label] += 1
+            left[labels[kept[given]]] -= 1
             held[back], kept[given] = kept[given].clone(), held[back].clone()
     return held, kept
