@@ -22,7 +22,7 @@ from aalp.commands.yaml_file import read_yaml
 from aalp.data.sources import Source
 from aalp.distributed import Ranks
 from aalp.errors import DivergedError, InterruptedRunError
-from aalp.report.telling import gives_one_answer
+from aalp.report.telling import no_better_than_one_answer
 from aalp.store.files import write_atomically
 from aalp.store.records import read_csv, read_record, write_record
 from aalp.store.run import RunDirectory
@@ -163,7 +163,7 @@ def outcome(cells: Cells, name: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "images": record["images"],
         "threat": record["threat"],
-        "one_answer": gives_one_answer(record),
+        "one_answer": no_better_than_one_answer(record),
         "best_epoch": record["model"]["epoch"],
         "figures": figures,
         "attack_seconds": {result["name"]: result["seconds"] for result in record["attacks"]},

@@ -25,8 +25,8 @@ from aalp.commands.opening import (
 )
 from aalp.commands.resuming import journal_of, stopping, written
 from aalp.commands.trust import check_attack_trust
+from aalp.data.loaders import read_rows
 from aalp.data.sources import DataOptions, Source
-from aalp.data.split import as_float
 from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import OptionError
 from aalp.evaluation.attacks import attack_by_name, check_attacks
@@ -190,7 +190,7 @@ def evaluate_model(
     ranks.from_main(lambda: check_writable(record_path.parent, "choose another --out"))
     classifier = loaded.classifier.to(device())
     rows = torch.arange(min(CHEAP_IMAGES, len(split)))
-    some, labels = as_float(split.read(rows)).to(device()), split.labels[rows].to(device())
+    some, labels = read_rows(split, rows, device())
     steady = determinism(classifier, some, threat, seed)
     gates = ranks.from_main(lambda: cheap_gates(classifier, some, labels, threat, seed, steady))
     _tell_failed(gates, ranks)

@@ -22,7 +22,7 @@ from aalp.evaluation.outcome import Evaluation
 from aalp.evaluation.robustness import wilson_interval
 from aalp.method.threat import Threat
 from aalp.report.figures import counted
-from aalp.report.telling import age, gives_one_answer, of_other_epochs
+from aalp.report.telling import age, no_better_than_one_answer, of_other_epochs
 from aalp.shown import eps_text, in_percent
 from aalp.store.checkpoint import read_metadata
 from aalp.store.records import read_record, same_threat
@@ -117,7 +117,7 @@ def report(record: dict[str, Any]) -> str:
     )
     table = text_table(["attack", "accuracy", "95 % interval", "seconds", "broke first"], rows)
     notes = [] if record["attacks"] else ["nothing was attacked: no robust accuracy"]
-    if gives_one_answer(record):
+    if no_better_than_one_answer(record):
         notes.append(f"no better than one answer for all images, {in_percent(record['majority'])}%, which no attack can change")
     return "\n\n".join([title, table, *notes, f"record: {record['path']}"])
 

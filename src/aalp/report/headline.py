@@ -9,7 +9,7 @@ from typing import Any
 
 from aalp.report.collect import Group, Run, evaluations_of, runs_of
 from aalp.report.figures import Interval, counted, interval_text, percent
-from aalp.report.telling import gives_one_answer
+from aalp.report.telling import no_better_than_one_answer
 from aalp.shown import as_exact, eps_text, in_percent
 from aalp.store.records import split_size
 
@@ -272,7 +272,7 @@ def cautions(groups: Sequence[Group]) -> list[str]:
             f"Gates of the audit fail for {listed(distrusted)}: what stands under attack there may be masked gradients, "
             "not robustness."
         )
-    if constant := [run.path.name for run, record in evaluated if gives_one_answer(record)]:
+    if constant := [run.path.name for run, record in evaluated if no_better_than_one_answer(record)]:
         lines.append(f"No better than one answer for all images, which no attack can change: {listed(constant)}.")
     attacked = [record for record in records if record["attacks"]]
     weak = [record for record in attacked if not any(attack["name"] == "autoattack" for attack in record["attacks"])]

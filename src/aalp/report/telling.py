@@ -79,7 +79,7 @@ def of_other_epochs(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool
     return len(epochs) > 1
 
 
-def gives_one_answer(record: Mapping[str, Any]) -> bool:
+def no_better_than_one_answer(record: Mapping[str, Any]) -> bool:
     """Whether clean accuracy is no better than that of one answer for all images, which no attack can change.
 
     So it is where a training did not learn its task or unlearned it. Records of earlier versions do not tell, nor do a handful
