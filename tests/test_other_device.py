@@ -23,8 +23,8 @@ from aalp.commands.loading import load
 from aalp.data.sources import DataOptions, open_source
 from aalp.data.split import as_float
 from aalp.evaluation import apgd, autoattack, fab, views
-from aalp.evaluation.attack_gates import Effort
 from aalp.evaluation.autoattack import STANDARD, autoattack_part
+from aalp.evaluation.bench import Effort
 from aalp.method.objectives import OBJECTIVES
 from aalp.method.pgd import AttackOptions
 from aalp.method.threat import L2, Linf, Threat

@@ -18,8 +18,8 @@ from aalp.commands.evaluation_record import drop_under_autoattack
 from aalp.data.sources import load_source
 from aalp.errors import RunError
 from aalp.evaluation import audit as evaluation_audit
-from aalp.evaluation.attack_gates import Effort
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
+from aalp.evaluation.bench import Effort
 from aalp.evaluation.gates import GATES
 from aalp.method.threat import L2
 from aalp.store.checkpoint import write_tensors

@@ -18,7 +18,7 @@ from aalp.commands import dry_run, training_cost
 from aalp.commands.config import to_plain
 from aalp.commands.dry_run import attack_passes, audit_cost, evaluation_cost
 from aalp.data.split import ResidentSplit
-from aalp.evaluation.attack_gates import QUICK
+from aalp.evaluation.bench import QUICK
 from aalp.method.threat import Linf
 from aalp.models.classifier import Classifier
 

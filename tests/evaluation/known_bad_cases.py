@@ -8,7 +8,7 @@ from collections.abc import Callable
 import known_bad
 from torch import Tensor
 
-from aalp.evaluation.attack_gates import Effort
+from aalp.evaluation.bench import Effort
 from aalp.models.classifier import Classifier
 
 EFFORT = Effort(steps=60, restarts=5, queries=200, stand_in_steps=60, adaptive_steps=30)

@@ -18,9 +18,9 @@ from aalp.commands.tables import markdown_table
 from aalp.data.sources import DataOptions, load_source
 from aalp.data.split import as_float
 from aalp.errors import DataError, OptionError
-from aalp.evaluation.attack_gates import QUICK
 from aalp.evaluation.audit import audit
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
+from aalp.evaluation.bench import QUICK
 from aalp.evaluation.findings import FEWEST_RIGHT
 from aalp.evaluation.first_gates import cheap_gates
 from aalp.evaluation.gates import AUTOATTACK_GAP, DETERMINISTIC, GATES

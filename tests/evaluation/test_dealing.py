@@ -13,8 +13,8 @@ from several_ranks import in_ranks
 from aalp.distributed import ALONE, Ranks
 from aalp.evaluation import audit as audit_module
 from aalp.evaluation import robustness
-from aalp.evaluation.attack_gates import Effort
 from aalp.evaluation.audit import audit
+from aalp.evaluation.bench import Effort
 from aalp.evaluation.dealing import deal_batches
 from aalp.evaluation.journal import Journal
 from aalp.evaluation.robustness import evaluate
@@ -76,9 +76,9 @@ def test_an_audit_that_was_killed_goes_on_with_the_same_findings_and_attacks_no_
     kill_at: int, small_classifier: Callable[..., Classifier], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, journal = small_classifier(3), Journal(tmp_path / "partial")
-    from aalp.evaluation import attack_gates
+    from aalp.evaluation import bench
 
-    run_attack, calls = attack_gates.run_attack, [0]
+    run_attack, calls = bench.run_attack, [0]
 
     def counted(*arguments: Any) -> Any:
         if calls[0] == limit:
@@ -86,7 +86,7 @@ def test_an_audit_that_was_killed_goes_on_with_the_same_findings_and_attacks_no_
         calls[0] += 1
         return run_attack(*arguments)
 
-    monkeypatch.setattr(attack_gates, "run_attack", counted)
+    monkeypatch.setattr(bench, "run_attack", counted)
     limit = -1
     undisturbed, whole = audited(classifier), calls[0]
     assert whole > 30

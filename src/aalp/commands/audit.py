@@ -28,9 +28,9 @@ from aalp.data.sources import DataOptions, Source
 from aalp.data.split import as_float
 from aalp.distributed import ALONE, Ranks, joined
 from aalp.errors import OptionError
-from aalp.evaluation.attack_gates import QUICK, THOROUGH
 from aalp.evaluation.audit import audit as run_audit
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
+from aalp.evaluation.bench import QUICK, THOROUGH
 from aalp.evaluation.verdict import Audit
 from aalp.method.threat import Threat
 from aalp.models.catalog import ModelOptions

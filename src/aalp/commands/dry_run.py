@@ -13,8 +13,8 @@ import yaml
 from aalp.commands.config import device, to_plain
 from aalp.commands.console import print_out
 from aalp.data.split import Split, as_float
-from aalp.evaluation.attack_gates import Effort
 from aalp.evaluation.autoattack import STANDARD
+from aalp.evaluation.bench import Effort
 from aalp.evaluation.foreign_attacks import is_foreign
 from aalp.evaluation.model_gates import WithGradient
 from aalp.evaluation.targets import MOST_TARGETS

@@ -14,8 +14,9 @@ from aalp.data.split import as_float
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
 from aalp.evaluation import gates as g
-from aalp.evaluation.attack_gates import QUICK, THOROUGH, Bench, Effort, Path, converged_gate, silent_gate
+from aalp.evaluation.attack_gates import converged_gate, silent_gate
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack, autoattack_gap_gate
+from aalp.evaluation.bench import QUICK, THOROUGH, Bench, Effort, Path
 from aalp.evaluation.findings import (
     FEWEST_RIGHT,
     Finding,

@@ -4,8 +4,8 @@ import known_bad
 import torch
 from torch import Tensor, nn
 
-from aalp.evaluation.attack_gates import Bench, Effort
 from aalp.evaluation.audit import _larger_eps
+from aalp.evaluation.bench import Bench, Effort
 from aalp.evaluation.findings import Finding
 from aalp.method.losses import cross_entropy
 from aalp.method.threat import L2, Linf, Threat
