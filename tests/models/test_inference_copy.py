@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aalp.models.catalog import build
-from aalp.models.inference_copy import folded, in_bfloat16
+from aalp.models.inference_copy import Shift, folded, in_bfloat16
 
 
 def norms(network: nn.Module) -> int:
@@ -87,6 +87,17 @@ RELUS: dict[str, Callable[[Tensor], Tensor]] = {
     "method": lambda maps: maps.relu(),
     "in place": lambda maps: maps.relu_(),
 }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_shift_adds_its_number_to_each_map_in_whatever_layout(layout: torch.memory_format, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    by, maps = torch.randn(16), torch.randn(2, 16, 3, 5).to(dtype).contiguous(memory_format=layout)
+    shifted = Shift(by)(maps)
+    assert shifted.dtype == dtype
+    assert shifted.is_contiguous(memory_format=layout)
+    assert torch.equal(shifted, maps + by.to(dtype).view(16, 1, 1))
 
 
 @pytest.mark.parametrize("relu", RELUS)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from aalp.errors import ModelError
-from aalp.models.preact_resnet import PreActBlock, PreActResNet, preact_resnet18, thin_resnet, wide_resnet
+from aalp.models.preact_resnet import PreActBlock, PreActResNet, averaged, preact_resnet18, thin_resnet, wide_resnet
 from aalp.models.small_cnn import SmallCNN
 
 
@@ -194,3 +194,14 @@ def test_convolutions_start_with_the_variance_that_keeps_gradients_alive():
             fan_out = module.kernel_size[0] ** 2 * module.out_channels
             assert module.bias is None
             assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.08)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_averages_have_a_gradient_that_lies_as_the_maps_do(layout):
+    torch.manual_seed(0)
+    maps = torch.randn(2, 8, 4, 3).contiguous(memory_format=layout).requires_grad_()
+    means = averaged(maps)
+    assert torch.equal(means, maps.mean((2, 3)))
+    (gradient,) = torch.autograd.grad(means, maps, torch.arange(16.0).view(2, 8))
+    assert gradient.is_contiguous(memory_format=layout)
+    assert torch.equal(gradient, (torch.arange(16.0) / 12).view(2, 8, 1, 1).expand(2, 8, 4, 3))

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+
+
+@fx.wrap
+def averaged(maps: Tensor) -> Tensor:
+    """The mean of each map, (N, C) of (N, C, H, W), with a gradient that lies in memory as the maps do.
+
+    To the bit what `maps.mean((2, 3))` is. The gradient of that comes back channels first, and the backward pass of a ReLU
+    before it then takes ten times as long on maps that are channels last. `fx.wrap`: a tracer has no layout to ask for.
+    """
+    if maps.is_contiguous(memory_format=torch.channels_last):
+        return maps.permute(0, 2, 3, 1).mean((1, 2))
+    return maps.mean((2, 3))
 
 
 class PreActBlock(nn.Module):
@@ -70,7 +83,7 @@ class PreActResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = F.relu(self.norm(self.stages(self.stem(images))), inplace=True)
-        logits: Tensor = self.logits(maps.mean((2, 3)))
+        logits: Tensor = self.logits(averaged(maps))
         return logits
 
 
