@@ -29,6 +29,7 @@ from aalp.method.pgd import ImageClassifier, evaluating, perturb
 from aalp.method.threat import Linf
 from aalp.models import folding_in_place, preact_resnet
 from aalp.models.folding_in_place import folded_norms
+from aalp.models.inference_copy import Shift
 from aalp.store.records import write_record
 from aalp.training.host_memory import keep_freed_memory
 
@@ -142,6 +143,8 @@ def attacks(bench: Bench) -> dict[str, Work]:
         "pieces of 32 images": attack(linf, piece=32),
         "ReLU in new memory": with_other(preact_resnet, "F", SimpleNamespace(relu=lambda maps, inplace: F.relu(maps))),
         "BatchNorm before ReLU keeps its scale": with_other(folding_in_place, "foldable_ahead", lambda network: []),
+        "shifts of pixels, not of rows": with_other(Shift, "forward", lambda self, maps: maps + self.by.to(maps.dtype)),
+        "averages with a gradient in default layout": with_other(preact_resnet, "averaged", lambda maps: maps.mean((2, 3))),
         "torch.compile, BatchNorm unfolded": by_the_compiler,
     }
     works = {name: in_channels_last(work) for name, work in works.items()}
