@@ -97,3 +97,6 @@ def test_the_fewest_features_for_a_share_of_the_accuracy() -> None:
     assert fewest_features(rows, "clean") == 3
     assert fewest_features(rows, "clean", 0.9) == 2
     assert fewest_features(rows, "robust") is None
+    # Exactly 95 % is enough, whatever is rounded: of 53 images 19 for 20, and 38 for 40.
+    for right in (20, 40):
+        assert fewest_features([{"k": k, "clean": n / 53} for k, n in ((1, right * 19 // 20), (2, right))], "clean") == 1
