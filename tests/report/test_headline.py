@@ -7,6 +7,7 @@ from functools import partial
 from report_helpers import groups_of, make_run, write_evaluation
 
 from aalp.report.headline import cautions, differing, lead
+from aalp.report.telling import FEWEST_OTHERS, no_better_than_one_answer
 
 
 def runs_of(folder, name: str, *robust: float) -> list:
@@ -72,6 +73,13 @@ def test_a_network_no_better_than_one_answer_for_all_images_is_named(tmp_path):
     write_evaluation(runs[2], "test", 0.1, clean=0.8, majority=0.8)  # of 40, 8 are of other classes: too few to tell
     told = "No better than one answer for all images, which no attack can change: mart."
     assert [line for line in cautions(groups_of(*runs)) if "one answer" in line] == [told]
+
+
+def test_ten_images_of_other_classes_are_enough_to_tell_one_answer_however_the_share_is_rounded():
+    for images in range(2 * FEWEST_OTHERS, 200):
+        for others, told in ((FEWEST_OTHERS, True), (FEWEST_OTHERS - 1, False)):
+            share = (images - others) / images
+            assert no_better_than_one_answer({"images": images, "clean": share, "majority": share}) is told
 
 
 def test_validation_images_of_two_seeds_are_not_the_same_data(tmp_path):
