@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aalp.analysis.pairs import Pairs, Views
+from aalp.analysis.concentration import top_k_accuracy
+from aalp.analysis.pairs import Pairs, Views, collect_pairs
 from aalp.analysis.robustness_curves import attack_overlap, confusion, eps_curve, eps_values, per_class
 from aalp.data.split import ResidentSplit
 from aalp.method.threat import L2, Linf
@@ -42,6 +43,29 @@ def test_the_curve_falls_exactly_where_each_image_can_be_pushed_over() -> None:
     # What a smaller ball broke is not attacked again.
     assert ("cw-20 at eps 0.2", 2, 2) in ticks
     assert ("cw-20 at eps 0.25", 1, 1) in ticks
+
+
+class Unsure(torch.nn.Module):
+    """Answers no number for an image whose pixel is above one half, and class 0 else."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.where(images > 0.5, torch.nan, images - images.detach() + 1)
+
+
+def test_an_image_whose_logits_are_no_numbers_is_wrong_as_in_an_evaluation() -> None:
+    linear = torch.nn.Linear(1, 2)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1.0], [0.0]]))
+    classifier = Classifier(torch.nn.Sequential(Unsure(), torch.nn.Flatten(), linear)).eval()
+    split = ResidentSplit(torch.tensor([0.2, 0.9, 0.45]).view(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64))
+    common = {"batch_size": 3, "seed": 0, "tick": lambda *words: None}
+    found = collect_pairs(classifier, split, Linf(0.1), keep=torch.tensor([0]), **common)
+    # The largest of logits that are no numbers is that of class 0, which is every image's label.
+    assert found.clean.predictions.tolist() == [0, 0, 0]
+    assert found.right.tolist() == [True, False, True]
+    assert {row["clean"] for row in top_k_accuracy(classifier, found)} == {2 / 3}
+    curve = eps_curve(classifier, split, Linf(0.1), torch.tensor([True] * 3), **common)
+    assert next(row["accuracy"] for row in curve if row["eps"] == 0.025) == 2 / 3
 
 
 def pairs() -> Pairs:

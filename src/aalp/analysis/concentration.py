@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aalp.analysis.pairs import Pairs, Views
 from aalp.method.contributions import concentration_n, contributions, effective_number, gini
+from aalp.method.losses import misclassified
 from aalp.models.classifier import Classifier
 
 EVERY_COUNT_UP_TO = 256
@@ -98,7 +99,7 @@ def top_k_accuracy(classifier: Classifier, pairs: Pairs, counts: Sequence[int] |
         sides.append((seen, ranks))
     rows = []
     for count in counts:
-        right = [classifier.head(seen, ranks < count).argmax(1) == labels for seen, ranks in sides]
+        right = [~misclassified(classifier.head(seen, ranks < count), labels) for seen, ranks in sides]
         clean, robust = right[0], right[0] & right[1]
         rows.append({"k": count, "clean": float(clean.double().mean()), "robust": float(robust.double().mean())})
     return rows

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aalp.data.loaders import Tick, read_rows, row_batches
 from aalp.data.split import Split
-from aalp.method.losses import cross_entropy
+from aalp.method.losses import cross_entropy, misclassified
 from aalp.method.pgd import InnerLoss, equal_step, perturb
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
@@ -55,12 +55,12 @@ class Pairs:
     @property
     def right(self) -> Tensor:
         """(N,) classified right clean."""
-        return self.clean.predictions == self.labels
+        return ~misclassified(self.clean.logits, self.labels)
 
     @property
     def standing(self) -> Tensor:
         """(N,) classified right clean and under the attack."""
-        return self.right & (self.adversarial.predictions == self.labels)
+        return self.right & ~misclassified(self.adversarial.logits, self.labels)
 
 
 @torch.no_grad()

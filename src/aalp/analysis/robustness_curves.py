@@ -13,7 +13,7 @@ from torch import Tensor
 from aalp.analysis.pairs import STEPS, Pairs, attack, batches
 from aalp.data.loaders import Tick
 from aalp.data.split import Split
-from aalp.method.losses import margin
+from aalp.method.losses import margin, misclassified
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier
 from aalp.seeding import derive_seed
@@ -57,7 +57,7 @@ def eps_curve(
         rows_left = standing.nonzero()[:, 0]
         for number, (rows, images, labels) in enumerate(batches(split, rows_left, batch_size, device, name, tick)):
             adversarial = attack(classifier, images, labels, ball, margin, derive_seed("eps curve", eps.hex(), seed, number))
-            standing[rows] &= (classifier(adversarial).argmax(1) == labels).cpu()
+            standing[rows] &= ~misclassified(classifier(adversarial), labels).cpu()
         curve.append({"eps": eps, "accuracy": float(standing.double().mean())})
     return curve
 
