@@ -104,6 +104,22 @@ def test_shares_of_a_training_have_ticks_that_tell_rare_conflicts_apart_at_whole
             assert figure.layout["yaxis"]["tickformat"] == ".4~%"  # 0.05 % and 0.1 %, where .1% has 0.1 % twice
 
 
+def test_sample_weights_of_several_seeds_are_their_means_as_all_figures_are(tmp_path):
+    def weights(*paths):
+        return next(figure for figure in observations.second(groups_of(*paths)) if figure.name == "weights")
+
+    one, other = (make_run(tmp_path / f"aalp-seed{seed}", seed=seed) for seed in (0, 1))
+    rows = [["epoch", "weight_low", "weight_median", "weight_high"], [1, 0.2, 1, 1.5], [2, 0.4, 1.2, 1.7]]
+    for path, plus in ((one, 0.0), (other, 0.2)):
+        lines = [rows[0], *([epoch, *(value + plus for value in values)] for epoch, *values in rows[1:])]
+        (path / "metrics.csv").write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
+    low, high, median = weights(one, other).data
+    assert [trace["y"] for trace in (low, high, median)] == [pytest.approx(y) for y in ([0.3, 0.5], [1.6, 1.8], [1.1, 1.3])]
+    assert weights(one, other).caption.endswith("by epoch. Of several seeds the means.")
+    assert weights(one).data[2]["y"] == [1, 1.2]
+    assert weights(one).caption.endswith("by epoch.")
+
+
 def test_confusions_add_up_over_seeds_and_hide_no_class(groups):
     (trace,) = class_figures.confusion(groups[0]).data
     assert trace["text"] == [[12 if i == j else 2 for j in range(4)] for i in range(4)]

@@ -186,7 +186,7 @@ def eps_curve(groups: Sequence[Group]) -> Figure | None:
     # The curve ends at a ball that holds every image: far off, and a check more than a point to look at.
     shown = 2.05 * radii[-1]
     ends = [
-        (group.name, at, value) for group in groups for at, value in list(_mean_of(group, points).items())[-1:] if at > shown
+        (group.name, at, value) for group in groups for at, value in list(mean_of(group, points).items())[-1:] if at > shown
     ]
     end = (
         f" Beyond the plot: {', '.join(f'{name} {percent(value)} at eps {at:.3g}' for name, at, value in ends)}."
@@ -206,7 +206,8 @@ def eps_curve(groups: Sequence[Group]) -> Figure | None:
     )
 
 
-def _mean_of(group: Group, curve: Callable[[Run], Points]) -> dict[float, float]:
+def mean_of(group: Group, curve: Callable[[Run], Points]) -> dict[float, float]:
+    """The mean of a curve over the runs of a group that have it."""
     curves = [points for run in group.runs if (points := curve(run))]
     return mean_curve(curves) if curves else {}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aalp.report.blocks import Figure, Table
 from aalp.report.collect import Group, Run
-from aalp.report.figures import column, epoch_axis, line_figure, logged, percent
+from aalp.report.figures import column, epoch_axis, line_figure, logged, mean_of, percent
 from aalp.report.style import axis, bars, count_axis, faint, label, layout, marker, names_axis, share_axis
 
 
@@ -128,8 +128,7 @@ def _weights(groups: Sequence[Group]) -> Figure | None:
     """Sample weights over the epochs: median in a band from low to high."""
     data: list[dict[str, Any]] = []
     for group in groups:
-        run = group.runs[0]
-        low, middle, high = (column(f"weight_{name}")(run) for name in ("low", "median", "high"))
+        low, middle, high = (mean_of(group, column(f"weight_{name}")) for name in ("low", "median", "high"))
         if not (low and middle and high) or set(low.values()) == set(high.values()) == {1.0}:
             continue  # a model without sample weights has nothing to show
         common = {"type": "scatter", "mode": "lines", "legendgroup": str(group.number), "name": label(group.name)}
@@ -155,6 +154,8 @@ def _weights(groups: Sequence[Group]) -> Figure | None:
     if not data:
         return None
     caption = "Median weight of a sample's pairing term, and the band from weight_low to weight_high, by epoch."
+    if any(len(group.runs) > 1 for group in groups):
+        caption += " Of several seeds the means."
     drawn = layout(epoch_axis(groups), axis("weight of the pairing term", rangemode="tozero"), hovermode="x unified")
     return Figure("weights", "Adaptive sample weights", caption, data, drawn)
 
