@@ -22,6 +22,7 @@ from torch import Tensor
 from aalp.export.source import source, timm_arguments
 from aalp.export.subject import Predict, Subject
 from aalp.models.hugging_face import quiet_transformers
+from aalp.store.files import umask
 
 MODELING = '''"""An image classifier that aalp exported. It takes images in [0, 1]: the normalisation is inside."""
 
@@ -74,6 +75,8 @@ def write_hf_folder(subject: Subject, folder: Path) -> None:
             _write_timm(subject, folder)
     else:
         _write_own(subject, folder)
+    for file in folder.glob("*.safetensors"):  # which safetensors makes private
+        file.chmod(0o666 & ~umask())
 
 
 def _write_timm(subject: Subject, folder: Path) -> None:
