@@ -18,7 +18,7 @@ from aalp.data.sources import DataOptions, check_columns, open_source
 from aalp.errors import RunError
 from aalp.store.files import aside_of, write_atomically
 from aalp.store.records import write_record, write_table
-from aalp.store.run import free_path, still_free
+from aalp.store.run import free_path, put_in_place
 
 EXIT_SPOILED = 3
 """There are unreadable images, or ones that spoil figures: in two splits, or with two labels."""
@@ -60,10 +60,7 @@ def data(source: str, data_options: DataOptions = DataOptions(), out: Path | Non
         write_table(aside / "images.parquet", _columns(seen))
         record = write_record(aside / "check.json", "data", {"command": command_line(), **content})
         # The look may take long, and another process may have looked meanwhile.
-        with still_free(folder) as place:
-            if out is not None and place != out:
-                raise RunError(f"'{out}' exists by now: choose another --out")
-            aside.rename(place)
+        place = put_in_place(aside, folder, exactly=out is not None)
     files = {"path": str(place / "check.json"), "images": str(place / "images.parquet")}
     files["contact_sheet"] = str(place / "contact-sheet.png")
     print_out(f"{report(record)}\n\nrecord: {', '.join(files.values())}", {**record, **files})

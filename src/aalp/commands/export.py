@@ -65,7 +65,7 @@ def export(
         audit=audit,
     )
     folder = out or free_path((path if path.is_dir() else Path()) / "exports", to)
-    record = export_model(subject, to, folder, {"weights": str(file), "command": command_line()})
+    record = export_model(subject, to, folder, {"weights": str(file), "command": command_line()}, exactly=out is not None)
     print_out(report(record, subject), record)
 
 

@@ -23,6 +23,7 @@ from aalp.export.robustbench import load_robustbench, write_robustbench
 from aalp.export.subject import Predict, Subject, compare
 from aalp.store.files import aside_of, write_atomically
 from aalp.store.records import write_record
+from aalp.store.run import put_in_place
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,14 @@ def check_format(name: str) -> Format:
     return found
 
 
-def export_model(subject: Subject, name: str, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def export_model(subject: Subject, name: str, folder: Path, about: Mapping[str, Any], exactly: bool = True) -> dict[str, Any]:
     """Export a classifier into a new folder, with a model card and a record; the record.
 
     Args:
         name: a key of `FORMATS`.
         folder: to be made; it is there when everything in it has been loaded back and compared.
         about: what the record says besides: the command, the weights file.
+        exactly: this folder and no other; else the next free number, where another process has taken it meanwhile.
 
     Raises:
         OptionError: unknown format.
@@ -93,7 +95,7 @@ def export_model(subject: Subject, name: str, folder: Path, about: Mapping[str, 
             write_atomically(aside / "README.md", card(subject, name, files, checked).encode())
             content = {**about, "format": name, "files": files, "loaded_back": checked, **subject.travelling()}
             record = write_record(aside / "export.json", "export", content)
-            aside.rename(folder)
+            place = put_in_place(aside, folder, exactly)
         except OSError as error:
             raise RunError(f"'{folder}' could not be written: {error.strerror}; free space or choose another --out") from error
-    return {**record, "path": str(folder)}
+    return {**record, "path": str(place)}

@@ -145,3 +145,19 @@ def still_free(path: Path) -> Iterator[Path]:
     with alone_in(path.parent):
         stem = re.sub(r"-\d+$", "", path.stem)
         yield free_path(path.parent, stem, path.suffix) if path.exists() else path
+
+
+def put_in_place(aside: Path, path: Path, exactly: bool) -> Path:
+    """Rename what is whole now to a path that was free some time ago; where it is by now.
+
+    Args:
+        exactly: to this path; else, where another process has taken it, to the next free one.
+
+    Raises:
+        RunError: another process has taken it.
+    """
+    with still_free(path) as place:
+        if exactly and place != path:
+            raise RunError(f"'{path}' exists by now: choose another --out")
+        aside.rename(place)
+        return place
