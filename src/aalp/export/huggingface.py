@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from aalp.errors import RunError
 from aalp.export.source import source, timm_arguments
 from aalp.export.subject import Predict, Subject
 from aalp.models.hugging_face import quiet_transformers
@@ -69,12 +71,19 @@ def is_native(subject: Subject) -> bool:
 
 
 def write_hf_folder(subject: Subject, folder: Path) -> None:
-    """config.json, model.safetensors, the image processor's configuration, and the source where it is needed."""
-    if is_native(subject):
-        with quiet_transformers():
-            _write_timm(subject, folder)
-    else:
-        _write_own(subject, folder)
+    """config.json, model.safetensors, the image processor's configuration, and the source where it is needed.
+
+    Raises:
+        RunError: the disk refuses.
+    """
+    try:
+        if is_native(subject):
+            with quiet_transformers():
+                _write_timm(subject, folder)
+        else:
+            _write_own(subject, folder)
+    except SafetensorError as error:
+        raise RunError(f"'{folder}' could not be written: {error}; free space or choose another --out") from error
     for file in folder.glob("*.safetensors"):  # which safetensors makes private
         file.chmod(0o666 & ~umask())
 

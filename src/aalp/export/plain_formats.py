@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
@@ -18,6 +19,7 @@ from aalp.method.pgd import in_evaluation_mode
 from aalp.models.catalog import build
 from aalp.models.classifier import with_own_buffers
 from aalp.store.checkpoint import read_tensors, state_for, write_tensors
+from aalp.store.files import write_atomically
 
 WEIGHTS = "model.safetensors"
 PROGRAM = "model.pt2"
@@ -50,9 +52,11 @@ def write_program(subject: Subject, folder: Path) -> None:
             program = torch.export.export(in_evaluation_mode(Plain(subject.classifier)), (example,), dynamic_shapes=batch)
             # Weights go in as raw bytes and the graph as JSON: loading it unpickles no object.
             files = {"aalp.json": json.dumps(subject.travelling())}
-            torch.export.save(program, folder / PROGRAM, extra_files=files)
+            content = io.BytesIO()
+            torch.export.save(program, content, extra_files=files)
         except Exception as error:  # the tracer meets the user's network, and may raise anything
             raise ModelError(f"torch.export cannot trace this network: {_reason(error)}; use --to safetensors") from error
+    write_atomically(folder / PROGRAM, content.getvalue())  # on a full disk torch's own writer ends the process
 
 
 def load_program(subject: Subject, folder: Path) -> Predict:
@@ -88,6 +92,8 @@ def write_onnx(subject: Subject, folder: Path) -> None:
             # One file as long as it may be one: protobuf ends at 2 GB, and beyond that the weights lie beside it.
             size = sum(tensor.numel() * tensor.element_size() for tensor in subject.classifier.state_dict().values())
             program.save(folder / ONNX, external_data=size > 1_500_000_000)
+        except OSError:  # a disk that refuses is no fault of the network
+            raise
         except Exception as error:
             raise ModelError(f"this network cannot be written as ONNX: {_reason(error)}; use --to torch-export") from error
         graph = onnx.load(folder / ONNX, load_external_data=False)

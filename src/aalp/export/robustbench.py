@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from aalp.export.source import source
 from aalp.export.subject import Predict, Subject
 from aalp.shown import eps_text
 from aalp.store.checkpoint import state_for
+from aalp.store.files import write_atomically
 from aalp.store.records import same_threat, split_size
 
 MODULE = "model.py"
@@ -38,7 +40,9 @@ def write_robustbench(subject: Subject, folder: Path) -> None:
     (folder / MODULE).write_text(source(subject), encoding="utf-8")
     # As its zoo keeps them; tensors only, so that weights_only=True reads it.
     tensors = {name: tensor.contiguous() for name, tensor in subject.classifier.state_dict().items()}
-    torch.save(state_for(subject.classifier, tensors), folder / WEIGHTS)
+    content = io.BytesIO()
+    torch.save(state_for(subject.classifier, tensors), content)
+    write_atomically(folder / WEIGHTS, content.getvalue())  # torch's own writer does not say that a disk is full
     info = model_info(subject)
     threat = subject.metadata.get("threat") or {}
     place = folder / "model_info" / info["dataset"] / NORMS.get(str(threat.get("norm")), "Linf")
