@@ -199,6 +199,19 @@ def test_runs_from_anywhere_stand_side_by_side(copied: Path, tmp_path: Path, cap
     assert not (tmp_path / "observations.json").exists()
 
 
+@pytest.mark.parametrize("named", [".", "../link"])
+def test_a_run_named_by_another_word_than_its_folder_is_called_by_its_folder(
+    named: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied / "link").symlink_to(copied / "aalp-seed0")
+    monkeypatch.chdir(copied / "aalp-seed0")
+    assert main(["analyze", named, "../alp-seed0", "--images", "4", "--quiet", "--out", ".."]) == 0
+    record = json.loads((copied / "observations.json").read_text())
+    assert [run["name"] for run in record["runs"]] == ["aalp-seed0", "alp-seed0"]
+    assert main(["report", named, "../alp-seed0", "--out", "page.html"]) == 0
+    assert "is not written down yet" not in Path("page.html").read_text()
+
+
 def test_runs_that_held_out_other_numbers_of_images_are_said_to_differ(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

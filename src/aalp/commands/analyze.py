@@ -138,10 +138,10 @@ READING = frozenset({"root", "streaming", "memory_limit", "workers", "cache"})
 def _measured(records: Mapping[Path, Mapping[str, Any]], configs: Mapping[Path, Mapping[str, Any]]) -> list[Measured]:
     paths = list(configs)
     groups = {paths[at]: name for name, group in grouped(list(configs.items())) for at in group}
-    names = [path.name for path in records]
+    names = [path.resolve().name for path in records]  # of `.` and of a link, too, by which a report finds them
     return [
         Measured(
-            name=path.name if names.count(path.name) == 1 else str(path),
+            name=name if names.count(name) == 1 else str(path),
             path=str(path),
             objective=str(configs[path]["objective"]),
             group=groups[path],
@@ -151,7 +151,7 @@ def _measured(records: Mapping[Path, Mapping[str, Any]], configs: Mapping[Path, 
             figures=figures_of(record),
             steps=steps_of(record),
         )
-        for path, record in records.items()
+        for name, (path, record) in zip(names, records.items(), strict=True)
     ]
 
 

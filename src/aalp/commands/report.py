@@ -108,7 +108,7 @@ def _observations(paths: Sequence[Path]) -> dict[str, Any] | None:
     for folder in dict.fromkeys(place for path in paths for place in (path.resolve().parent, path.resolve())):
         for file in folder.glob("observations*.json"):
             record = read_record(file, "observations")
-            if sorted(Path(run["path"]).name for run in record["runs"]) == names:
+            if sorted(Path(run["name"]).name for run in record["runs"]) == names:
                 records.append(record)
     return max(records, key=lambda record: (record.get("images", 0), str(record["created"])), default=None)
 
