@@ -113,6 +113,22 @@ def test_a_network_without_any_gradient_is_searched_in_float32() -> None:
     assert not views(classifier, images, Linf(0.1)).is_rough
 
 
+def test_a_network_that_does_not_run_in_bf16_is_tried_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    class Wide(nn.Module):
+        """Wants float32 beside its weights, whatever it is given."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Parameter(torch.randn(64, 16)), nn.Linear(16, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.last(torch.mm(images.flatten(1).float(), self.first))
+
+    torch.manual_seed(0)
+    views(Classifier(Wide()).eval(), torch.rand(8, 1, 8, 8), Linf(0.1))
+    assert capfd.readouterr().err == ""  # torch.fx prints a traceback of its own
+
+
 def test_a_hook_on_the_classifier_is_not_passed_by() -> None:
     torch.manual_seed(0)
     classifier, images, _ = classified(Net(unchanged))

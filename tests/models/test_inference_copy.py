@@ -167,6 +167,28 @@ def test_a_network_whose_traced_copy_has_another_gradient_is_copied_as_it_is() -
     assert one.abs().amax() > 0
 
 
+def test_a_network_that_takes_gradients_of_its_own_runs_without_any_as_well(capfd: pytest.CaptureFixture[str]) -> None:
+    """As one that purifies its input does: tracing loses `enable_grad`, and the copy fell over where nothing else wants one."""
+
+    class Purifying(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            with torch.enable_grad():
+                inside = images.detach().requires_grad_()
+                (slope,) = torch.autograd.grad(self.layer(inside).logsumexp(1).sum(), inside)
+            return self.layer(images + 0.1 * slope.sign())
+
+    torch.manual_seed(0)
+    network, images = Purifying(), torch.rand(2, 4)
+    copy = folded(network, images)
+    with torch.no_grad():
+        torch.testing.assert_close(copy(images), network(images))
+    assert capfd.readouterr().err == ""
+
+
 class Shared(nn.Module):
     """One convolution, used with and without BatchNorm."""
 

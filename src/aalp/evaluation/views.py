@@ -14,7 +14,7 @@ from aalp.method.precision import multiplies_bfloat16
 from aalp.method.threat import Threat
 from aalp.models.classifier import Classifier, laid_out
 from aalp.models.copies import copied
-from aalp.models.inference_copy import Logits, alike, folded, in_bfloat16
+from aalp.models.inference_copy import Logits, alike, folded, in_bfloat16, unprinted
 
 SearchPrecision = Literal["auto", "bf16", "float32"]
 """What may be asked for; `auto` is decided for a model and a threat, see `search_precision`."""
@@ -114,7 +114,8 @@ class _Copy:
         spread = float((reference.amax() - reference.amin()).clamp_min(1e-12))
         for view in (cast, autocast):
             try:
-                error = float((view(some) - reference).abs().amax())
+                with unprinted():
+                    error = float((view(some) - reference).abs().amax())
             except (RuntimeError, TypeError):  # a layer that wants the number format it was written for
                 continue
             # Not so where one is not a number.

@@ -7,7 +7,9 @@ training attack folds in place instead (`folding_in_place.py`).
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 from collections import Counter
 from collections.abc import Callable
 
@@ -74,9 +76,16 @@ def folded(network: nn.Module, images: Tensor) -> nn.Module:
         _fold(traced)
         _fold_ahead(traced)
         traced.requires_grad_(False)
-        return traced if alike(traced, plain, images) else plain
+        # Without a gradient, too: tracing loses the `enable_grad` of a network that takes one of its own on the way.
+        with unprinted():
+            return traced if same_logits(traced(images), plain(images)) and alike(traced, plain, images) else plain
     except Exception:  # any network is traced here, and its own code may object in any way
         return plain
+
+
+def unprinted() -> contextlib.AbstractContextManager[object]:
+    """For passes that may fail: where a traced network does, torch prints a traceback beside raising the error."""
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 def in_bfloat16(network: nn.Module) -> nn.Module:
