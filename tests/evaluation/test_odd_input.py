@@ -14,6 +14,7 @@ import pytest
 import torch
 from evaluation_helpers import FAST, Constant
 from torch import Tensor, nn
+from torch.nn import functional
 
 from aalp.errors import AalpError, ModelError, OptionError
 from aalp.evaluation.audit import audit
@@ -208,6 +209,35 @@ def test_a_network_whose_head_does_not_give_every_image_s_logits_is_refused(whol
     images[late:, :, 0, 0] = 0
     with pytest.raises(ModelError, match="output is not what the network's last Linear 'logits' gives"):
         evaluate(classifier, images, classifier(images).argmax(1), Linf(0.01), "fgsm")
+
+
+class Alone(nn.Module):
+    """Takes the images in a way of its own, and gives what comes of it."""
+
+    def __init__(self, way: Callable[[Tensor], Any], result: Callable[[Tensor], Any] = lambda logits: logits) -> None:
+        super().__init__()
+        self.way, self.result, self.logits = way, result, nn.Linear(64, 4)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.result(self.logits(self.way(images.flatten(1))))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            Alone(lambda pixels: functional.batch_norm(pixels, None, None, training=True)),
+            r"in a batch of 1 \(ValueError: Expected",
+        ),
+        (Alone(lambda pixels: pixels.view(6, 64)), r"images of 1x8x8 in a batch of 2 \(RuntimeError: shape"),
+        (Alone(lambda pixels: pixels, lambda logits: (logits, logits)), "returns a tuple: it has to return one tensor"),
+        (Alone(lambda pixels: pixels, lambda logits: {"logits": logits}), "returns a dict: it has to return one tensor"),
+    ],
+    ids=["statistics of the batch", "batch of six", "tuple", "dict"],
+)
+def test_a_network_that_cannot_be_searched_is_refused_before_any_attack(network: nn.Module, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        evaluate(Classifier(network), torch.rand(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64), Linf(0.1), "autoattack")
 
 
 class Normalises(nn.Module):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aalp.errors import ModelError, OptionError, unknown_name
+from aalp.errors import AalpError, ModelError, OptionError, unknown_name
 from aalp.evaluation.autoattack import SEARCHED_ROUGHLY, STANDARD, AttackFunction, autoattack_part, exact_part
 from aalp.evaluation.foreign_attacks import OwnAttack, foreign_attack, is_foreign, leaving, own_attack
 from aalp.evaluation.views import Searched
@@ -126,6 +126,28 @@ def run_attack(
     with torch.no_grad():
         fooled = misclassified(classifier(adversarial), labels)
     return adversarial, fooled
+
+
+@torch.no_grad()
+def check_any_number(classifier: Classifier, images: Tensor) -> None:
+    """Refuse a network that does not take two images, or one alone: attacks go on with those that stand, however few are left.
+
+    Args:
+        images: (N, ...) some that are attacked; the classifier is in evaluation mode.
+
+    Raises:
+        ModelError: it raises, or what it returns are no logits of its head.
+    """
+    for some in (images[:2], images[:1]):
+        try:
+            classifier.verify(some)
+        except AalpError:
+            raise
+        except Exception as error:  # the user's network runs here, and may raise anything
+            raise ModelError(
+                f"the network does not take images of {'x'.join(map(str, some.shape[1:]))} in a batch of {len(some)} "
+                f"({type(error).__name__}: {error}): attacks go on with the images that stand, so let it take any number"
+            ) from error
 
 
 def reaches_images(classifier: Classifier, images: Tensor) -> bool:

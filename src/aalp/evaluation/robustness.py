@@ -17,7 +17,7 @@ from aalp.data.loaders import Tick, read_rows
 from aalp.data.split import ResidentSplit, Split
 from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
-from aalp.evaluation.attacks import Attack, attack_by_function, attack_by_name, run_attack
+from aalp.evaluation.attacks import Attack, attack_by_function, attack_by_name, check_any_number, run_attack
 from aalp.evaluation.autoattack import STANDARD, check_exact
 from aalp.evaluation.dealing import attacked_batches, deal_batches
 from aalp.evaluation.foreign_attacks import OwnAttack
@@ -78,7 +78,7 @@ def evaluate(
 
     Raises:
         OptionError: unknown attack, threat or labels are missing, batch_size is below 1, or `exact` cannot be.
-        ModelError: the classifier is none.
+        ModelError: the classifier is none, or its network does not take any number of images.
         DataError: images or labels are not what they have to be.
     """
     threat = check_threat(threat)
@@ -91,6 +91,7 @@ def evaluate(
         check_exact(wanted, threat, split.image_shape, classifier.num_classes)
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():
+        check_any_number(classifier, read_rows(split, torch.arange(min(2, len(split))), device)[0])
         searched_in = ranks.from_main(lambda: _searched_in(search, classifier, split, threat, wanted))
         by_name = partial(attack_by_name, search=searched_in, exact_seed=seed if exact else None)
         single = {
