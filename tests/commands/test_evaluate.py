@@ -15,7 +15,9 @@ from aalp.cli import main
 from aalp.commands import evaluate as evaluate_command
 from aalp.commands.evaluation_record import report
 from aalp.commands.loading import load
+from aalp.commands.opening import sampled
 from aalp.data.sources import load_source
+from aalp.data.split import ResidentSplit
 from aalp.evaluation.robustness import evaluate, wilson_interval
 from aalp.method.precision import multiplies_bfloat16
 from aalp.method.threat import Linf
@@ -281,3 +283,14 @@ def test_the_cheap_gates_are_recorded_and_a_failed_one_is_told_on_stderr(
         assert len(err.splitlines()) == 1
         record = json.loads(Path(f"{factory}/best-001.json").read_text())
         assert [gate["passed"] for gate in record["gates"]] == passed
+
+
+def test_all_images_are_those_in_memory_and_a_sample_is_some_of_them() -> None:
+    split = ResidentSplit(torch.rand(9, 1, 2, 2), torch.arange(9))
+    for wanted in (None, 9, 20):
+        positions, images = sampled(split, wanted)
+        assert positions.tolist() == list(range(9))
+        assert images is split  # a copy of a large data set may be more than the memory holds
+    positions, images = sampled(split, 4)
+    assert images.labels.tolist() == positions.tolist() == sorted(set(positions.tolist()))
+    assert len(images) == 4

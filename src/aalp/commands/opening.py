@@ -274,9 +274,7 @@ def chosen_images(loaded: LoadedModel, source: Source, split_name: str, count: i
     if trained_on != source.image_shape:
         sizes = ["x".join(map(str, shape)) for shape in (trained_on, source.image_shape)]
         raise AalpError(f"the model takes images of {sizes[0]} and '{source.name}' has {sizes[1]}: use data of that size")
-    whole = whole_split(source, split_name)
-    indices = sample_positions(len(whole), count)
-    split = whole.subset(indices)
+    indices, split = sampled(whole_split(source, split_name), count)
     verify_on(classifier, split, str(loaded.metadata.get("model", "given")))
     return indices, split
 
@@ -293,9 +291,10 @@ def whole_split(source: Source, split_name: str) -> Split:
     return split
 
 
-def sample_positions(count: int, wanted: int | None) -> torch.Tensor:
-    """Positions of the images used: all, or a sample by a fixed seed, since stored orders are often by class."""
-    if wanted is None or wanted >= count:
-        return torch.arange(count)
+def sampled(split: Split, wanted: int | None) -> tuple[torch.Tensor, Split]:
+    """Positions of the images used, and those: all, or a sample by a fixed seed, since stored orders are often by class."""
+    if wanted is None or wanted >= len(split):
+        return torch.arange(len(split)), split  # not a subset, which is a copy of images that are in memory
     generator = torch.Generator().manual_seed(derive_seed("test sample"))
-    return torch.randperm(count, generator=generator)[:wanted].sort().values
+    positions = torch.randperm(len(split), generator=generator)[:wanted].sort().values
+    return positions, split.subset(positions)

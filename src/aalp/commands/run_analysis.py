@@ -17,7 +17,7 @@ from aalp.commands.config import ThreatOptions, device
 from aalp.commands.console import Display, command_line
 from aalp.commands.evaluation_record import is_of_present_weights
 from aalp.commands.loading import load_model, verify_on, weights_file
-from aalp.commands.opening import sample_positions, stored_options, stored_source
+from aalp.commands.opening import sampled, stored_options, stored_source
 from aalp.data.sources import Source
 from aalp.errors import AalpError, RunError
 from aalp.method.threat import Threat
@@ -67,8 +67,7 @@ def analysis_of(
             f"the model of '{path}' has {loaded.classifier.num_classes} classes and '{source.name}' has "
             f"{len(source.classes)}: the data is no longer what the run was trained on"
         )
-    indices = sample_positions(len(source.test), images)
-    split = source.test.subset(indices)
+    indices, split = sampled(source.test, images)
     verify_on(loaded.classifier, split, str(config.get("model")))
     display.say(f"{path}: {counted(len(split), 'test image')} of {source.name}, {threat.norm} eps {eps_text(threat.eps)}")
     with display.bar():
