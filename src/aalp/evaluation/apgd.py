@@ -48,8 +48,8 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     if logits.shape[1] < 4:
         # Without the detach two classes would give the constant 1.
         return gain / ((logits.amax(1) - logits.amin(1)).detach() + 1e-12)
-    largest = logits.sort(dim=1).values
-    return gain / (largest[:, -1] - 0.5 * (largest[:, -3] + largest[:, -4]) + 1e-12)
+    largest = logits.topk(4, dim=1).values  # of 1,000 classes a sort takes thirty times as long
+    return gain / (largest[:, 0] - 0.5 * (largest[:, 2] + largest[:, 3]) + 1e-12)
 
 
 def apgd_ce(views: Views, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
