@@ -59,12 +59,15 @@ def test_the_comparison_of_six_seeds_is_of_the_two_that_it_names() -> None:
 
 
 def test_the_comparison_of_twenty_epochs_is_of_the_runs_that_it_names() -> None:
-    found = script("joined_evaluations.py").found
+    recorded, joined = (getattr(script("joined_comparison.py"), name) for name in ("recorded", "joined"))
     folder = RESULTS / "mnist-20-epochs-clipped"
     whole = read_record(RESULTS / "mnist-20-epochs-three-seeds" / "comparison.json", "comparison")
-    assert found(folder, list(whole["table"])) == whole["cells"]
-    with pytest.raises(SystemExit, match=r"no clp\.json"):
-        found(folder, ["clp"])
+    rows = list(whole["table"])
+    runs = recorded(folder, rows)
+    assert runs["cells"] == whole["cells"]
+    assert whole | joined([runs], rows) == whole
+    with pytest.raises(SystemExit, match="each of the rows clp"):
+        joined([recorded(folder, ["clp"])], ["clp"])
 
 
 def test_the_page_on_the_observations_has_every_sentence_of_its_records_and_no_other() -> None:
