@@ -91,7 +91,8 @@ def evaluate(
         check_exact(wanted, threat, split.image_shape, classifier.num_classes)
     device = classifier.head_weight.device
     with evaluating(classifier), full_precision():
-        check_any_number(classifier, read_rows(split, torch.arange(min(2, len(split))), device)[0])
+        if wanted:
+            check_any_number(classifier, read_rows(split, torch.arange(min(2, len(split))), device)[0])
         searched_in = ranks.from_main(lambda: _searched_in(search, classifier, split, threat, wanted))
         by_name = partial(attack_by_name, search=searched_in, exact_seed=seed if exact else None)
         single = {
