@@ -56,7 +56,7 @@ def write_program(subject: Subject, folder: Path) -> None:
             torch.export.save(program, content, extra_files=files)
         except Exception as error:  # the tracer meets the user's network, and may raise anything
             raise ModelError(f"torch.export cannot trace this network: {_reason(error)}; use --to safetensors") from error
-    write_atomically(folder / PROGRAM, content.getvalue())  # on a full disk torch's own writer ends the process
+    write_atomically(folder / PROGRAM, content.getbuffer())  # on a full disk torch's own writer ends the process
 
 
 def load_program(subject: Subject, folder: Path) -> Predict:

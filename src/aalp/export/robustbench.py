@@ -42,7 +42,7 @@ def write_robustbench(subject: Subject, folder: Path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in subject.classifier.state_dict().items()}
     content = io.BytesIO()
     torch.save(state_for(subject.classifier, tensors), content)
-    write_atomically(folder / WEIGHTS, content.getvalue())  # torch's own writer does not say that a disk is full
+    write_atomically(folder / WEIGHTS, content.getbuffer())  # torch's own writer does not say that a disk is full
     info = model_info(subject)
     threat = subject.metadata.get("threat") or {}
     place = folder / "model_info" / info["dataset"] / NORMS.get(str(threat.get("norm")), "Linf")

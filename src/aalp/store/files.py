@@ -16,7 +16,7 @@ ASIDE = ".partial"
 """How the names of files end that are not whole yet."""
 
 
-def write_atomically(path: Path, content: bytes | bytearray) -> None:
+def write_atomically(path: Path, content: bytes | bytearray | memoryview) -> None:
     """Write aside, flush to disk, rename over the target, flush the folder.
 
     A process that is killed in between leaves the old file as it was, and a `.NAME.*.partial` beside it.
