@@ -85,40 +85,55 @@ def as_tensors(images: Any, labels: Any, num_classes: int, what: str) -> tuple[T
 
 
 def open_npz(path: Path) -> Loaded:
-    """The splits of an archive; classes are called by their labels.
+    """The splits of an archive, validation images of its own among them; classes are called by their labels.
 
     Raises:
         DataError: there is none, or its arrays are not images and labels.
     """
     if not path.is_file():
         raise DataError(f"there is no file '{path}': name an .npz with x_train, y_train, x_test and y_test")
-    keys = ("x_train", "y_train", "x_test", "y_test")
+    arrays = _read_archive(path)
+    num_classes = 1 + _largest_label(arrays["train"][1])
+    splits: dict[str, ResidentSplit] = {}
+    for split, (x, y) in arrays.items():
+        what = f"'{path}' {split}"
+        images, labels = as_images(x, what), _labels(y, what)
+        splits[split] = ResidentSplit(check_images(images, labels, num_classes, what), labels)
+    train = splits["train"]
+    for name, other in splits.items():
+        if other.image_shape != train.image_shape:
+            raise DataError(
+                f"'{path}' has training images of {train.image_shape} and {name} images of {other.image_shape}: "
+                "they have to agree"
+            )
+    if num_classes < 2:
+        raise DataError(f"'{path}' has training labels of 1 class: at least 2 classes are needed")
+    check_every_class(train.labels, f"'{path}'")
+    return Loaded(train, splits["test"], tuple(str(label) for label in range(num_classes)), splits.get("validation"))
+
+
+def _read_archive(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images and labels of each split, by the names of Keras or of MedMNIST; validation images where it has some.
+
+    Raises:
+        DataError: it cannot be read, or lacks arrays.
+    """
     try:
         _refuse_bomb(path)
         with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in keys if key not in archive.files]
+            images, labels = ("{}_images", "{}_labels") if "train_images" in archive.files else ("x_{}", "y_{}")
+            keys = {split: (images.format(split), labels.format(split)) for split in ("train", "test")}
+            validation = images.format("val"), labels.format("val")
+            if any(key in archive.files for key in validation):
+                keys["validation"] = validation
+            missing = [key for pair in keys.values() for key in pair if key not in archive.files]
             if missing:
                 raise DataError(f"'{path}' lacks {', '.join(missing)}: it has {', '.join(archive.files) or 'nothing'}")
-            arrays = {key: archive[key] for key in keys}
+            return {split: (archive[x], archive[y]) for split, (x, y) in keys.items()}
     except DataError:
         raise
     except Exception as error:  # numpy raises many kinds for a broken archive
         raise DataError(f"'{path}' is not a readable .npz of plain arrays: {error}") from error
-    splits: list[ResidentSplit] = []
-    num_classes = 1 + _largest_label(arrays["y_train"])
-    for split in ("train", "test"):
-        what = f"'{path}' {split}"
-        images, labels = as_images(arrays[f"x_{split}"], what), _labels(arrays[f"y_{split}"], what)
-        splits.append(ResidentSplit(check_images(images, labels, num_classes, what), labels))
-    if splits[0].image_shape != splits[1].image_shape:
-        raise DataError(
-            f"'{path}' has training images of {splits[0].image_shape} and test images of {splits[1].image_shape}: "
-            "they have to agree"
-        )
-    if num_classes < 2:
-        raise DataError(f"'{path}' has training labels of 1 class: at least 2 classes are needed")
-    check_every_class(splits[0].labels, f"'{path}'")
-    return Loaded(splits[0], splits[1], tuple(str(label) for label in range(num_classes)))
 
 
 def _refuse_bomb(path: Path) -> None:

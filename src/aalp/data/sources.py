@@ -181,8 +181,8 @@ def load_source(name: str, options: DataOptions | None = None, tick: Tick = lamb
     """A data source by name, checked and split.
 
     Args:
-        name: `digits`; `npz:FILE` with x_train, y_train, x_test, y_test; `folder:DIR` with train/ and test/ or with
-            the class folders themselves; `csv:FILE` with the columns path and label, and maybe split;
+        name: `digits`; `npz:FILE` with x_train, y_train, x_test, y_test, maybe x_val and y_val; `folder:DIR` with train/ and
+            test/ or with the class folders themselves; `csv:FILE` with the columns path and label, and maybe split;
             `hf:FOLDER_OR_NAME`; `torchvision:NAME` (MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN).
         tick: told how many of the images that are decoded into memory are done: thousands of photographs take minutes.
 
