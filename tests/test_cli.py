@@ -144,6 +144,17 @@ def test_flags_override_the_configuration_wherever_they_stand(
     assert str(options["seed" if verb == "train" else "seeds"]) == "2"
 
 
+@pytest.mark.parametrize("words", [["--config", "mnist", "--config", "mine.yaml"], ["--config=mnist", "--config=mine.yaml"]])
+def test_a_configuration_overrides_those_before_it(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(MINE)
+    options, preset = parsed("train", *words), parsed("train", "--config", "mnist")
+    assert (options["data"], options["training"].epochs, options["threat"].eps) == ("npz:mine.npz", 3, "4/255")
+    assert (options["objective"], options["training"].clip) == (preset["objective"], preset["training"].clip) == ("aalp-kl", 4)
+    swapped = parsed("train", *words[::-1]) if "=" in words[0] else parsed("train", *words[2:], *words[:2])
+    assert (swapped["training"].epochs, swapped["threat"].eps) == (preset["training"].epochs, preset["threat"].eps)
+
+
 def test_a_preset_wins_over_a_file_of_its_name_and_a_path_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

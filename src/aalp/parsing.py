@@ -57,7 +57,8 @@ def build_parser(verb: str) -> ArgumentParser:
         verb_function(verb), as_positional=paths is not None and not several, skip=skip, fail_untyped=True
     )
     if paths is None:
-        parser.add_argument("--config", action="config", help="preset name or YAML file; other options override it")
+        told = "preset name or YAML file; a further --config overrides it, and so do other options"
+        parser.add_argument("--config", action="config", help=told)
     return parser
 
 
@@ -140,20 +141,33 @@ def _with_config(verb: str, words: list[str]) -> list[str]:
         return ["--config", str(_config_of_the_run(words, flags)), *words]
     if "--config" not in flags:
         return words if "--data" in flags else ["--config", _preset(verb, "digits"), *words]
-    name = _value_of("--config", words)
-    if name in presets():
-        given = _preset(verb, name)
-    elif Path(name).is_file():
-        from aalp.commands.yaml_file import check_groups, read_yaml
+    given, others, left = [], [], iter(words)
+    for word in left:
+        flag, equals, value = word.partition("=")
+        if flag == "--config":
+            given += ["--config", _configuration(verb, value if equals else next(left, ""))]
+        else:
+            others.append(word)
+    # First, so that options override them wherever they stand.
+    return [*given, *others]
 
-        check_groups(_defaults(verb), read_yaml(Path(name)), f"'{name}'")
-        given = name
-    else:
+
+def _configuration(verb: str, name: str) -> str:
+    """What --config names, as the parser takes it.
+
+    Raises:
+        AalpError: it is neither a preset nor a file, or a file with groups that the verb does not have.
+    """
+    from aalp.commands.yaml_file import check_groups, read_yaml
+
+    if not name:
+        raise AalpError("--config needs a value")
+    if name in presets():
+        return _preset(verb, name)
+    if not Path(name).is_file():
         raise AalpError(unknown_name("preset or file", name, presets()))
-    at = next(i for i, word in enumerate(words) if word.partition("=")[0] == "--config")
-    rest = words[at + 1 :] if "=" in words[at] else words[at + 2 :]
-    # First, so that options override it wherever they stand.
-    return ["--config", given, *words[:at], *rest]
+    check_groups(_defaults(verb), read_yaml(Path(name)), f"'{name}'")
+    return name
 
 
 def _config_of_the_run(words: list[str], flags: set[str]) -> Path:

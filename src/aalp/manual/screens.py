@@ -40,7 +40,7 @@ EXIT_CODES = {
     143: "stopped by SIGTERM; what was done is saved",
 }
 
-CONFIG = Option("config", "FILE", None, "preset name or YAML file; other options override it")
+CONFIG = Option("config", "FILE", None, "preset name or YAML file; a further --config overrides it, and so do other options")
 PRINT_CONFIG = Option(
     "print_config", "", None, "print the options as YAML and end, without looking at the data (see --dry-run)"
 )
