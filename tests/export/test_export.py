@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,14 +18,12 @@ from torch import Tensor, nn
 
 from aalp.cli import main
 from aalp.commands.loading import load
-from aalp.data.images import Decoding, Resizing, decode
 from aalp.data.sources import load_source
 from aalp.data.split import as_float
 from aalp.errors import AalpError, ModelError, OptionError, RunError
 from aalp.export import export as exporting
 from aalp.export.export import FORMATS, check_format, export_model
 from aalp.export.subject import Subject, compare
-from aalp.models.catalog import build
 from aalp.store.checkpoint import read_metadata
 from aalp.store.files import claimed
 
@@ -143,70 +140,6 @@ def test_a_torch_program_asks_its_reader_to_unpickle_no_object(exports: dict[str
     payloads = [payload for config in configs for payload in config["config"].values()]
     assert len(payloads) >= 10
     assert not any(payload["use_pickle"] for payload in payloads)
-
-
-@pytest.mark.parametrize("model", ["timm:test_vit", "timm:test_resnet", "thin-resnet"])
-def test_a_timm_model_loads_in_transformers_without_code_and_other_models_with(model: str, tmp_path: Path) -> None:
-    shape = (3, 160, 160) if model.startswith("timm") else (1, 9, 9)
-    torch.manual_seed(0)
-    classifier = build(model, 4, shape, None, ((0.4,) * shape[0], (0.2,) * shape[0])).eval().requires_grad_(False)
-    metadata = {"model": model, "classes": ["a", "b", "c", "d"], "image_shape": shape, "threat": {"norm": "l2", "eps": 0.5}}
-    export_model(Subject(classifier, metadata, "run"), "hf-folder", tmp_path / "hf", {})
-    code = list((tmp_path / "hf").glob("*.py"))
-    assert bool(code) != model.startswith("timm")
-    assert ("trust_remote_code" in (tmp_path / "hf" / "README.md").read_text()) == bool(code)
-
-
-@pytest.mark.parametrize("channels", [1, 2, 4, 5])
-def test_the_image_processor_takes_images_of_any_number_of_channels(
-    channels: int, tmp_path: Path, modules_of_transformers: None
-) -> None:
-    from transformers import AutoImageProcessor
-
-    classifier = build("small-cnn", 2, (channels, 9, 9)).eval().requires_grad_(False)
-    metadata = {"model": "small-cnn", "classes": ["a", "b"], "image_shape": (channels, 9, 9)}
-    export_model(Subject(classifier, metadata, "run"), "hf-folder", tmp_path / "hf", {})  # compares the logits itself
-    images = torch.randint(0, 256, (2, channels, 9, 9), dtype=torch.uint8)
-    found = AutoImageProcessor.from_pretrained(tmp_path / "hf")(images, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(found, images / 255)
-
-
-@pytest.mark.parametrize("resizing", ["stretch", "crop"])
-@pytest.mark.parametrize("model", ["timm:test_resnet", "small-cnn"])
-def test_the_image_processor_resizes_as_the_training_did(
-    model: str, resizing: Resizing, tmp_path: Path, modules_of_transformers: None
-) -> None:
-    from transformers import AutoImageProcessor
-
-    classifier = build(model, 2, (3, 32, 32), None, ((0.0,) * 3, (1.0,) * 3)).eval().requires_grad_(False)
-    metadata = {"model": model, "classes": ["a", "b"], "image_shape": (3, 32, 32), "resizing": resizing}
-    subject = Subject(classifier, metadata, "run")
-    export_model(subject, "hf-folder", tmp_path / "hf", {})
-    blobs = np.random.default_rng(0).integers(0, 256, (4, 8, 3)).astype(np.uint8)
-    picture = Image.fromarray(blobs).resize((120, 60))
-    picture.save(tmp_path / "wide.png")
-    wanted = torch.from_numpy(decode(tmp_path / "wide.png", "wide", Decoding((3, 32, 32), resizing)).copy()) / 255
-    (found,) = AutoImageProcessor.from_pretrained(tmp_path / "hf")(picture, return_tensors="pt")["pixel_values"]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in subject.normalisation)
-    normalised = (wanted - mean) / std if model.startswith("timm:") else wanted
-    torch.testing.assert_close(found, normalised, atol=0.05, rtol=0)
-
-
-def test_the_image_processor_makes_rgb_of_pictures_as_the_training_did(tmp_path: Path, modules_of_transformers: None) -> None:
-    from transformers import AutoImageProcessor
-
-    classifier = build("small-cnn", 2, (3, 9, 9)).eval().requires_grad_(False)
-    metadata = {"model": "small-cnn", "classes": ["a", "b"], "image_shape": (3, 9, 9)}
-    export_model(Subject(classifier, metadata, "run"), "hf-folder", tmp_path / "hf", {})
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "hf")
-    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8))
-    for kind in ("L", "P", "CMYK", "RGBA"):
-        file = tmp_path / f"{kind}.tif"
-        colours.convert(kind).save(file)
-        with Image.open(file) as picture:
-            (found,) = processor(picture, return_tensors="pt")["pixel_values"]
-        wanted = torch.from_numpy(decode(file, kind, Decoding((3, 9, 9), None)).copy()) / 255
-        torch.testing.assert_close(found, wanted)
 
 
 def test_card_and_record_say_how_images_were_resized_where_the_run_does(copied_run: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class AalpConfig(PretrainedConfig):
 
 
 class AalpForImageClassification(PreTrainedModel):
-    """pixel_values (N, channels, height, width) in [0, 1] to logits (N, classes)."""
+    """pixel_values (N, channels, height, width) in [0, 1] to logits (N, classes); a grey network takes RGB, too."""
 
     config_class = AalpConfig
     main_input_name = "pixel_values"
@@ -57,6 +57,9 @@ class AalpForImageClassification(PreTrainedModel):
         pass
 
     def forward(self, pixel_values, labels=None, return_dict=None, **kwargs):
+        if pixel_values.shape[1] == 3 and self.config.num_channels == 1:  # pipelines turn every picture into RGB
+            luma = pixel_values.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # as Pillow and aalp have it
+            pixel_values = (pixel_values * luma).sum(1, keepdim=True)
         logits = self.model(pixel_values)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         if return_dict is False:
@@ -126,6 +129,7 @@ def _write_own(subject: Subject, folder: Path) -> None:
         "id2label": {str(number): name for number, name in enumerate(subject.classes)},
         "label2id": {name: number for number, name in enumerate(subject.classes)},
         "dtype": "float32",
+        "num_channels": subject.image_shape[0],
         "aalp": subject.travelling(),
     }
     processor = {
