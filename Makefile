@@ -37,9 +37,9 @@ benchmark: .venv/installed-benchmark
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/scale.py
 
-# The committed results as tables, from their records alone.
+# The main results as one table, from their records alone; those of each record with `benchmarks/results/*/` behind the script.
 table: .venv/installed
-	@$(BIN)/python benchmarks/results_table.py benchmarks/results/*/
+	@$(BIN)/python benchmarks/results_table.py
 
 # 200 SIGKILLs at random moments: what is resumed has to end byte by byte as what was never killed.
 soak: .venv/installed

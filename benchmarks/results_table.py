@@ -1,6 +1,7 @@
-"""Prints the committed evaluations and comparisons as Markdown tables: no figure in the docs is typed by hand.
+"""Prints the committed results as Markdown tables, from their records alone: no figure in the docs is typed by hand.
 
-python benchmarks/results_table.py benchmarks/results/*/
+python benchmarks/results_table.py                          # one table of the main comparisons
+python benchmarks/results_table.py benchmarks/results/*/    # every evaluation and comparison
 """
 
 from __future__ import annotations
@@ -10,18 +11,29 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aalp.commands.comparison import judged_anew, markdown
+from aalp.commands.comparison import judged_anew, markdown, table_rows
 from aalp.commands.tables import markdown_table
 from aalp.evaluation.robustness import wilson_interval
 from aalp.store.records import read_record
 
-TRAINING_TIME = Path(__file__).parent / "results" / "training_time.json"
+RESULTS = Path(__file__).parent / "results"
+
+MAIN = {
+    "digits": "digits",
+    "MNIST, 20 epochs": "mnist-20-epochs-three-seeds",
+    "MNIST, 5 epochs": "mnist-5-epochs-seven",
+    "CIFAR-10, 3 epochs": "cifar10-3-epochs",
+}
+"""The comparisons that the main table is of, by what it calls their data."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of evaluation records")
+    parser.add_argument("folders", nargs="*", type=Path, help="folders of records, to print each of them")
     folders = parser.parse_args().folders
+    if not folders:
+        print(main_table())
+        return
     paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     evaluations = [path for path in paths if json.loads(path.read_text())["kind"] == "evaluation"]
     header = ["data, eps", "model", "objective", "test images", "clean", "PGD", "C&W", "AutoAttack (95 % interval)", "n90"]
@@ -30,16 +42,33 @@ def main() -> None:
     for path in paths:
         if path.stem == "comparison":
             print(f"\n{path.parent.name}: {markdown(judged_anew(read_record(path, 'comparison')))}")
-    print(training_time(read_record(TRAINING_TIME, "training_time_benchmark")))
 
 
-def training_time(record: dict[str, Any]) -> str:
-    names = list(record["rows"][0]["over_at"])
-    cells = [
-        [f"{row['data']}, {row['model']}, PGD-{row['steps']}", *(f"{row['over_at'][n]:.2f}" for n in names)]
-        for row in record["rows"]
-    ]
-    return "Training time relative to AT, a step beside AT's:\n\n" + markdown_table(["data, model, attack", *names], cells)
+LEGEND = (
+    "Accuracy in percent, mean +- standard deviation over seeds; n90 in features; time of a training step beside AT's "
+    "(training_time.json). <= where AutoAttack was not run: what withstands APGD-CE and APGD-T, an upper bound. * another "
+    "figure than that of aalp, or of the first aalp-kl, at 95 % (paired t test over seeds, each column by itself)."
+)
+
+
+def main_table() -> str:
+    """What each objective of the main comparisons comes to."""
+    time = read_record(RESULTS / "training_time.json", "training_time_benchmark")["rows"]
+    header = ["data", "objective", "seeds", "test images", "clean", "PGD", "C&W", "AutoAttack", "n90", "conflict rate", "audit"]
+    rows = []
+    for data, folder in MAIN.items():
+        record = judged_anew(read_record(RESULTS / folder / "comparison.json", "comparison"))
+        names, lines = table_rows(record)
+        pgd = next((name for name in names if name.startswith("pgd")), "pgd")
+        over_at = next(row["over_at"] for row in time if data.lower().replace("-", "").startswith(row["data"]))
+        for line in lines:
+            has = dict(zip(names, line, strict=True))
+            cells = [cell for cell in record["cells"] if cell["objective"] == line[0]]
+            judged = has.get("autoattack") or f"<= {has['robust']}"
+            figures = [has["clean"], has.get(pgd, ""), has.get("cw-40", ""), judged, has["n90"], has.get("conflict_rate", "")]
+            share = f"{over_at[line[0]]:.2f}" if line[0] in over_at else ""
+            rows.append([data, line[0], str(len(cells)), str(cells[0]["images"]), *figures, has["audit"], share])
+    return f"{LEGEND}\n\n{markdown_table([*header, 'time'], rows)}"
 
 
 def shown(accuracy: float, images: int) -> str:

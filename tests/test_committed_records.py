@@ -78,6 +78,13 @@ def test_the_page_on_the_observations_has_every_sentence_of_its_records_and_no_o
     assert said == [found["sentence"] for record in records for found in record["observations"]]
 
 
+def test_the_page_of_results_has_the_main_table() -> None:
+    table = script("results_table.py").main_table()
+    assert table in (ROOT / "docs" / "results.md").read_text()
+    best = json.loads((RESULTS / "digits" / "comparison.json").read_text())["table"]["aalp"]["autoattack"]["mean"]
+    assert f"| digits | aalp | 5 | 500 | 98.5 +- 0.1 | 81.5 +- 0.8 | 81.5 +- 0.3 | {100 * best:.1f} +- 0.5 |" in table
+
+
 def evaluation(**changes: Any) -> dict[str, Any]:
     record = json.loads((RESULTS / "mnist" / "aalp.json").read_text())
     return {**record, "images": 100, **changes}

@@ -108,7 +108,8 @@ UNSHOWN = frozenset({"train_seconds"})
 """In the record only: wall times of cells compare nothing unless the machine did nothing else."""
 
 
-def _table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def table_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The table of a comparison record as text: its header, and a row of each objective with stars at what really differs."""
     columns = [column for column in record["columns"] if column not in UNSHOWN]
     real = record["compared"]["real"]
     rows = [
@@ -249,7 +250,7 @@ def _title(record: Mapping[str, Any]) -> str:
 def text(record: Mapping[str, Any]) -> str:
     """A comparison's record for the screen: what it is of, the table, the values by seed, the differences."""
     starred = any(record["compared"]["real"].values())
-    table = text_table(*_table(record)) + f"\n{_legend(record)}" * starred
+    table = text_table(*table_rows(record)) + f"\n{_legend(record)}" * starred
     parts = [_title(record), table, text_table(*_values(record)), "\n".join([*sentences(record), *cautions(record)])]
     return "\n\n".join(part for part in parts if part)
 
@@ -257,6 +258,6 @@ def text(record: Mapping[str, Any]) -> str:
 def markdown(record: Mapping[str, Any]) -> str:
     """A comparison's record as Markdown: the table, the values by seed, the differences, the command."""
     legend = f" {_legend(record)}." * (len(record["seeds"]) > 1)
-    parts = [_title(record) + legend, markdown_table(*_table(record)), markdown_table(*_values(record))]
+    parts = [_title(record) + legend, markdown_table(*table_rows(record)), markdown_table(*_values(record))]
     parts.append("\n".join(f"- {line}" for line in (*sentences(record), *cautions(record))))
     return "\n\n".join([*parts, f"`{record['command']}`"]) + "\n"
