@@ -179,7 +179,7 @@ BAD_RUNS: dict[str, Case] = {
     "weights for images of another size": (
         lambda folder: write_tiny(folder, size=12),
         "evaluate done --attacks fgsm --data npz:changed.npz",
-        ("8x8", "12x12"),
+        ("1x8x8", "1x12x12", "bring it to that with --data_options.size 8"),
     ),
     "a run whose configuration is broken": (
         text_file("done/config.yaml", "data: ["),

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
@@ -68,6 +69,28 @@ def test_a_lone_weights_file_of_ours_knows_its_model_and_its_threat(tiny_run: Pa
     record = json.loads((tmp_path / "last-001.json").read_text())
     assert record["threat"] == {"norm": "Linf", "eps": 0.1}
     assert record["model"]["model"] == "small-cnn"
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ((3, 8, 8), "--data_options.channels 1"),
+        ((3, 20, 16), "--data_options.channels 1 --data_options.size 8"),
+        ((4, 8, 8), "use data of that size"),
+    ],
+)
+def test_images_of_another_shape_are_brought_to_the_model_s_by_what_the_error_says(
+    shape: tuple[int, int, int], remedy: str, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = np.zeros((6, *shape), np.uint8), np.arange(6) % 3
+    np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    words = ["evaluate", str(tiny_run / "weights" / "best.safetensors"), "--data", f"npz:{tmp_path / 'data.npz'}"]
+    words += ["--attacks", "fgsm", "--out", str(tmp_path / "out"), "--quiet"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.strip().endswith(remedy)
+    if remedy.startswith("--"):
+        assert main([*words, *error.split(" with ")[1].split()]) == 0
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "audit"])

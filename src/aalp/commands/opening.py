@@ -273,10 +273,19 @@ def chosen_images(loaded: LoadedModel, source: Source, split_name: str, count: i
     trained_on = tuple(loaded.metadata.get("image_shape", source.image_shape))
     if trained_on != source.image_shape:
         sizes = ["x".join(map(str, shape)) for shape in (trained_on, source.image_shape)]
-        raise AalpError(f"the model takes images of {sizes[0]} and '{source.name}' has {sizes[1]}: use data of that size")
+        remedy = _brought_to(trained_on, source.image_shape)
+        raise AalpError(f"the model takes images of {sizes[0]} and '{source.name}' has {sizes[1]}: {remedy}")
     indices, split = sampled(whole_split(source, split_name), count)
     verify_on(classifier, split, str(loaded.metadata.get("model", "given")))
     return indices, split
+
+
+def _brought_to(wanted: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """What makes images of one shape those of another, (channels, height, width), where an option does."""
+    channels = [] if wanted[0] == shape[0] else [f"--data_options.channels {wanted[0]}"]
+    size = [] if wanted[1:] == shape[1:] else [f"--data_options.size {wanted[1]}"]
+    able = (not channels or {wanted[0], shape[0]} == {1, 3}) and (not size or wanted[1] == wanted[2])
+    return f"bring it to that with {' '.join(channels + size)}" if able else "use data of that size"
 
 
 def whole_split(source: Source, split_name: str) -> Split:
