@@ -74,6 +74,11 @@ def test_images_on_disk_come_as_those_in_memory_do(workers: int, image_folder: P
         assert torch.equal(labels, same_labels)
 
 
+def test_more_workers_than_cores_read_without_a_warning(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._utils, "cpu_count", lambda: 1)
+    assert len(list(Loader(open_folder(image_folder, Layout(), 0.5, 0).train, 12, CPU, workers=2).batches())) > 1
+
+
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_loading_leaves_the_global_random_state_alone(on_disk: bool, image_folder: Path) -> None:
     split = open_folder(image_folder, Layout(), 0.5, 0).train

@@ -5,6 +5,7 @@ The order of the images is a function of seed and epoch alone, so a run can go o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -112,20 +113,27 @@ class Loader:
                 indices = chunk.to(self.device)
                 yield as_float(self.split.pixels[indices[self._rows(chunk)]]), self.split.labels[indices]
         else:
-            reader = DataLoader(
-                _Chunks(self.split, [(chunk[self._rows(chunk)], chunk) for chunk in chunks]),
-                batch_size=None,
-                num_workers=self.workers,
-                pin_memory=self.device.type == "cuda",
-                # The base seed of the workers would otherwise be drawn from the global generator.
-                generator=torch.Generator().manual_seed(0),
-                worker_init_fn=leave_stopping_to_main,
-            )
-            for batch in reader:
+            for batch in self._reader(chunks):
                 if isinstance(batch, DataError):
                     raise batch
                 pixels, labels = batch
                 yield as_float(pixels.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
+
+    def _reader(self, chunks: list[Tensor]) -> Iterator[Batch | DataError]:
+        with warnings.catch_warnings():
+            # How many read is the user's to say, and more than there are cores pay where a disk is far away.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            return iter(
+                DataLoader(
+                    _Chunks(self.split, [(chunk[self._rows(chunk)], chunk) for chunk in chunks]),
+                    batch_size=None,
+                    num_workers=self.workers,
+                    pin_memory=self.device.type == "cuda",
+                    # The base seed of the workers would otherwise be drawn from the global generator.
+                    generator=torch.Generator().manual_seed(0),
+                    worker_init_fn=leave_stopping_to_main,
+                )
+            )
 
     def _rows(self, chunk: Tensor) -> slice:
         return self.ranks.shard(len(chunk)).rows
