@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from aalp.cli import main
-from aalp.errors import AalpError
+from aalp.errors import AalpError, RunError
 from aalp.store.run import RunDirectory
 from aalp.training import trackers
 from aalp.training.loop import fit
@@ -30,6 +31,25 @@ def test_tensorboard_gets_the_metrics_where_it_is_installed(fit_plan: MakeFit) -
     events = b"".join(file.read_bytes() for file in (run.path / "tensorboard").glob("events.*"))
     assert b"validation_robust" in events
     assert b"training.lr" in events
+
+
+def test_a_disk_that_refuses_tensorboard_is_told_in_one_line(
+    fit_plan: MakeFit, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its thread printed a traceback, and Lightning took it for a metric of a kind that it does not know."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(self: RecordWriter, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = fit_plan().run
+    refused = pytest.raises(RunError, match=f"'{run.path}/tensorboard' could not be written: No space left on device; free")
+    with refused, tracking(run, "tensorboard", {"seed": 1}) as loggers:
+        loggers[0].log_metrics({"loss": 1.0}, 1)  # opens the file
+        monkeypatch.setattr(RecordWriter, "write", full)
+        for step in range(100):  # the thread may be a few behind
+            loggers[0].log_metrics({"loss": 1.0}, step)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.fixture

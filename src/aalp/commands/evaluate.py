@@ -126,10 +126,10 @@ package.module:function, foolbox:NAME, art:NAME.
         ranks,
         exact,
     )
+    display.result(report(record), record)
     if tracker is not None and path.is_dir():
         with tracking(RunDirectory(path), tracker, config, ranks) as loggers:
             log_figures(loggers, record)
-    display.result(report(record), record)
 
 
 def _show_cost(

@@ -155,8 +155,8 @@ goes on in its own entry.
             log_adversarial(loggers, directory, options, source)
             if evaluate:
                 evaluated = evaluate_run(directory, options, source, display, ranks)
-                log_figures(loggers, evaluated)
                 display.result(report(evaluated), {"evaluation": evaluated})
+                log_figures(loggers, evaluated)
     except InterruptedRunError as error:
         given = {"devices": devices, "nodes": nodes, "strategy": strategy}
         again = [f"--{name} {value}" for name, value in given.items() if value not in (1, "ddp")]

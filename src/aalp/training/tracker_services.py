@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow as loggers of Fabric; apart from `trackers`, which an evaluation imports without Fabric."""
+"""TensorBoard, W&B and MLflow as loggers of Fabric; apart from `trackers`, which an evaluation imports without Fabric."""
 
 from __future__ import annotations
 
@@ -15,15 +15,58 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric.loggers.logger import Logger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
+from torch import frombuffer, uint8
 
-from aalp.errors import AalpError
+from aalp.errors import AalpError, RunError
 from aalp.store.files import write_atomically
 from aalp.store.run import RunDirectory
 
 PROJECT = "aalp"
 """Project (W&B) or experiment (MLflow) that runs go to, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME say another."""
+
+
+def _refused_in_a_line(method: Callable[..., None]) -> Callable[..., None]:
+    """With a disk that refuses told as one; Lightning takes it for a metric that it cannot log.
+
+    Raises (when it runs):
+        RunError: the disk is full, or the folder cannot be written to.
+    """
+
+    @functools.wraps(method)
+    def told(tracker: TensorBoardTracker, *args: Any, **kwargs: Any) -> None:
+        try:
+            method(tracker, *args, **kwargs)
+        except (OSError, ValueError) as error:
+            refusal = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(refusal, OSError):
+                raise
+            reason = refusal.strerror or refusal
+            folder = tracker.run.path / str(tracker.name)
+            raise RunError(f"'{folder}' could not be written: {reason}; free space or make it writable") from error
+
+    return told
+
+
+class TensorBoardTracker(TensorBoardLogger):
+    """TensorBoard: files in the run directory's tensorboard/, written by a thread of its own."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        super().__init__(root_dir=run.path, name="tensorboard", version="")
+        self.run = run
+
+    log_metrics = _refused_in_a_line(TensorBoardLogger.log_metrics)
+    log_hyperparams = _refused_in_a_line(TensorBoardLogger.log_hyperparams)
+    finalize = _refused_in_a_line(TensorBoardLogger.finalize)
+
+    @rank_zero_only
+    @_refused_in_a_line
+    def log_picture(self, name: str, image: Image.Image, caption: str, step: int) -> None:
+        pixels = frombuffer(bytearray(image.tobytes()), dtype=uint8).view(image.height, image.width, 3)
+        self.experiment.add_image(name, pixels.numpy(), step, dataformats="HWC")
+        self.experiment.add_text(f"{name}/caption", caption, step)
 
 
 class WandbTracker(Logger):

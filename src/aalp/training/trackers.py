@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -36,16 +37,33 @@ def tracking(
         AalpError: the tracker is not installed, or cannot be reached.
     """
     loggers = _open(run, tracker) if ranks.is_main else []
+    with _told_once():
+        try:
+            for logger in loggers:
+                if _is_new(run, logger):
+                    logger.log_hyperparams(flat(options))
+            yield loggers
+        except BaseException:
+            with suppress(AalpError):  # what went wrong first is what is told
+                _close(loggers, "failed")
+            raise
+        _close(loggers, "success")
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """A disk that refuses what TensorBoard's thread writes: that raises it here, too, and no traceback of it is printed."""
+    before = threading.excepthook
+
+    def told(ended: threading.ExceptHookArgs) -> None:
+        if not isinstance(ended.exc_value, OSError):
+            before(ended)
+
+    threading.excepthook = told
     try:
-        for logger in loggers:
-            if _is_new(run, logger):
-                logger.log_hyperparams(flat(options))
-        yield loggers
-    except BaseException:
-        with suppress(AalpError):  # what went wrong first is what is told
-            _close(loggers, "failed")
-        raise
-    _close(loggers, "success")
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def check_tracker(tracker: TrackerName | None) -> None:
@@ -58,18 +76,16 @@ def check_tracker(tracker: TrackerName | None) -> None:
         raise AalpError(f'the tracker {tracker} is not installed: pip install "aalp[{tracker}]"')
 
 
-def log_pictures(loggers: Sequence[Logger], name: str, pictures: Tensor, caption: str, step: int) -> None:
+def log_pictures(loggers: Sequence[Any], name: str, pictures: Tensor, caption: str, step: int) -> None:
     """Log one sheet of pictures.
 
     Args:
+        loggers: of `tracking`.
         pictures: (rows, columns, channels, height, width) in [0, 1].
     """
     image = sheet(pictures)
     for logger in loggers:
-        if hasattr(logger, "log_picture"):
-            logger.log_picture(name, image, caption, step)
-        else:
-            _tensorboard_picture(logger, name, image, caption, step)
+        logger.log_picture(name, image, caption, step)
 
 
 def log_figures(loggers: Sequence[Logger], record: Mapping[str, Any]) -> None:
@@ -107,9 +123,9 @@ def _open(run: RunDirectory, tracker: TrackerName | None) -> list[Logger]:
         return [MLflowTracker(run)]
     if find_spec("tensorboard") is None:
         return []
-    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+    from aalp.training.tracker_services import TensorBoardTracker
 
-    return [TensorBoardLogger(root_dir=run.path, name="tensorboard", version="")]
+    return [TensorBoardTracker(run)]
 
 
 def _is_new(run: RunDirectory, logger: Logger) -> bool:
@@ -120,9 +136,3 @@ def _is_new(run: RunDirectory, logger: Logger) -> bool:
 def _close(loggers: Sequence[Logger], status: str) -> None:
     for logger in loggers:  # their writer threads end here, not somewhere in what comes next
         logger.finalize(status)
-
-
-def _tensorboard_picture(logger: Any, name: str, image: Image.Image, caption: str, step: int) -> None:
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
-    logger.experiment.add_image(name, pixels.numpy(), step, dataformats="HWC")
-    logger.experiment.add_text(f"{name}/caption", caption, step)
