@@ -16,6 +16,7 @@ from aalp.cli import main
 from aalp.commands import run_analysis
 from aalp.commands.loading import load
 from aalp.data.sources import load_source
+from aalp.errors import RunError
 from aalp.method.threat import Linf
 from aalp.store.run import free_path
 
@@ -177,6 +178,27 @@ def test_an_analysis_that_another_process_wrote_meanwhile_is_left_as_it_is(
     assert main(["analyze", str(copied_run), "--images", "6", "--quiet"]) == 0
     assert theirs.read_text() == "another's"
     assert record_of(copied_run, 2)["images"] == 6
+
+
+def test_an_analysis_that_the_disk_refused_leaves_nothing(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its tables stayed without a record, and a second one got the next number."""
+
+    def refused(path: Path, *_words: Any) -> None:
+        raise RunError(f"'{path}' could not be written: No space left on device; free space or choose another folder")
+
+    run = copied / "alp-seed0"
+    with monkeypatch.context() as full:
+        full.setattr(run_analysis, "write_tensors", refused)
+        assert main(["analyze", str(run), "--quiet"]) == 2
+    assert "No space left" in capfd.readouterr().err
+    assert list((run / "analyses").iterdir()) == []
+    # What was killed when all was written but the name is no analysis, and goes with the next one.
+    assert main(["analyze", str(run), "--quiet"]) == 0
+    (run / "analyses" / "best-001").rename(run / "analyses" / ".best-001.killed.partial")
+    assert main(["analyze", str(run), "--quiet"]) == 0
+    assert [path.name for path in (run / "analyses").iterdir()] == ["best-001"]
 
 
 def test_runs_from_anywhere_stand_side_by_side(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

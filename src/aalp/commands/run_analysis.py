@@ -25,9 +25,9 @@ from aalp.report.figures import counted
 from aalp.report.telling import of_trained_data
 from aalp.shown import eps_text
 from aalp.store.checkpoint import read_metadata, write_tensors
-from aalp.store.files import check_writable
+from aalp.store.files import aside_of, check_writable
 from aalp.store.records import read_csv, read_record, read_table, write_csv, write_record, write_table
-from aalp.store.run import RunDirectory, free_path, still_free
+from aalp.store.run import RunDirectory, free_path, put_in_place
 
 BATCH_SIZE = 250
 SEED = 0
@@ -49,7 +49,7 @@ def analysis_of(
         "attack": ATTACK,
         "threat": {"norm": threat.norm, "eps": threat.eps},
     }
-    for done in sorted(run.analyses.glob("*/analysis.json"), reverse=True):
+    for done in sorted(run.analyses.glob("[!.]*/analysis.json"), reverse=True):
         record = read_record(done, "analysis")
         if record.get("settings") == settings:
             display.say(f"{path}: analysed before, see {done.parent}")
@@ -96,8 +96,11 @@ def analysis_of(
         "settings": settings,
         "seconds": time.perf_counter() - started,
     }
-    with still_free(free_path(run.analyses, weights)) as folder:
-        return _write(folder, content, analysis, indices.tolist())
+    folder = free_path(run.analyses, weights)
+    with aside_of(folder) as aside:
+        record = _write(aside, content, analysis, indices.tolist())
+        place = put_in_place(aside, folder, exactly=False)
+    return {**record, "path": str(place / "analysis.json")}
 
 
 def _trained_threat(path: Path, config: Mapping[str, Any]) -> Threat:
@@ -141,14 +144,13 @@ def _digest(path: Path) -> str:
 
 
 def _write(folder: Path, content: dict[str, Any], analysis: Analysis, indices: list[int]) -> dict[str, Any]:
-    """Tables, gallery and, last, the record: where it exists, the analysis is whole."""
+    """Tables, gallery and the record."""
     for name, columns in _tables(content, {"index": indices, **analysis.images}).items():
         write_table(folder / f"{name}.parquet", columns)
         write_csv(folder / f"{name}.csv", columns)
     write_tensors(folder / "gallery.safetensors", analysis.gallery, {"kind": "gallery"})
     content["gallery"] = {"file": "gallery.safetensors", **content["gallery"]}
-    record = write_record(folder / "analysis.json", "analysis", content)
-    return {**record, "path": str(folder / "analysis.json")}
+    return write_record(folder / "analysis.json", "analysis", content)
 
 
 def _tables(content: Mapping[str, Any], images: Mapping[str, Sequence[Any]]) -> dict[str, Mapping[str, Sequence[Any]]]:
