@@ -279,3 +279,31 @@ def test_a_single_option_is_laid_over_the_other_ones_of_the_run(verb: str, copie
     assert model.init_from is None  # what the training started from is not asked for
     assert parsed(verb, str(copied_run), "--data_options.split_seed", "0")["data_options"].split_seed == 0
     assert parsed(verb, str(copied_run))["data_options"] is None
+
+
+def test_a_second_ctrl_c_while_the_first_is_told_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", told)
+    with pytest.raises(SystemExit) as left:
+        cli.console()
+    assert left.value.code == 130
+
+
+def test_streams_that_are_closed_are_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `>&-` closes is None in Python, and printing a result ended in a traceback."""
+
+    def told() -> int:
+        sys.stdout.write("a result")
+        sys.stderr.write("a warning")
+        return 3
+
+    monkeypatch.setattr(cli, "main", told)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as left:
+        cli.console()
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
+    assert left.value.code == 3

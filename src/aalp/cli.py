@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from aalp.errors import AalpError, InterruptedRunError, OptionError, unknown_name
@@ -73,8 +73,8 @@ def _run(words: list[str]) -> _End:
         return _End(error.exit_code, line, type(error).__name__, elsewhere=not line)
     except KeyboardInterrupt:
         return _End(130, "stopped", "KeyboardInterrupt")
-    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
-        sys.stderr.close()
+    except BrokenPipeError:
+        _leave_quietly()
         return _End()
     except OSError as error:  # a disk or a folder that refuses, wherever it was met
         where = error.filename or "the disk"
@@ -140,13 +140,23 @@ def _run_as_json(words: list[str]) -> int:
     """
     from aalp.commands.console import json_document
 
-    with json_document(words[0], shlex.join(["aalp", *words])) as document:
-        end = _run(words)
-        if end.line:
-            print(f"aalp: {end.line}", file=sys.stderr)
-        document["exit_code"], document["error"] = end.code, {"kind": end.kind, "message": end.line} if end.line else None
-        document["elsewhere"] = end.elsewhere
+    end = _End()
+    try:
+        with json_document(words[0], shlex.join(["aalp", *words])) as document:
+            end = _run(words)
+            if end.line:
+                print(f"aalp: {end.line}", file=sys.stderr)
+            document["exit_code"], document["error"] = end.code, {"kind": end.kind, "message": end.line} if end.line else None
+            document["elsewhere"] = end.elsewhere
+    except BrokenPipeError:
+        _leave_quietly()
     return end.code
+
+
+def _leave_quietly() -> None:
+    """The reader of a pipe went away, as `head` does: nothing is told any more, at the end of the process neither."""
+    with suppress(BrokenPipeError):
+        sys.stderr.close()
 
 
 def _told(words: list[str]) -> str | None:
@@ -175,7 +185,13 @@ def _told(words: list[str]) -> str | None:
 
 def console() -> None:
     """The `aalp` command."""
-    code = main()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this (`>&-`)
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    try:
+        code = main()
+    except KeyboardInterrupt:  # a second Ctrl-C, while the end that the first one brought was told
+        code = 130
     if code != EXIT_OK and os.environ.get("WORLD_SIZE", "1") != "1":
         # What still listens for the other processes would hold this one back.
         sys.stdout.flush()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 from bad_input import FACTORIES
@@ -41,3 +44,14 @@ def copied_comparison(comparison: tuple[Path, list[str]], tmp_path: Path) -> tup
     run, words = comparison
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     return copy, [str(copy) if word == str(run) else word for word in words]
+
+
+@pytest.fixture
+def unread() -> Iterator[IO[str]]:
+    """A pipe to write to whose reader went away."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    stream = os.fdopen(writing, "w")
+    yield stream
+    with suppress(BrokenPipeError):
+        stream.close()

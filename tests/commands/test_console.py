@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -131,3 +131,11 @@ def test_the_command_of_a_record_can_be_typed_again(monkeypatch: pytest.MonkeyPa
     words = ["search", "--space", '{"training.lr": [0.1, 0.2]}', "--run", "runs/my search"]
     monkeypatch.setattr("sys.argv", ["/somewhere/aalp", *words])
     assert shlex.split(console.command_line()) == ["aalp", *words]
+
+
+def test_the_work_goes_on_where_nobody_reads_its_progress(unread: IO[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under `2>&1 | head`: rich ended the process, with exit code 1, and the training with it."""
+    monkeypatch.setattr("sys.stderr", unread)
+    display = Display()
+    for tell in (display.say, display.warn, display.say):
+        tell("a line")

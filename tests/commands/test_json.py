@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -158,3 +159,11 @@ def test_without_json_the_text_is_printed_alone(tiny_run: Path, tmp_path: Path, 
 def test_a_command_that_is_told_can_be_given_to_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "report", str(tmp_path / "my runs"), code=2)
     assert found["command"] == f"aalp report '{tmp_path / 'my runs'}' --json"
+
+
+def test_a_reader_of_the_document_that_goes_away_ends_it_quietly(
+    unread: IO[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", unread)
+    monkeypatch.setattr("sys.stderr", io.StringIO())  # closed, so that Python tells nothing of it at its end
+    assert main(["report", str(tmp_path / "nowhere"), "--json"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -23,6 +24,16 @@ SCHEMA = 1
 """Of the document that --json prints."""
 
 
+class _Console(Console):
+    """Progress is for whoever looks: when its reader goes away, the work goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
+
+
 class Display:
     """Progress of training and evaluation, on stderr; results go to stdout.
 
@@ -34,7 +45,7 @@ class Display:
     def __init__(self, quiet: bool = False, ranks: Ranks = ALONE) -> None:
         self.is_main = ranks.is_main
         quiet = quiet or not self.is_main
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = _Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         # FORCE_COLOR makes rich take a pipe for a terminal; a log must not get a bar's control characters all the same.
         self.live = sys.stderr.isatty() and not self.console.is_dumb_terminal and not quiet
         self._bar: Progress | None = None

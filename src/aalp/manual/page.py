@@ -64,7 +64,8 @@ It completes verbs, options, presets, and the values of options that have a list
 
 Results go to stdout, progress and warnings to stderr. Where stderr is no terminal, or `TERM=dumb`, there is no bar but a
 plain line an epoch or an attack, and one a minute in between; lines are written whole, so a log can be followed. Nothing is
-coloured where `NO_COLOR` is set. A reader that goes away (`aalp ... | head`) ends it quietly.
+coloured where `NO_COLOR` is set. Where a reader of results goes away
+(`aalp ... | head`) it ends quietly, and where one of progress does it goes on.
 """
 
 RESULTS = {
