@@ -23,6 +23,11 @@ BAD_OPTIONS: dict[str, Case] = {
         "train --run run --config my.yaml",
         ("modle:", "did you mean model?"),
     ),
+    "a flag's name in YAML": (
+        yaml_file("data: npz:tiny.npz\nmethod.dropout.fraction: 0.5"),
+        "train --run run --config my.yaml",
+        ("unknown option method.dropout.fraction: nest it, method: {dropout: {fraction: ...}}",),
+    ),
     "ill-typed flag": (None, ON_TINY + "--training.epochs three", ("--training.epochs", "three", "--help")),
     "ill-typed choice": (None, ON_TINY + "--training.schedule cosine", ("--training.schedule", "cosine", "one-cycle")),
     "ill-typed option in YAML": (

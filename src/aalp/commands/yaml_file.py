@@ -65,9 +65,7 @@ def check_groups(options: Mapping[str, Any], content: Mapping[str, Any], what: s
     """
     for name, value in content.items():
         if name not in options:
-            near = difflib.get_close_matches(str(name), options, n=1)
-            remedy = f"did you mean {inside}{near[0]}?" if near else "remove it"
-            raise OptionError(f"{what}: unknown option {inside}{name}: {remedy}")
+            raise OptionError(f"{what}: unknown option {inside}{name}: {_remedy(str(name), options, inside)}")
         group = options[name]
         if value is None and not dataclasses.is_dataclass(group) and group is not None:
             raise OptionError(f"{what}: {inside}{name} is null: give a value, or leave it out")
@@ -79,6 +77,15 @@ def check_groups(options: Mapping[str, Any], content: Mapping[str, Any], what: s
         default = type(group)()  # in place of values that the user gave: those may be set where null is allowed
         fields = {field.name: getattr(default, field.name) for field in dataclasses.fields(group)}
         check_groups(fields, value, what, f"{inside}{name}.")
+
+
+def _remedy(name: str, options: Mapping[str, Any], inside: str) -> str:
+    """What to do about a name that is no option."""
+    group, *within = name.split(".")
+    if within and group in options:  # as a flag has it
+        return f"nest it, {': {'.join([group, *within])}: ...{'}' * len(within)}"
+    near = difflib.get_close_matches(name, options, n=1)
+    return f"did you mean {inside}{near[0]}?" if near else "remove it"
 
 
 def _count(value: Any, left: int) -> int:
