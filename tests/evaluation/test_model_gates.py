@@ -161,6 +161,24 @@ def test_the_change_under_noise_is_measured_in_units_of_the_spread() -> None:
     assert noise_gates(rippled, IMAGES, LABELS, Linf(0.1), generator())[0].passed is False
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
+def test_two_logits_that_are_level_where_the_decision_changes_do_not_jump_there(scale: float) -> None:
+    two = scale * SEVERAL[:2]
+    points, _ = boundary_points(linear(two), IMAGES)
+    assert linear(two)(points).diff(dim=1).abs().amax() < 1e-5 * scale
+    stable, along = noise_gates(linear(two), IMAGES, LABELS, Linf(0.1), generator())
+    assert stable.measured < 0.01
+    assert (stable.passed, along.passed) == (True, True)
+
+
+def test_two_logits_that_jump_where_the_decision_changes_are_found() -> None:
+    flat = nn.Sequential(nn.Flatten(), Step(lambda pixels: (pixels @ SEVERAL[:2].T).sign() + pixels[:, :2]), nn.Linear(2, 2))
+    flat[2].weight.data, flat[2].bias.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), torch.zeros(2)
+    finding = noise_gates(Classifier(flat).eval(), IMAGES, LABELS, Linf(0.01), generator())[0]
+    assert finding.passed is False
+    assert "where decisions change" in finding.detail
+
+
 def slope(before: Callable[[Tensor], Tensor], scale: float = 1, eps: float = 0.1) -> Finding:
     return noise_gates(linear(scale * WEIGHT, Step(before)), IMAGES, LABELS, Linf(eps), generator())[1]
 

@@ -136,6 +136,9 @@ def noise_gates(
     tell before it changes is smooth everywhere else. The worst place counts.
     """
     stable, slope = [], []
+    logits = classifier(images)
+    # Two logits are level where the decision changes: their spread is no unit there, as that of most images is.
+    least = float(_spread(logits).median()) if logits.shape[1] == 2 else 0.0
     places = [
         ("at the images", images, labels),
         ("at random starts", threat.project(threat.random_start(images, generator), images), labels),
@@ -144,14 +147,14 @@ def noise_gates(
     if len(boundary):
         places.append(("where decisions change", boundary, predictions))
     for place, points, classes in places:
-        moved, foretold, comparable = _under_noise(classifier, points, classes, threat, generator, NOISE_RADIUS)
+        moved, foretold, comparable = _under_noise(classifier, points, classes, threat, generator, NOISE_RADIUS, least)
         each = moved.abs().mean(0)
         change = float(each.mean())
         words = f"mean {change:.2g}, worst image {float(each.amax()):.2g} of the logits' spread, {place}"
         stable.append(Finding(change, change <= STABLE.limit, words))
         found = _slope_finding(moved, foretold, comparable, f"eps / 100 {place}")
         if found.passed is not True:
-            wider = _under_noise(classifier, points, classes, threat, generator, WIDER_RADIUS)
+            wider = _under_noise(classifier, points, classes, threat, generator, WIDER_RADIUS, least)
             found = min(found, _slope_finding(*wider, f"eps / 10 {place}"), key=lambda finding: _measured(finding, math.inf))
         slope.append(found)
     return max(stable, key=lambda finding: _measured(finding, 0)), max(slope, key=lambda finding: _measured(finding, -1))
@@ -190,13 +193,15 @@ def _under_noise(
     threat: Threat,
     generator: torch.Generator,
     radius: float,
+    least: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """How the margin moves under noise of that share of eps, and what the gradient foretells, both (NOISES, N).
 
-    In units of the logits' spread. The third, (N,), says where there is a gradient and a move that float32 can tell.
+    In units of the logits' spread, or of `least` where that is smaller. The third, (N,), says where there is a gradient and a
+    move that float32 can tell.
     """
     logits = classifier(images)
-    spread = (logits.amax(1) - logits.amin(1)).clamp_min(torch.finfo(logits.dtype).tiny)
+    spread = _spread(logits).clamp_min(max(least, torch.finfo(logits.dtype).tiny))
     here, gradient = margin(logits, labels), input_gradient(classifier, images, labels)
     moved, foretold = [], []
     for _ in range(NOISES):
@@ -207,6 +212,10 @@ def _under_noise(
     within_rounding = torch.maximum(changes.abs(), slopes.abs()).amax(0) * spread <= ROUNDING * logits.abs().amax(1)
     blocked = (slopes == 0).all(0) | ~slopes.isfinite().all(0)  # which is the gradient gate's
     return changes, slopes, ~(within_rounding | blocked)
+
+
+def _spread(logits: Tensor) -> Tensor:
+    return logits.amax(1) - logits.amin(1)
 
 
 def _slope_finding(moved: Tensor, foretold: Tensor, comparable: Tensor, radius: str) -> Finding:
