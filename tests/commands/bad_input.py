@@ -64,6 +64,13 @@ def raises(num_classes, image_shape):
 def text(num_classes, image_shape):
     return "a network"
 
+class InTwos(nn.Sequential):
+    def forward(self, images):
+        return super().forward(images.view(2, 1, 8, 8))
+
+def in_twos(num_classes, image_shape):
+    return InTwos(net(num_classes, image_shape))
+
 def headless(num_classes, image_shape):
     return nn.Sequential(nn.Conv2d(1, num_classes, 8), nn.Flatten())
 
@@ -140,6 +147,11 @@ def empty_folder(*names: str) -> Given:
 def small_weights(folder: Path) -> None:
     """Somebody else's weights of a small-cnn with 3 classes on 8x8 images."""
     save_file(SmallCNN(3, (1, 8, 8)).state_dict(), folder / "foreign.safetensors")
+
+
+def weights_in_twos(folder: Path) -> None:
+    """Somebody else's weights of bad_factories:in_twos."""
+    save_file({"0.1.weight": torch.zeros(3, 64), "0.1.bias": torch.zeros(3)}, folder / "foreign.safetensors")
 
 
 def evil_pickle(folder: Path) -> None:

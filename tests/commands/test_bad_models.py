@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bad_input import COMPARE, ON_TINY, Case, empty_folder, evil_pickle, refused, small_weights, text_file
+from bad_input import (
+    COMPARE,
+    EVALUATE_FOREIGN,
+    ON_TINY,
+    Case,
+    empty_folder,
+    evil_pickle,
+    refused,
+    small_weights,
+    text_file,
+    weights_in_twos,
+)
 
 BAD_MODELS: dict[str, Case] = {
     "a model that returns probabilities": (
@@ -35,6 +46,16 @@ BAD_MODELS: dict[str, Case] = {
     ),
     "a model without a Linear": (None, ON_TINY + "--model bad_factories:headless", ("torch.nn.Linear", "rewritten")),
     "a model for other images": (None, ON_TINY + "--model bad_factories:wrong_size", ("does not take images of", "1x8x8")),
+    "a model that takes two images at a time to evaluate": (
+        weights_in_twos,
+        EVALUATE_FOREIGN + "--model bad_factories:in_twos",
+        ("'bad_factories:in_twos' does not take images of 1x8x8 in a batch of 1: RuntimeError: shape '[2",),
+    ),
+    "a model that takes two images at a time to audit": (
+        weights_in_twos,
+        "audit foreign.safetensors --data npz:tiny.npz --eps 0.1 --model bad_factories:in_twos",
+        ("'bad_factories:in_twos' does not take images of 1x8x8 in a batch of 1: RuntimeError: shape '[2",),
+    ),
     "a factory that raises": (
         None,
         ON_TINY + "--model bad_factories:raises",

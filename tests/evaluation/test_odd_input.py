@@ -209,6 +209,8 @@ def test_a_network_whose_head_does_not_give_every_image_s_logits_is_refused(whol
     images[late:, :, 0, 0] = 0
     with pytest.raises(ModelError, match="output is not what the network's last Linear 'logits' gives"):
         evaluate(classifier, images, classifier(images).argmax(1), Linf(0.01), "fgsm")
+    with pytest.raises(ModelError, match="output is not what the network's last Linear 'logits' gives"):
+        audit(classifier, images, classifier(images).argmax(1), Linf(0.01))
 
 
 class Alone(nn.Module):
@@ -230,14 +232,18 @@ class Alone(nn.Module):
             r"in a batch of 1 \(ValueError: Expected",
         ),
         (Alone(lambda pixels: pixels.view(6, 64)), r"images of 1x8x8 in a batch of 2 \(RuntimeError: shape"),
+        (Alone(lambda pixels: pixels.view(2, 64)), r"images of 1x8x8 in a batch of 1 \(RuntimeError: shape"),
         (Alone(lambda pixels: pixels, lambda logits: (logits, logits)), "returns a tuple: it has to return one tensor"),
         (Alone(lambda pixels: pixels, lambda logits: {"logits": logits}), "returns a dict: it has to return one tensor"),
     ],
-    ids=["statistics of the batch", "batch of six", "tuple", "dict"],
+    ids=["statistics of the batch", "batch of six", "batch of two", "tuple", "dict"],
 )
 def test_a_network_that_cannot_be_searched_is_refused_before_any_attack(network: nn.Module, message: str) -> None:
+    images, labels = torch.rand(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64)
     with pytest.raises(ModelError, match=message):
-        evaluate(Classifier(network), torch.rand(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64), Linf(0.1), "autoattack")
+        evaluate(Classifier(network), images, labels, Linf(0.1), "autoattack")
+    with pytest.raises(ModelError, match=message):
+        audit(Classifier(network), images, labels, Linf(0.1))
 
 
 class Normalises(nn.Module):
@@ -255,6 +261,7 @@ class Normalises(nn.Module):
 def test_a_network_that_changes_its_input_in_place_is_judged_like_one_that_does_not(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    torch.manual_seed(0)
     images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     given, attacks = images.clone(), ["pgd-5", "apgd-ce"]
     plain, working = Classifier(Normalises(False)), Classifier(Normalises(True))

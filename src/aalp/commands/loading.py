@@ -207,18 +207,19 @@ def weights_file(path: Path, which: str) -> Path:
     return file
 
 
-def verify_on(classifier: Classifier, split: Split, name: str) -> None:
-    """Run a classifier on two images of a split before anything is written or attacked.
+def verify_on(classifier: Classifier, split: Split, name: str, counts: Sequence[int] = (2,)) -> None:
+    """Run a classifier on images of a split, so many at a time, before anything is written or attacked.
 
     Raises:
         ModelError: it does not run on such images, or its output is not logits.
         DataError: an image cannot be read, or has other channels than the normalisation.
     """
-    images = as_float(split.read(torch.arange(min(2, len(split)))))
-    try:
-        classifier.verify(images)
-    except AalpError:
-        raise
-    except Exception as error:  # the user's network runs here, and may raise anything
-        shape = "x".join(map(str, split.image_shape))
-        raise ModelError(f"model '{name}' does not take images of {shape}: {type(error).__name__}: {error}") from error
+    images = as_float(split.read(torch.arange(min(max(counts), len(split)))))
+    for count in counts:
+        try:
+            classifier.verify(images[:count])
+        except AalpError:
+            raise
+        except Exception as error:  # the user's network runs here, and may raise anything
+            which = f"images of {'x'.join(map(str, split.image_shape))} in a batch of {count}"
+            raise ModelError(f"model '{name}' does not take {which}: {type(error).__name__}: {error}") from error

@@ -15,6 +15,7 @@ from aalp.distributed import ALONE, Ranks
 from aalp.errors import OptionError
 from aalp.evaluation import gates as g
 from aalp.evaluation.attack_gates import converged_gate, silent_gate
+from aalp.evaluation.attacks import check_any_number
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack, autoattack_gap_gate
 from aalp.evaluation.bench import QUICK, THOROUGH, Bench, Effort, Path
 from aalp.evaluation.findings import (
@@ -44,6 +45,7 @@ from aalp.method.pgd import evaluating
 from aalp.method.precision import full_precision
 from aalp.method.threat import Threat, check_threat
 from aalp.models.classifier import Classifier, check_classifier
+from aalp.models.copies import copied
 from aalp.shown import in_percent
 
 NO_CLAIM = 1 / 3
@@ -88,7 +90,7 @@ def audit(
 
     Raises:
         OptionError: threat is missing, or batch_size is below 1.
-        ModelError: the classifier is none.
+        ModelError: the classifier is none, or its network does not take any number of images.
         DataError: images or labels are not what they have to be.
     """
     threat = check_threat(threat)
@@ -102,6 +104,7 @@ def audit(
     effort = effort or (THOROUGH if thorough else QUICK)
     with evaluating(classifier), full_precision(), torch.no_grad():
         few = max(batch_size, CHEAP_IMAGES)  # on one or two images no share of them means anything
+        check_any_number(copied(classifier, images[:2]), images)  # the classifier itself is not shown an image yet
         steady = determinism(classifier, images[:few], threat, seed)
         right = ranks.from_main(lambda: _right(classifier, images, labels, batch_size).cpu()).to(device)
         bench = Bench(classifier, images, labels, threat, right, effort, seed, batch_size, tick, journal, ranks)
@@ -134,8 +137,11 @@ def audit(
 
 
 def _right(classifier: Classifier, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
-    parts = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
-    return torch.cat([~misclassified(classifier(batch), truth) for batch, truth in parts])
+    right = []
+    for batch, truth in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
+        right.append(~misclassified(classifier(batch), truth))
+        classifier.checked_features(batch)
+    return torch.cat(right)
 
 
 def _why_not_attack(results: list[GateResult], right: Tensor) -> str | None:
