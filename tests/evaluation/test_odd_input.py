@@ -246,6 +246,18 @@ def test_a_network_that_cannot_be_searched_is_refused_before_any_attack(network:
         audit(Classifier(network), images, labels, Linf(0.1))
 
 
+@pytest.mark.parametrize("threat", [Linf(0.05), L2(0.4)], ids=["linf", "l2"])
+def test_logits_that_a_network_turns_into_float64_are_judged_as_they_are(threat: Threat) -> None:
+    torch.manual_seed(0)
+    images, attacks = torch.rand(12, 1, 8, 8), ["pgd-5", "apgd-ce", "apgd-t", "fab-t", "square"]
+    plain, wide = Classifier(Alone(lambda pixels: pixels)), Classifier(Alone(lambda pixels: pixels, Tensor.double))
+    wide.load_state_dict(plain.state_dict())
+    labels = plain(images).argmax(1)
+    wanted, found = (evaluate(judged, images, labels, threat, attacks) for judged in (plain, wide))
+    assert 0 < found.robust_accuracy < 1
+    assert torch.equal(found.broken_by, wanted.broken_by)
+
+
 class Normalises(nn.Module):
     """Subtracts the mean by itself: from a copy of its input, or in place as many strangers' networks do."""
 

@@ -97,7 +97,7 @@ class _Copy:
 
     def __call__(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(self._laid_out(images))
-        return logits
+        return logits.float()
 
     def rough(self, some: Tensor, threat: Threat) -> Logits | None:
         """The same in bfloat16: the weights cast once, else autocast, else (far off, not finite, or too blurred) none."""

@@ -112,7 +112,8 @@ class Classifier(nn.Module):
         logits: Tensor = self.network(self.normalise(images))
         if not isinstance(logits, Tensor):  # the first batch was looked at in evaluation mode
             raise ModelError(_no_tensor(logits, " in training mode (build it without auxiliary logits)"))
-        return logits
+        # Some networks turn what their head gave into float64: nothing is lost on the way back, and attacks stay in float32.
+        return logits.to(self.head_weight.dtype) if logits.dtype == torch.float64 else logits
 
     def features(self, images: Tensor) -> Tensor:
         """The input h (N, D) of the head for images (N, ...) in [0, 1]: logits are `head(features(images))`."""
