@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from art.attacks import evasion
 from torch import Tensor, nn
 
 from aalp.cli import main
@@ -200,6 +202,24 @@ def test_attacks_of_libraries_fool_within_our_ball(name: str, threat: Threat, ba
     assert bool(fooled.all())
     assert attack.settings["package"] in ("foolbox", "adversarial-robustness-toolbox")
     assert attack.settings["version"]
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [("BoundaryAttack", {"max_iter": 30}), ("HopSkipJump", {"max_iter": 2, "init_eval": 9}), ("SaliencyMapMethod", {})],
+)
+def test_art_attacks_that_aim_or_use_float64_work(name: str, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = getattr(evasion, name).__init__
+
+    @functools.wraps(whole)  # its signature tells which settings it takes
+    def shortened(self: object, *given: object, **settings: object) -> None:
+        whole(self, *given, **settings, **limits)
+
+    monkeypatch.setattr(getattr(evasion, name), "__init__", shortened)
+    torch.manual_seed(0)
+    model, images = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), mean=[0.5], std=[0.2]), torch.rand(4, 1, 8, 8)
+    _, fooled = run_attack(attack_by_name(f"art:{name}"), model.eval(), images, model(images).argmax(1), L2(8.0), 0)
+    assert int(fooled.sum()) > 0
 
 
 def test_an_attack_of_another_norm_is_refused(batch: Batch) -> None:

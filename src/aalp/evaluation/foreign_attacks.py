@@ -163,17 +163,18 @@ def _art(name: str) -> AttackFunction:
         raise OptionError(unknown_name("art attack", name, _near(name, known)))
     accepts = inspect.signature(known[name]).parameters
 
-    def function(model: Classifier, images: Tensor, labels: Tensor, threat: Threat) -> Tensor:
+    def function(model: Classifier, images: Tensor, _labels: Tensor, threat: Threat) -> Tensor:
         settings = {
             "eps": threat.eps,
             "eps_step": threat.eps / 4,  # its default is an absolute 0.1, larger than most balls
             "norm": np.inf if threat.norm == "Linf" else 2,
+            "targeted": False,  # some aim at a class by default, and would take the label for it
             "batch_size": len(images),
             "verbose": False,
         }
         with _quiet():
             estimator = PyTorchClassifier(
-                model,
+                _InFloat32(model),
                 loss=torch.nn.CrossEntropyLoss(),
                 input_shape=tuple(images.shape[1:]),
                 nb_classes=model.num_classes,
@@ -181,10 +182,23 @@ def _art(name: str) -> AttackFunction:
                 device_type="gpu" if images.device.type == "cuda" else "cpu",
             )
             attack = known[name](estimator, **{key: value for key, value in settings.items() if key in accepts})
-            found = attack.generate(x=images.cpu().numpy(), y=labels.cpu().numpy())
+            # No labels: all of these images are classified right, and those attacks that can only aim would aim at them.
+            found = attack.generate(x=images.cpu().numpy())
         return torch.from_numpy(np.asarray(found, dtype=np.float32))
 
     return own_attack(function, f"art:{name}")
+
+
+class _InFloat32(nn.Module):
+    """A classifier of images of any float type, as attacks that work in NumPy's float64 give them."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(images.float())
+        return logits
 
 
 def _is_attack(value: object, base: type) -> bool:
