@@ -247,6 +247,14 @@ def test_boundary_points_are_where_the_decision_changes() -> None:
     assert [len(found) for found in alike] == [0, 0]
 
 
+@pytest.mark.parametrize("eps", [1e-7, 1e-6, 5e-6, 1e-5])
+def test_a_ball_that_float32_rounds_away_accuses_nobody(eps: float) -> None:
+    torch.manual_seed(5)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    along = noise_gates(Classifier(network).eval(), IMAGES, LABELS, Linf(eps), generator())[1]
+    assert along.passed is not False, along
+
+
 def test_without_a_gradient_there_is_no_slope_to_compare() -> None:
     assert slope(torch.round).passed is None
     assert slope(lambda pixels: pixels.detach()).passed is None

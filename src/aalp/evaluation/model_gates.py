@@ -22,8 +22,8 @@ WIDER_RADIUS = 0.1
 """Of eps: where smaller noise does not agree with the gradient."""
 HALVINGS = 24
 """Of the way to where a decision changes: what float32 can tell."""
-ROUNDING = 1e-6
-"""Of the logits: moves that float32 cannot tell from none."""
+ROUNDING = 1e-5
+"""Of the logits: moves that float32 cannot tell from none, or not well enough to be correlated."""
 
 
 class WithGradient(View):
