@@ -65,7 +65,7 @@ def dropout_left_on(inner: Classifier) -> Classifier:
 
 def batch_statistics(inner: Classifier) -> Classifier:
     """Normalised by the batch it comes in: the answer depends on the other images."""
-    return altered(inner, after=lambda logits: (logits - logits.mean(0)) / (logits.std(0) + 1e-6))
+    return altered(inner, after=lambda logits: (logits - logits.mean(0)) / (logits.std(0, correction=0) + 1e-6))
 
 
 class _Flip(torch.autograd.Function):
