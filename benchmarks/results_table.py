@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 
 MAIN = {
     "digits": "digits",
-    "MNIST, 20 epochs": "mnist-20-epochs-three-seeds",
+    "MNIST, 20 epochs": "mnist-20-epochs-seeds",
     "MNIST, 5 epochs": "mnist-5-epochs-seven",
     "CIFAR-10, 3 epochs": "cifar10-3-epochs",
 }

@@ -61,7 +61,7 @@ def test_the_comparison_of_six_seeds_is_of_the_two_that_it_names() -> None:
 def test_the_comparison_of_twenty_epochs_is_of_the_runs_that_it_names() -> None:
     recorded, joined = (getattr(script("joined_comparison.py"), name) for name in ("recorded", "joined"))
     folder = RESULTS / "mnist-20-epochs-clipped"
-    whole = read_record(RESULTS / "mnist-20-epochs-three-seeds" / "comparison.json", "comparison")
+    whole = read_record(RESULTS / "mnist-20-epochs-seeds" / "comparison.json", "comparison")
     rows = list(whole["table"])
     runs = recorded(folder, rows)
     assert runs["cells"] == whole["cells"]
