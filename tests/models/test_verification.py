@@ -63,7 +63,11 @@ REFUSED = {
     # A step in place changes what the head gave as well, so that the two look alike.
     "relu in place": (lambda: mlp(nn.ReLU(inplace=True)), r"no softmax or other step after it"),
     "scaled in place": (lambda: Inside(lambda z: z.mul_(2)), r"no softmax or other step after it"),
-    "other shape": (lambda: Inside(lambda z: z[:, :2]), r"not what the network's last Linear"),
+    "other shape": (
+        lambda: Inside(lambda z: z[:, :2]),
+        r"not what the network's last Linear .* gives \(\(\d, 2\), not \(\d, 3\)\)",
+    ),
+    "half precision": (lambda: Inside(lambda z: z.half()), r"gives \(torch.float16, not torch.float32\)"),
     "head does not run": (lambda: Auxiliary(), r"last Linear 'auxiliary' does not run.*head=\.\.\."),
     "head is not the last": (lambda: Auxiliary(used=True), r"last Linear 'auxiliary' gives.*name another final layer"),
     "tuple": (lambda: Inside(lambda z: (z, z)), r"returns a tuple: it has to return one tensor of logits"),

@@ -171,9 +171,9 @@ class Classifier(nn.Module):
             raise ModelError(_no_tensor(output))
         if output.shape != from_head.shape or not _equal(output, from_head):
             raise ModelError(
-                f"the network's output is not what {name} gives: it has to return that layer's logits as they "
-                "are (no softmax or other step after it); name another final layer with head=... (--model_options.head), or, "
-                "to judge an ensemble or what does more to its logits, put an identity Linear at the end"
+                f"the network's output is not what {name} gives{_difference(output, from_head)}: it has to return that layer's "
+                "logits as they are (no softmax or other step after it); name another final layer with head=... "
+                "(--model_options.head), or, to judge an ensemble or what does more to its logits, end in an identity Linear"
             )
         if features.dim() != 2:
             raise ModelError(f"{name} takes features of shape {tuple(features.shape)}: one row (N, D) an image is needed")
@@ -253,6 +253,14 @@ def _close(one: Tensor, other: Tensor) -> bool:
     gap = (one - other).abs().nan_to_num(0, 0).amax(1)
     other = other.nan_to_num(0, 0, 0)
     return bool((gap <= 0.05 * (other.amax(1) - other.amin(1)) + 0.01 * other.abs().amax(1) + 1e-6).all())
+
+
+def _difference(output: Tensor, from_head: Tensor) -> str:
+    """In what two outputs differ besides their values, if in anything."""
+    for given, wanted in ((tuple(output.shape), tuple(from_head.shape)), (output.dtype, from_head.dtype)):
+        if given != wanted:
+            return f" ({given}, not {wanted})"
+    return ""
 
 
 def _no_tensor(output: object, when: str = "") -> str:
