@@ -137,6 +137,15 @@ def test_what_a_dry_run_refuses_is_what_the_run_would_refuse(tiny_run: Path, cap
     assert main(["train", "--run", str(tiny_run), "--training.lr", "-1", "--dry-run"]) == 2
 
 
+@pytest.mark.parametrize("words", [["--images", "0"], ["--images", "-3"], ["--batch_size", "0"]])
+@pytest.mark.parametrize("verb", ["evaluate", "audit"])
+def test_a_dry_run_of_no_images_is_refused_as_the_run_is(
+    verb: str, words: list[str], tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, str(tiny_run), *words, "--dry-run"]) == 2
+    assert "both have to be at least 1" in capsys.readouterr().err
+
+
 def test_a_resumed_run_costs_what_is_left(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", str(tiny_run), "--dry-run"]) == 0
     assert "training: 0.0 minutes (0 steps" in capsys.readouterr().out

@@ -23,11 +23,10 @@ from aalp.commands.opening import (
     stored_source,
     stored_threat,
 )
-from aalp.commands.resuming import journal_of, stopping, written
+from aalp.commands.resuming import check_counts, journal_of, stopping, written
 from aalp.data.sources import DataOptions, Source
 from aalp.data.split import as_float
 from aalp.distributed import ALONE, Ranks, joined
-from aalp.errors import OptionError
 from aalp.evaluation.audit import audit as run_audit
 from aalp.evaluation.autoattack_gap import DropUnderAutoAttack
 from aalp.evaluation.bench import QUICK, THOROUGH
@@ -141,7 +140,9 @@ def _show_cost(
     batch_size: int,
     seed: int,
 ) -> None:
-    indices, split = chosen_images(loaded, source, "test", images or IMAGES[thorough])
+    count = IMAGES[thorough] if images is None else images
+    check_counts(count, batch_size)
+    indices, split = chosen_images(loaded, source, "test", count)
     config = {
         "path": path,
         "data": source.name,
@@ -182,8 +183,7 @@ def audit_model(
         AalpError: the model does not fit the data.
     """
     count = IMAGES[thorough] if images is None else images
-    if batch_size < 1 or count < 1:
-        raise OptionError(f"images is {count} and batch_size is {batch_size}: both have to be at least 1")
+    check_counts(count, batch_size)
     indices, split = chosen_images(loaded, source, "test", count)
     ranks.from_main(lambda: check_writable(record_path.parent, "choose another --out"))
     pixels = as_float(split.read(torch.arange(len(split))))

@@ -23,12 +23,11 @@ from aalp.commands.opening import (
     stored_source,
     stored_threat,
 )
-from aalp.commands.resuming import journal_of, stopping, written
+from aalp.commands.resuming import check_counts, journal_of, stopping, written
 from aalp.commands.trust import check_attack_trust
 from aalp.data.loaders import read_rows
 from aalp.data.sources import DataOptions, Source
 from aalp.distributed import ALONE, Ranks, joined
-from aalp.errors import OptionError
 from aalp.evaluation.attacks import attack_by_name, check_attacks
 from aalp.evaluation.findings import GateResult
 from aalp.evaluation.first_gates import CHEAP_IMAGES, cheap_gates, determinism, steady_later
@@ -145,6 +144,7 @@ def _show_cost(
 ) -> None:
     """What --dry-run says; on the images that would be attacked, and with the refusals that an evaluation has."""
     check_attacks(attacks)
+    check_counts(count, batch_size)
     indices, split = chosen_images(loaded, source, split_name, count)
     config = {
         "path": path,
@@ -184,8 +184,7 @@ def evaluate_model(
     """
     threat = threat_options.build()
     check_attacks(attacks)
-    if batch_size < 1 or (images is not None and images < 1):
-        raise OptionError(f"images is {images} and batch_size is {batch_size}: both have to be at least 1")
+    check_counts(images, batch_size)
     indices, split = chosen_images(loaded, source, split_name, images)
     ranks.from_main(lambda: check_writable(record_path.parent, "choose another --out"))
     classifier = loaded.classifier.to(device())

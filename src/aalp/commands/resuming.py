@@ -15,7 +15,7 @@ import torch
 from aalp.commands.config import device
 from aalp.commands.loading import LoadedModel
 from aalp.data.sources import Source
-from aalp.errors import InterruptedRunError
+from aalp.errors import InterruptedRunError, OptionError
 from aalp.evaluation.journal import Journal
 from aalp.method.pgd import evaluating
 from aalp.method.precision import multiplies_bfloat16
@@ -24,6 +24,16 @@ from aalp.stopping import Stopped, raised_signals
 from aalp.store.files import remove_leftovers
 from aalp.store.records import versions, write_record, write_table
 from aalp.store.run import still_free
+
+
+def check_counts(images: int | None, batch_size: int) -> None:
+    """Refuse what no attack can be made on.
+
+    Raises:
+        OptionError: a number is below 1.
+    """
+    if batch_size < 1 or (images is not None and images < 1):
+        raise OptionError(f"images is {images} and batch_size is {batch_size}: both have to be at least 1")
 
 
 def journal_of(folder: Path, loaded: LoadedModel, source: Source, *about: Any) -> Journal:
