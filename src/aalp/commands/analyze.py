@@ -21,6 +21,7 @@ from aalp.errors import OptionError, RunError
 from aalp.method.objectives import OBJECTIVES
 from aalp.report.collect import grouped, how_far, without_seed
 from aalp.report.figures import counted
+from aalp.store.files import alone_in
 from aalp.store.records import read_record, write_csv, write_record, write_table
 from aalp.store.run import RunDirectory, free_path
 
@@ -203,6 +204,11 @@ def report(content: Mapping[str, Any]) -> str:
 
 def _write_observations(folder: Path, content: Mapping[str, Any], runs: Sequence[Measured]) -> Path:
     """Write observations.json with its tables, under a free name where another set of runs has left its own."""
+    with alone_in(folder):  # an analysis that ends at the same time would write under the same name
+        return _written(folder, content, runs)
+
+
+def _written(folder: Path, content: Mapping[str, Any], runs: Sequence[Measured]) -> Path:
     path = folder / "observations.json"
     for known in [path, *sorted(folder.glob("observations-*.json"))]:
         if known.is_file():
