@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from aalp.data import check
 from aalp.data.check import Found, Seen, duplicates, imbalance, look
 from aalp.data.contact_sheet import THUMBNAIL, contact_sheet
 from aalp.data.sources import DataOptions, open_source
@@ -142,3 +145,45 @@ def test_the_contact_sheet_shows_each_class_in_its_row() -> None:
 def test_of_many_classes_an_even_choice_is_shown() -> None:
     sheet = Image.open(io.BytesIO(contact_sheet("many", [f"class {at}" for at in range(1000)], {}, [1] * 1000)))
     assert sheet.height < 60 * (THUMBNAIL + 8) + 100
+
+
+def test_photographs_wait_a_few_at_a_time_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    looked = threading.Event()
+    decoded: list[int] = []
+
+    class Slow(ResidentSplit):
+        def read(self, rows: torch.Tensor) -> torch.Tensor:
+            decoded.append(int(rows[0]))
+            return super().read(rows)
+
+    def note(*_: object) -> None:
+        if not looked.is_set():
+            looked.wait(0.2)  # long enough for all the others to be decoded, if nothing held them back
+            looked.set()
+            assert len(decoded) <= 3
+
+    monkeypatch.setattr(check, "_note", note)
+    split = Slow(torch.zeros(40, 1, 4, 4, dtype=torch.uint8), torch.zeros(40, dtype=torch.long))
+    look(Loaded(split, split, ("a",)), 0, lambda name, done, total: None)
+    assert sorted(decoded[:40]) == list(range(40))
+
+
+def test_an_image_is_measured_without_a_copy_of_it_in_float64() -> None:
+    split = ResidentSplit(torch.full((1, 1, 1000, 1000), 200, dtype=torch.uint8), torch.tensor([0]))
+    tracemalloc.start()
+    try:
+        train = look(Loaded(split, split, ("a",)), 0, lambda name, done, total: None)["train"]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert train.squares / train.pixels == pytest.approx((200 / 255) ** 2)
+    assert peak < 16e6  # of a million pixels, each looked at in three colours as well
+
+
+def test_tiny_images_keep_no_thumbnail_and_are_compared_with_none() -> None:
+    split = ResidentSplit(torch.arange(64, dtype=torch.uint8).reshape(4, 1, 4, 4), torch.zeros(4, dtype=torch.long))
+    seen = look(Loaded(split, split, ("a",)), 0, lambda name, done, total: None)
+    assert seen["train"].thumbnails.dtype == torch.uint8
+    assert not seen["train"].thumbnails.any()
+    assert duplicates(seen).near == []

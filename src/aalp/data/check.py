@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ MOST_PAIRS = 4_000_000_000
 THUMBNAIL = 64
 """Longest side of the images on the contact sheet."""
 
+Done = TypeVar("Done")
+
 
 @dataclass
 class Seen:
@@ -48,7 +51,7 @@ class Seen:
         modes: Pillow's word for the kind of pixels.
         hashes: sha256 of the decoded pixels, "" for an unreadable image: equal for equal images, whatever the file format.
         errors: why an image is unreadable, by position.
-        thumbnails: (N, 16 * 16) grey in [0, 1].
+        thumbnails: (N, 16 * 16) grey, uint8; 0 for images too small to be told from others by them.
         low, high, total, squares, pixels: of the values of all pixels in [0, 1].
         flat: images of one colour.
         losing: images in colour that training refuses, since the first one is grey and nobody said that all may become so.
@@ -61,7 +64,7 @@ class Seen:
     modes: list[str] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
-    thumbnails: Tensor = field(default_factory=lambda: torch.empty(0, SIDE * SIDE))
+    thumbnails: Tensor = field(default_factory=lambda: torch.empty(0, SIDE * SIDE, dtype=torch.uint8))
     low: float = 1.0
     high: float = 0.0
     total: float = 0.0
@@ -107,7 +110,7 @@ def _look_at(name: str, split: Split, each: int, tick: Tick) -> Seen:
     seen = Seen(split.labels.tolist())
     keeping = isinstance(split, StoredSplit) and split.image_shape[0] == 1 and not split.decoding.loses_colours
     kept: Counter[int] = Counter()
-    thumbnails: list[np.ndarray] = []
+    thumbnails = np.zeros((len(split), SIDE * SIDE), np.uint8)  # memory that is not written to is not taken
 
     def one(index: int) -> tuple[str, Image.Image | DataError]:
         try:
@@ -115,24 +118,38 @@ def _look_at(name: str, split: Split, each: int, tick: Tick) -> Seen:
         except DataError as error:
             return f"{name} image {index}", error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(split), 256):
-            tick(name, start, len(split))
-            rows = range(start, min(start + 256, len(split)))
-            for index, (called, image) in zip(rows, pool.map(one, rows), strict=True):
-                seen.names.append(called)
-                thumbnails.append(_note(seen, index, image))
-                if keeping and isinstance(image, Image.Image) and in_colour(image):
-                    seen.losing.append(index)
-                label = seen.labels[index]
-                if isinstance(image, Image.Image) and kept[label] < each:
-                    kept[label] += 1
-                    small = image.convert("RGB")
-                    small.thumbnail((THUMBNAIL, THUMBNAIL))
-                    seen.small.setdefault(label, []).append(small)
+    for index, (called, image) in enumerate(_ahead(one, range(len(split)), os.cpu_count() or 1)):
+        if index % 256 == 0:
+            tick(name, index, len(split))
+        seen.names.append(called)
+        _note(seen, index, image)
+        if isinstance(image, DataError):
+            continue
+        if min(image.size) >= NEAR_SIDE:
+            thumbnails[index] = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)).reshape(-1)
+        if keeping and in_colour(image):
+            seen.losing.append(index)
+        label = seen.labels[index]
+        if kept[label] < each:
+            kept[label] += 1
+            small = image.convert("RGB")
+            small.thumbnail((THUMBNAIL, THUMBNAIL))
+            seen.small.setdefault(label, []).append(small)
     tick(name, len(split), len(split))
-    seen.thumbnails = torch.from_numpy(np.stack(thumbnails)) if thumbnails else seen.thumbnails
+    seen.thumbnails = torch.from_numpy(thumbnails)
     return seen
+
+
+def _ahead(work: Callable[[int], Done], rows: Iterable[int], threads: int) -> Iterator[Done]:
+    """What the work makes of each row, in order, a row a thread ahead: large photographs are not to pile up in memory."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Done]] = deque()
+        for row in rows:
+            waiting.append(pool.submit(work, row))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _image(split: Split, index: int) -> tuple[str, Image.Image]:
@@ -154,14 +171,14 @@ def _image(split: Split, index: int) -> tuple[str, Image.Image]:
     return name, image
 
 
-def _note(seen: Seen, index: int, image: Image.Image | DataError) -> np.ndarray:
-    """Add an image to what is seen; its thumbnail (256,) in [0, 1]."""
+def _note(seen: Seen, index: int, image: Image.Image | DataError) -> None:
+    """Add an image to what is seen."""
     if isinstance(image, DataError):
         seen.errors[index] = str(image)
         seen.sizes.append((0, 0))
         seen.modes.append("unreadable")
         seen.hashes.append("")
-        return np.zeros(SIDE * SIDE, np.float32)
+        return
     pixels = image.info.get("pixels", np.asarray(image))  # of arrays with other channels than a picture's, all of them
     seen.sizes.append(image.size)
     seen.modes.append(str(image.info["mode"]))
@@ -170,16 +187,12 @@ def _note(seen: Seen, index: int, image: Image.Image | DataError) -> np.ndarray:
     seen.hashes.append(hashlib.sha256(repr(image.size).encode() + colours.tobytes()).hexdigest())
     low, high = int(pixels.min()), int(pixels.max())
     seen.low, seen.high = min(seen.low, low / 255), max(seen.high, high / 255)
-    values = pixels.astype(np.float64) / 255
-    seen.total, seen.squares, seen.pixels = (
-        seen.total + values.sum(),
-        seen.squares + (values**2).sum(),
-        seen.pixels + values.size,
-    )
+    flat = pixels.reshape(-1)
+    seen.total += float(flat.sum(dtype=np.int64)) / 255
+    seen.squares += float(np.einsum("i,i", flat, flat, dtype=np.int64)) / 255**2  # no float64 copy: eight times the image
+    seen.pixels += flat.size
     if low == high:
         seen.flat.append(index)
-    thumbnail = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(thumbnail, np.float32).reshape(-1) / 255
 
 
 def duplicates(seen: dict[str, Seen]) -> Found:
@@ -213,21 +226,26 @@ def _near(seen: dict[str, Seen]) -> tuple[list[tuple[str, int, str, int]], bool]
     units = {name: _units(images) for name, images in seen.items()}
     found = []
     for one, other in pairs:
-        for start in range(0, len(units[other]), 512):
-            correlation, nearest = (units[other][start : start + 512] @ units[one].T).max(1)
+        (places, known), (positions, asked) = units[one], units[other]
+        for start in range(0, len(asked) if len(known) else 0, 512):
+            correlation, nearest = (asked[start : start + 512] @ known.T).max(1)
             for row in (correlation >= NEAR).nonzero()[:, 0].tolist():
-                place, position = int(nearest[row]), start + row
+                place, position = int(places[nearest[row]]), int(positions[start + row])
                 if seen[one].hashes[place] != seen[other].hashes[position]:
                     found.append((one, place, other, position))
     return found, False
 
 
-def _units(images: Seen) -> Tensor:
-    """Thumbnails with their mean taken off, of length 1; zero for those too small or too flat to tell from others."""
-    centred = images.thumbnails - images.thumbnails.mean(1, keepdim=True)
-    large = torch.tensor([min(size) >= NEAR_SIDE for size in images.sizes])[:, None]
+def _units(images: Seen) -> tuple[Tensor, Tensor]:
+    """Positions of the images large enough to be told from others, and their thumbnails with the mean taken off, of length 1.
+
+    Zero for those too flat.
+    """
+    large = torch.tensor([min(size) >= NEAR_SIDE for size in images.sizes], dtype=torch.bool).nonzero()[:, 0]
+    centred = images.thumbnails[large].float() / 255
+    centred -= centred.mean(1, keepdim=True)
     contrast = centred.square().mean(1, keepdim=True).sqrt() >= 0.02
-    return F.normalize(centred, dim=1) * (large & contrast)
+    return large, F.normalize(centred, dim=1) * contrast
 
 
 def imbalance(labels: Sequence[int], classes: int) -> float:
