@@ -24,6 +24,7 @@ from aalp.errors import AalpError, DataError, InterruptedRunError, OptionError, 
 from aalp.method.pgd import AttackOptions
 from aalp.models.catalog import ModelOptions
 from aalp.plain import Plain
+from aalp.report.figures import counted
 from aalp.shown import in_percent
 from aalp.store.records import read_csv, write_record
 from aalp.store.run import RunDirectory
@@ -216,7 +217,7 @@ def _finish(study: Study, options: Mapping[str, Any], images: int) -> tuple[str,
         )
     waiting = sum(row["state"] == "running" for row in rows)
     if waiting:
-        lines.append(f"{waiting} trials are still under way in other processes: the same command tells their outcome")
+        lines.append(f"still under way in other processes: {counted(waiting, 'trial')}; the same command tells the outcome")
     elif best is None:
         lines.append("no trial came to its end: see the reasons, and widen or move the space")
     path = study.folder / "search.json"
