@@ -187,7 +187,7 @@ def console() -> None:
     """The `aalp` command."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this (`>&-`)
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     try:
         code = main()
     except KeyboardInterrupt:  # a second Ctrl-C, while the end that the first one brought was told
