@@ -57,8 +57,7 @@ def build_parser(verb: str) -> ArgumentParser:
         verb_function(verb), as_positional=paths is not None and not several, skip=skip, fail_untyped=True
     )
     if paths is None:
-        told = "preset name or YAML file; a further --config overrides it, and so do other options"
-        parser.add_argument("--config", action="config", help=told)
+        parser.add_argument("--config", action="config")  # whose help is `aalp.manual.screens.CONFIG`
     return parser
 
 

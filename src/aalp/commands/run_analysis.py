@@ -49,7 +49,7 @@ def analysis_of(
         "attack": ATTACK,
         "threat": {"norm": threat.norm, "eps": threat.eps},
     }
-    for done in sorted(run.analyses.glob("[!.]*/analysis.json"), reverse=True):
+    for done in reversed(run.analysis_records):
         record = read_record(done, "analysis")
         if record.get("settings") == settings:
             display.say(f"{path}: analysed before, see {done.parent}")

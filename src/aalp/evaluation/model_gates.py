@@ -136,9 +136,8 @@ def noise_gates(
     tell before it changes is smooth everywhere else. The worst place counts.
     """
     stable, slope = [], []
-    logits = classifier(images)
     # Two logits are level where the decision changes: their spread is no unit there, as that of most images is.
-    least = float(_spread(logits).median()) if logits.shape[1] == 2 else 0.0
+    least = float(_spread(classifier(images)).median()) if len(classifier.head_weight) == 2 else 0.0
     places = [
         ("at the images", images, labels),
         ("at random starts", threat.project(threat.random_start(images, generator), images), labels),

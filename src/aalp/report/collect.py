@@ -127,7 +127,7 @@ def read_run(path: Path, config: Mapping[str, Any]) -> Run:
     directory = RunDirectory(path)
     evaluations = [_evaluation(file) for file in sorted(directory.evaluations.glob("*.json"))]
     audits = [_record(file, "audit") for file in sorted(directory.audits.glob("*.json"))]
-    analyses = [_record(file, "analysis") for file in sorted(directory.analyses.glob("[!.]*/analysis.json"))]
+    analyses = [_record(file, "analysis") for file in directory.analysis_records]
     digest = _trained_digest(directory, config, evaluations)
     found = list(evaluations)  # a list that is being sorted is empty
     evaluations.sort(key=lambda record: (not outdated(record, found), telling(record, config, digest)), reverse=True)

@@ -54,6 +54,11 @@ class RunDirectory:
     def analyses(self) -> Path:
         return self.path / "analyses"
 
+    @property
+    def analysis_records(self) -> list[Path]:
+        """The records of whole analyses; one that is still being written lies in a hidden folder."""
+        return sorted(self.analyses.glob("[!.]*/analysis.json"))
+
     def weights(self, which: str) -> Path:
         """The weights file `last` or `best`."""
         return self.path / "weights" / f"{which}.safetensors"
